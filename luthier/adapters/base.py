@@ -1,0 +1,65 @@
+"""The contract of an adapter: the tuned delta that a frozen base model gets.
+
+One file per tuning method implements it. Training calls ``attach`` and ``embed``; an engine reads
+the finished tensors; storage writes and reads PEFT folders. Neither list of methods is known here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class SoftPromptTensors:
+    """Virtual tokens, ready to be put before embeddings.
+
+    Args:
+        decoder: [P, D] before a causal model's input, or a seq2seq decoder's; None for none.
+        encoder: [P, D] before a seq2seq encoder's input; None for none.
+    """
+
+    decoder: torch.Tensor | None = None
+    encoder: torch.Tensor | None = None
+
+
+class Adapter(ABC):
+    """A tuned delta on a frozen base model.
+
+    An adapter owns its tensors and never changes the base model's in place, so any number of them
+    share one base. ``content_hash`` changes whenever a tensor does: caches key on it.
+    """
+
+    #: The tuning method's word: ``prompt_tuning``, ``multitask_prompt_tuning``, ``lora`` …
+    method: ClassVar[str]
+
+    @abstractmethod
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What training may change, by stable name. The base model's own are never among them,
+        unless the method is full fine-tuning."""
+
+    @abstractmethod
+    def soft_prompt(self) -> SoftPromptTensors:
+        """The virtual tokens this adapter puts before the input, differentiable in its
+        parameters; empty for methods that have none."""
+
+    @abstractmethod
+    def content_hash(self) -> str:
+        """Hex SHA-256 over the method, its settings and its tensors."""
+
+    @abstractmethod
+    def peft_config(self) -> dict[str, Any]:
+        """``adapter_config.json`` as PEFT writes it, without any local path."""
+
+    @abstractmethod
+    def peft_state(self) -> Mapping[str, torch.Tensor]:
+        """``adapter_model.safetensors`` as PEFT writes it: names and detached tensors."""
+
+    @abstractmethod
+    def to(self, *, device: torch.device, dtype: torch.dtype) -> Adapter:
+        """A copy on ``device`` in ``dtype`` (self if nothing changes)."""

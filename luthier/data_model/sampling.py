@@ -1,0 +1,181 @@
+"""Sampling parameters, spelled once: every door and the engine use these names, types and defaults.
+
+The order of the fields is the wire: it gives the field numbers 2 to 20 of
+``TextGenerationTaskRequest``. New ones are only appended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from luthier.errors import InvalidInputError
+
+GREEDY = "GREEDY"
+SAMPLING = "SAMPLING"
+DECODING_METHODS = (GREEDY, SAMPLING)
+MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class SamplingLimits:
+    """What one request may ask for. Each is a key under ``inference.limits`` of the config.
+
+    Args:
+        max_new_tokens: Largest ``max_new_tokens``.
+        max_stop_sequences: Largest number of stop sequences.
+        max_stop_sequence_chars: Longest stop sequence.
+        max_time_seconds: Largest ``max_time``.
+    """
+
+    max_new_tokens: int = 4096
+    max_stop_sequences: int = 16
+    max_stop_sequence_chars: int = 256
+    max_time_seconds: float = 3600.0
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to turn logits into text, for one request.
+
+    Args:
+        max_new_tokens: Tokens to generate at most, >= 1.
+        min_new_tokens: No end-of-sequence before this many tokens; <= ``max_new_tokens``.
+        truncate_input_tokens: Keep the first this many prompt tokens, special ones included; 0
+            keeps all.
+        decoding_method: ``GREEDY`` or ``SAMPLING``; the other choices below that only shape
+            sampling (temperature, top_k, top_p, typical_p, seed) do nothing under ``GREEDY``.
+        top_k: Sample from the k likeliest tokens; None or 0 is all.
+        top_p: Nucleus mass in (0, 1].
+        typical_p: Local typicality mass in (0, 1].
+        temperature: > 0; None is 1.0.
+        repetition_penalty: > 0; 1.0, None or 0.0 is none. Prompt tokens count as repeated.
+        max_time: Seconds after which generation ends with ``TIME_LIMIT``.
+        exponential_decay_length_penalty: (start index, factor): the score of end-of-sequence
+            grows from that many generated tokens on.
+        stop_sequences: Texts that end generation, wherever token borders fall.
+        seed: Makes sampling repeatable; None draws one, which the result reports.
+        preserve_input_text: Give the (verbalized) prompt back before the generated text.
+        input_tokens: Report the prompt's tokens.
+        generated_tokens: Report the generated tokens.
+        token_logprobs: Add log-probabilities to the reported tokens.
+        token_ranks: Add ranks (1 = likeliest) to the reported tokens.
+        include_stop_sequence: Keep the stop sequence in the text; None is True.
+    """
+
+    max_new_tokens: int = 20
+    min_new_tokens: int = 0
+    truncate_input_tokens: int = 0
+    decoding_method: str = GREEDY
+    top_k: int | None = None
+    top_p: float | None = None
+    typical_p: float | None = None
+    temperature: float | None = None
+    repetition_penalty: float | None = None
+    max_time: float | None = None
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    stop_sequences: tuple[str, ...] = ()
+    seed: int | None = None
+    preserve_input_text: bool = True
+    input_tokens: bool = False
+    generated_tokens: bool = False
+    token_logprobs: bool = False
+    token_ranks: bool = False
+    include_stop_sequence: bool | None = None
+
+    @property
+    def is_sampling(self) -> bool:
+        """True if tokens are drawn at random rather than taken by highest score."""
+        return self.decoding_method == SAMPLING
+
+    def validate(self, limits: SamplingLimits) -> None:
+        """Refuse what no model could do and what exceeds ``limits``.
+
+        Raises:
+            InvalidInputError: Naming the parameter, its value and the limit.
+        """
+        self._validate_lengths(limits)
+        self._validate_distribution()
+        self._validate_stops(limits)
+        if self.seed is not None:
+            _require_int("seed", self.seed, minimum=0, maximum=MAX_SEED)
+
+    def _validate_lengths(self, limits: SamplingLimits) -> None:
+        _require_int("min_new_tokens", self.min_new_tokens, minimum=0)
+        _require_int("max_new_tokens", self.max_new_tokens, minimum=1)
+        if self.max_new_tokens < self.min_new_tokens:
+            raise InvalidInputError(
+                "Max new tokens needs to be bigger than min new tokens: "
+                f"max_new_tokens is {self.max_new_tokens}, min_new_tokens {self.min_new_tokens}"
+            )
+        _require_int("max_new_tokens", self.max_new_tokens, maximum=limits.max_new_tokens)
+        _require_int("truncate_input_tokens", self.truncate_input_tokens, minimum=0)
+        if self.max_time is not None:
+            _require_number("max_time", self.max_time, above=0, maximum=limits.max_time_seconds)
+
+    def _validate_distribution(self) -> None:
+        if self.decoding_method not in DECODING_METHODS:
+            raise InvalidInputError(
+                f"Decoding method [{self.decoding_method}] not in valid decoding methods: "
+                f"[{list(DECODING_METHODS)}]"
+            )
+        if self.top_k is not None:
+            _require_int("top_k", self.top_k, minimum=0)
+        if self.top_p is not None:
+            _require_number("top_p", self.top_p, above=0, maximum=1)
+        if self.typical_p is not None:
+            _require_number("typical_p", self.typical_p, above=0, maximum=1)
+        if self.temperature is not None:
+            # 0 means "no randomness" to many; under SAMPLING it would divide by zero.
+            minimum = 0 if self.is_sampling else -1e-300
+            _require_number("temperature", self.temperature, above=minimum)
+        if self.repetition_penalty is not None:
+            _require_number("repetition_penalty", self.repetition_penalty, above=-1e-300)
+        if self.exponential_decay_length_penalty is not None:
+            start, factor = self.exponential_decay_length_penalty
+            _require_int("exponential_decay_length_penalty.start_index", start, minimum=0)
+            _require_number("exponential_decay_length_penalty.decay_factor", factor, above=0)
+
+    def _validate_stops(self, limits: SamplingLimits) -> None:
+        if len(self.stop_sequences) > limits.max_stop_sequences:
+            raise InvalidInputError(
+                f"'stop_sequences' has {len(self.stop_sequences)} entries, "
+                f"at most {limits.max_stop_sequences} are allowed"
+            )
+        for index, stop in enumerate(self.stop_sequences):
+            if not isinstance(stop, str) or not stop:
+                raise InvalidInputError(f"'stop_sequences[{index}]' must be a non-empty string")
+            if len(stop) > limits.max_stop_sequence_chars:
+                raise InvalidInputError(
+                    f"'stop_sequences[{index}]' has {len(stop)} characters, "
+                    f"at most {limits.max_stop_sequence_chars} are allowed"
+                )
+
+
+SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(SamplingParams))
+
+
+def _require_int(
+    name: str, value: object, *, minimum: int | None = None, maximum: int | None = None
+) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidInputError(f"'{name}' must be int, got {value!r}")
+    if minimum is not None and value < minimum:
+        raise InvalidInputError(f"'{name}' must be at least {minimum}, got {value}")
+    if maximum is not None and value > maximum:
+        raise InvalidInputError(f"'{name}' must be at most {maximum}, got {value}")
+
+
+def _require_number(
+    name: str, value: object, *, above: float, maximum: float | None = None
+) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidInputError(f"'{name}' must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise InvalidInputError(f"'{name}' must be finite, got {value}")
+    if value <= above:
+        bound = "at least 0" if above < 0 else f"greater than {above:g}"
+        raise InvalidInputError(f"'{name}' must be {bound}, got {value}")
+    if maximum is not None and value > maximum:
+        raise InvalidInputError(f"'{name}' must be at most {maximum:g}, got {value}")

@@ -1,0 +1,161 @@
+"""The contract between whoever wants text and an engine that makes it.
+
+An engine serves one base model and any number of adapters on it. Nothing above this file may know
+whether the engine runs in this thread, this process or elsewhere.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+from luthier.adapters.base import Adapter
+from luthier.data_model.sampling import SamplingParams
+
+
+class FinishReason(Enum):
+    """Why a sequence ended; names and numbers are those of the wire."""
+
+    NOT_FINISHED = 0
+    MAX_TOKENS = 1
+    EOS_TOKEN = 2
+    CANCELLED = 3
+    TIME_LIMIT = 4
+    STOP_SEQUENCE = 5
+    TOKEN_LIMIT = 6
+    ERROR = 7
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What to generate from: token ids in, no text.
+
+    Args:
+        input_ids: Prompt tokens, [T]; the encoder's input for a seq2seq base. May be empty only
+            when ``adapter`` brings virtual tokens.
+        sampling: Already validated parameters.
+        adapter: The tuned delta, or None for the bare base.
+        request_id: For logs; not unique by contract.
+    """
+
+    input_ids: tuple[int, ...]
+    sampling: SamplingParams
+    adapter: Adapter | None = None
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token, as reported.
+
+    Args:
+        token_id: Its id in the base model's vocabulary.
+        text: The vocabulary's own piece for it (``convert_ids_to_tokens``).
+        logprob: Natural log of its probability under the unprocessed logits, or None where it was
+            not asked for or cannot exist (the first prompt token).
+        rank: 1 for the likeliest token, or None likewise.
+    """
+
+    token_id: int
+    text: str
+    logprob: float | None = None
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class GenerationChunk:
+    """What one step adds to one stream.
+
+    Joining ``text`` over all chunks gives the generated text (never the prompt) exactly; a chunk
+    may carry a token and no text yet (half of a UTF-8 character, the start of a stop sequence).
+    The last chunk, and only it, has a ``finish_reason`` other than NOT_FINISHED.
+
+    Args:
+        text: Text that can no longer change.
+        tokens: Generated tokens of this chunk, EOS included; usually one.
+        input_tokens: In the first chunk, the prompt's tokens if they were asked for.
+        finish_reason: NOT_FINISHED until the last chunk.
+        generated_token_count: Generated tokens so far, EOS included.
+        input_token_count: Prompt tokens after truncation, virtual tokens not counted.
+        seed: The seed in use, given or drawn; None under GREEDY without one.
+    """
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+    input_tokens: tuple[Token, ...] = ()
+    finish_reason: FinishReason = FinishReason.NOT_FINISHED
+    generated_token_count: int = 0
+    input_token_count: int = 0
+    seed: int | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """True for the chunk that ends its stream."""
+        return self.finish_reason is not FinishReason.NOT_FINISHED
+
+
+class TokenStream(ABC):
+    """The answer to one request, as it comes. Iterate it once: with ``for`` or ``async for``."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[GenerationChunk]:
+        """Yield chunks, blocking the calling thread between them.
+
+        Raises:
+            LuthierError: What ended this row, if its finish reason would be ERROR. Other rows
+                are not affected.
+        """
+
+    @abstractmethod
+    def __aiter__(self) -> AsyncIterator[GenerationChunk]:
+        """Yield chunks on the running event loop; no thread waits meanwhile.
+
+        Raises:
+            LuthierError: As for ``__iter__``.
+        """
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Ask the engine to drop this row; frees it within one step. Safe from any thread, twice,
+        and after the end. The stream then ends with finish reason CANCELLED."""
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """A snapshot for health checks and metrics.
+
+    Args:
+        is_healthy: False once the engine can serve nobody any more.
+        num_running: Rows that hold memory.
+        num_waiting: Rows accepted and not started.
+        detail: Why it is not healthy, else "".
+    """
+
+    is_healthy: bool
+    num_running: int = 0
+    num_waiting: int = 0
+    detail: str = field(default="")
+
+
+class Engine(ABC):
+    """Generates for one base model."""
+
+    @abstractmethod
+    def submit(self, request: GenerationRequest) -> TokenStream:
+        """Accept a request; returns at once. Thread-safe.
+
+        Raises:
+            InvalidInputError: If the prompt does not fit the model's context, naming both.
+            CapacityError: If the waiting queue is full.
+            EngineError: If the engine is closed or dead.
+        """
+
+    @abstractmethod
+    def status(self) -> EngineStatus:
+        """How the engine is doing. Changes nothing; thread-safe."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End every stream with CANCELLED and free the engine's memory. Idempotent."""
