@@ -1,0 +1,348 @@
+"""The hyperparameters of a training, spelled once.
+
+Each field of ``TrainingOptions`` carries its own ``Setting``: meaning, range and names in other
+systems. Checking, the alias table and the documentation are all made from these, so a new option
+is one new field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.data_model.checks import require_bool, require_int, require_number, require_text
+from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
+
+MAX_SEED = 2**63 - 1
+#: caikit-nlp's word for "choose a device".
+DETECT_DEVICE = "__DETECT__"
+TORCH_DTYPES = ("float32", "bfloat16", "float16")
+SCHEDULES = ("linear", "cosine", "constant")
+
+
+@dataclass(frozen=True)
+class TrainingLimits:
+    """What one training may ask for. Each is a key under ``training.limits`` of the config.
+
+    Args:
+        max_epochs: Largest ``num_epochs``.
+        max_learning_rate: Largest ``learning_rate``.
+        max_batch_size: Largest ``batch_size``.
+        max_accumulate_steps: Largest ``accumulate_steps``.
+        max_source_length: Largest ``max_source_length``, in tokens.
+        max_target_length: Largest ``max_target_length``, in tokens.
+        max_virtual_tokens: Largest ``num_virtual_tokens``.
+        max_text_chars: Longest verbalizer or initial text.
+    """
+
+    max_epochs: int = 10_000
+    max_learning_rate: float = 100.0
+    max_batch_size: int = 4096
+    max_accumulate_steps: int = 4096
+    max_source_length: int = 131_072
+    max_target_length: int = 131_072
+    max_virtual_tokens: int = 1024
+    max_text_chars: int = 100_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known about one option beside its type and default.
+
+    Args:
+        kind: ``int``, ``number``, ``bool``, ``text`` or ``choice``.
+        meaning: One or two sentences for people.
+        minimum: Smallest value.
+        above: Every value is greater.
+        maximum: Largest value, whatever the server's limits say.
+        limit: Field of ``TrainingLimits`` that caps the value, or "".
+        choices: The words of a ``choice``.
+        is_optional: True where None means "decide for me".
+        aliases: Names in other systems that are accepted for it.
+    """
+
+    kind: str
+    meaning: str
+    minimum: float | None = None
+    above: float | None = None
+    maximum: float | None = None
+    limit: str = ""
+    choices: tuple[str, ...] = ()
+    is_optional: bool = False
+    aliases: tuple[str, ...] = ()
+
+    def check(self, name: str, value: object, limits: TrainingLimits) -> None:
+        """Refuse a value of the wrong type or range.
+
+        Args:
+            name: The option's name, for the message.
+            value: Anything.
+            limits: The server's caps.
+
+        Raises:
+            InvalidInputError: Naming the option, the value and the limit.
+        """
+        if value is None and self.is_optional:
+            return
+        if self.kind == "bool":
+            require_bool(name, value)
+        elif self.kind == "int":
+            minimum = None if self.minimum is None else int(self.minimum)
+            maximum = self._maximum(limits)
+            require_int(
+                name, value, minimum=minimum, maximum=None if maximum is None else int(maximum)
+            )
+        elif self.kind == "number":
+            require_number(
+                name,
+                value,
+                minimum=self.minimum,
+                above=self.above,
+                maximum=self._maximum(limits),
+            )
+        else:
+            text = require_text(name, value, max_chars=limits.max_text_chars)
+            if self.choices and text not in self.choices:
+                raise InvalidInputError(
+                    f"'{name}' must be one of {', '.join(self.choices)}, got {text[:80]!r}"
+                    + did_you_mean(text[:80], self.choices)
+                )
+
+    def _maximum(self, limits: TrainingLimits) -> float | None:
+        return getattr(limits, self.limit) if self.limit else self.maximum
+
+
+def _setting(default: Any, kind: str, meaning: str, **known: Any) -> Any:
+    metadata = {"setting": Setting(kind, meaning, **known)}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Every hyperparameter of the loop. Defaults are those of prompt tuning.
+
+    Building one checks nothing; ``validate`` does. The fields' meaning is in their ``Setting``.
+    """
+
+    num_epochs: int = _setting(
+        20,
+        "int",
+        "Passes over the training data; 0 trains nothing and keeps the start.",
+        minimum=0,
+        limit="max_epochs",
+        aliases=("epochs", "n_epochs", "num_train_epochs"),
+    )
+    learning_rate: float = _setting(
+        0.3,
+        "number",
+        "Step size of AdamW at the schedule's peak.",
+        above=0,
+        limit="max_learning_rate",
+        aliases=("lr",),
+    )
+    batch_size: int = _setting(
+        8,
+        "int",
+        "Rows that go through the model at once.",
+        minimum=1,
+        limit="max_batch_size",
+        aliases=("per_device_train_batch_size", "train_batch_size"),
+    )
+    accumulate_steps: int = _setting(
+        32,
+        "int",
+        "Batches whose gradients make one update. k batches of b rows give the update of one "
+        "batch of k·b rows.",
+        minimum=1,
+        limit="max_accumulate_steps",
+        aliases=("gradient_accumulation_steps", "grad_accumulation"),
+    )
+    max_source_length: int = _setting(
+        256,
+        "int",
+        "Tokens kept of the verbalized input, from its start.",
+        minimum=1,
+        limit="max_source_length",
+    )
+    max_target_length: int = _setting(
+        128,
+        "int",
+        "Tokens kept of the output, from its start; the end-of-sequence token comes on top.",
+        minimum=1,
+        limit="max_target_length",
+    )
+    seed: int = _setting(
+        73,
+        "int",
+        "Makes order and random starts repeatable; -1 draws one, which the result reports.",
+        minimum=-1,
+        maximum=MAX_SEED,
+        aliases=("random_seed",),
+    )
+    verbalizer: str = _setting(
+        "{{input}}",
+        "text",
+        "Template from record fields to the text that the model reads.",
+    )
+    torch_dtype: str | None = _setting(
+        None,
+        "choice",
+        "Number format of the base model; none takes the server's.",
+        choices=TORCH_DTYPES,
+        is_optional=True,
+        aliases=("dtype",),
+    )
+    device: str | None = _setting(
+        None,
+        "text",
+        "Where to train: cpu, cuda, cuda:1; none chooses.",
+        is_optional=True,
+    )
+    silence_progress_bars: bool = _setting(
+        True,
+        "bool",
+        "False shows a progress bar on stderr.",
+        aliases=("disable_tqdm",),
+    )
+    schedule: str = _setting(
+        "linear",
+        "choice",
+        "How the learning rate falls after the warm-up, per update: linear and cosine to 0.",
+        choices=SCHEDULES,
+        aliases=("lr_scheduler_type",),
+    )
+    warmup_steps: int = _setting(
+        0,
+        "int",
+        "Updates over which the learning rate rises from 0.",
+        minimum=0,
+        maximum=10**9,
+    )
+    warmup_ratio: float = _setting(
+        0.0,
+        "number",
+        "Warm-up as a share of all updates; not together with warmup_steps.",
+        minimum=0,
+        maximum=1,
+    )
+    weight_decay: float = _setting(
+        0.01,
+        "number",
+        "AdamW's decoupled weight decay.",
+        minimum=0,
+        maximum=10,
+    )
+    adam_beta1: float = _setting(
+        0.9, "number", "AdamW: decay of the mean of gradients.", minimum=0, maximum=0.999999
+    )
+    adam_beta2: float = _setting(
+        0.999,
+        "number",
+        "AdamW: decay of the mean of squared gradients.",
+        minimum=0,
+        maximum=0.99999999,
+    )
+    adam_epsilon: float = _setting(
+        1e-8, "number", "AdamW: keeps the division finite.", above=0, maximum=1
+    )
+    max_grad_norm: float = _setting(
+        0.0,
+        "number",
+        "Gradients longer than this (Euclidean, all parameters) are scaled down to it; 0 is off.",
+        minimum=0,
+        maximum=1e9,
+        aliases=("gradient_clip",),
+    )
+    gradient_checkpointing: bool = _setting(
+        False,
+        "bool",
+        "Compute activations twice instead of keeping them: less memory, about 1.4 times the time.",
+    )
+    group_by_length: bool = _setting(
+        True,
+        "bool",
+        "Batch rows of like length, so that little is padded; False takes them in random order.",
+    )
+    base_dropout: bool = _setting(
+        False,
+        "bool",
+        "Keep the base model's own dropout active while training.",
+    )
+
+    @classmethod
+    def from_mapping(
+        cls, given: Mapping[str, object], *, defaults: TrainingOptions | None = None
+    ) -> TrainingOptions:
+        """Options from names and values, as a YAML file, a request or keyword arguments give them.
+
+        Names in other systems are accepted (``lr``, ``random_seed`` …). A None value takes the
+        default. Nothing but the names is checked.
+
+        Args:
+            given: Name to value.
+            defaults: What is not given; the class's defaults if None.
+
+        Returns:
+            The options, unchecked.
+
+        Raises:
+            UnknownKeyError: For a name that no option has, with the nearest known one.
+            InvalidInputError: If an option is given twice, under two of its names.
+        """
+        values: dict[str, Any] = {}
+        spelled: dict[str, str] = {}
+        for name, value in given.items():
+            option = TRAINING_OPTION_ALIASES.get(name, name)
+            if option not in TRAINING_OPTION_NAMES:
+                known = (*TRAINING_OPTION_NAMES, *TRAINING_OPTION_ALIASES)
+                raise UnknownKeyError(
+                    f"unknown training option {name[:80]!r}{did_you_mean(name[:80], known)}"
+                )
+            if value is None:
+                continue
+            if option in spelled:
+                raise InvalidInputError(
+                    f"'{name}' and '{spelled[option]}' are the same option; give one of them"
+                )
+            spelled[option] = name
+            values[option] = value
+        return dataclasses.replace(defaults or cls(), **values)
+
+    def validate(self, limits: TrainingLimits) -> None:
+        """Refuse options that cannot be meant; changes nothing.
+
+        Args:
+            limits: The server's caps.
+
+        Raises:
+            InvalidInputError: For a value of the wrong type, not finite, or out of range; the
+                message names the option, the value and the limit.
+        """
+        for field in dataclasses.fields(self):
+            setting: Setting = field.metadata["setting"]
+            setting.check(field.name, getattr(self, field.name), limits)
+        if self.warmup_steps and self.warmup_ratio:
+            raise InvalidInputError(
+                f"'warmup_steps' ({self.warmup_steps}) and 'warmup_ratio' ({self.warmup_ratio}) "
+                "say the same thing; give one of them"
+            )
+
+    @property
+    def is_device_given(self) -> bool:
+        """False where the device is to be chosen for the caller."""
+        return self.device not in (None, "", DETECT_DEVICE)
+
+
+TRAINING_OPTION_NAMES = tuple(field.name for field in dataclasses.fields(TrainingOptions))
+#: Name in another system -> our option.
+TRAINING_OPTION_ALIASES: Mapping[str, str] = {
+    alias: field.name
+    for field in dataclasses.fields(TrainingOptions)
+    for alias in field.metadata["setting"].aliases
+}
+
+PROMPT_TUNING_DEFAULTS = TrainingOptions()
+#: caikit-nlp's ``TextGeneration.train``.
+FULL_FINE_TUNING_DEFAULTS = TrainingOptions(num_epochs=5, learning_rate=2e-5)

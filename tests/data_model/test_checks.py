@@ -1,0 +1,68 @@
+"""Single values from outside are refused by name, value and limit."""
+
+import math
+
+import pytest
+
+from luthier.data_model.checks import require_bool, require_int, require_number, require_text
+from luthier.errors import InvalidInputError
+
+
+@pytest.mark.parametrize("value", [True, 1.0, "1", None, math.nan])
+def test_what_is_no_int_is_refused(value: object) -> None:
+    with pytest.raises(InvalidInputError, match=r"'n' must be int, got"):
+        require_int("n", value)
+
+
+def test_an_int_outside_its_bounds_is_refused_with_the_bound() -> None:
+    assert require_int("n", 3, minimum=3, maximum=3) == 3
+    with pytest.raises(InvalidInputError, match="'n' must be at least 3, got 2"):
+        require_int("n", 2, minimum=3)
+    with pytest.raises(InvalidInputError, match="'n' must be at most 3, got 4"):
+        require_int("n", 4, maximum=3)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400])
+def test_a_number_that_is_not_finite_is_refused(value: float) -> None:
+    with pytest.raises(InvalidInputError, match="'x' must be finite, got"):
+        require_number("x", value)
+
+
+@pytest.mark.parametrize("value", [True, "1", None, [1]])
+def test_what_is_no_number_is_refused(value: object) -> None:
+    with pytest.raises(InvalidInputError, match="'x' must be a number"):
+        require_number("x", value)
+
+
+def test_a_number_outside_its_bounds_is_refused_with_the_bound() -> None:
+    assert require_number("x", 1, minimum=1, maximum=1) == 1.0
+    with pytest.raises(InvalidInputError, match=r"'x' must be at least 1, got 0.5"):
+        require_number("x", 0.5, minimum=1)
+    with pytest.raises(InvalidInputError, match="'x' must be greater than 0, got 0"):
+        require_number("x", 0, above=0)
+    with pytest.raises(InvalidInputError, match=r"'x' must be at most 1, got 1.5"):
+        require_number("x", 1.5, maximum=1)
+
+
+def test_a_huge_value_is_not_quoted_whole() -> None:
+    for bad in (
+        lambda: require_int("n", 10**4000, maximum=1),
+        lambda: require_int("n", "x" * 9999),
+    ):
+        with pytest.raises(InvalidInputError) as caught:
+            bad()
+        assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("value", [0, 1, "true", None])
+def test_what_is_no_bool_is_refused(value: object) -> None:
+    with pytest.raises(InvalidInputError, match="'b' must be true or false"):
+        require_bool("b", value)
+
+
+def test_a_text_over_its_limit_is_refused_with_its_length() -> None:
+    assert require_text("t", "abc", max_chars=3) == "abc"
+    with pytest.raises(InvalidInputError, match="'t' has 4 characters, at most 3 are allowed"):
+        require_text("t", "abcd", max_chars=3)
+    with pytest.raises(InvalidInputError, match="'t' must be a string"):
+        require_text("t", 3, max_chars=3)
