@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from luthier.errors import InvalidInputError
+from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 
 GREEDY = "GREEDY"
 SAMPLING = "SAMPLING"
@@ -84,6 +87,30 @@ class SamplingParams:
     token_ranks: bool = False
     include_stop_sequence: bool | None = None
 
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> SamplingParams:
+        """Make parameters from what a caller or a wire gave; they are not validated yet.
+
+        None means "not given". Numbers of numpy become Python's, lists tuples, and the penalty may
+        be a pair or an object with ``start_index`` and ``decay_factor``.
+
+        Args:
+            arguments: Field name to value.
+
+        Returns:
+            The parameters, with defaults for what is not given.
+
+        Raises:
+            UnknownKeyError: If a name is no field, with the nearest one.
+            InvalidInputError: If a value has not even the right shape.
+        """
+        for name in arguments:
+            if name not in SAMPLING_FIELDS:
+                hint = did_you_mean(name, SAMPLING_FIELDS)
+                raise UnknownKeyError(f"unknown generation parameter {name!r}{hint}")
+        given = {name: value for name, value in arguments.items() if value is not None}
+        return cls(**{name: _plain_value(name, value) for name, value in given.items()})
+
     @property
     def is_sampling(self) -> bool:
         """True if tokens are drawn at random rather than taken by highest score."""
@@ -100,6 +127,8 @@ class SamplingParams:
         self._validate_stops(limits)
         if self.seed is not None:
             _require_int("seed", self.seed, minimum=0, maximum=MAX_SEED)
+        for name in _FLAGS:
+            _require_flag(name, getattr(self, name))
 
     def _validate_lengths(self, limits: SamplingLimits) -> None:
         _require_int("min_new_tokens", self.min_new_tokens, minimum=0)
@@ -154,6 +183,56 @@ class SamplingParams:
 
 
 SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(SamplingParams))
+
+
+_FLAGS = (
+    "preserve_input_text",
+    "input_tokens",
+    "generated_tokens",
+    "token_logprobs",
+    "token_ranks",
+    "include_stop_sequence",
+)
+
+
+def _require_flag(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, bool):
+        raise InvalidInputError(f"'{name}' must be true or false, got {value!r}")
+
+
+def _plain_value(name: str, value: Any) -> Any:
+    if name == "stop_sequences":
+        return _stop_sequences(value)
+    if name == "exponential_decay_length_penalty":
+        return _decay_penalty(value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+def _stop_sequences(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        raise InvalidInputError(f"'stop_sequences' must be a list of strings, got {value!r}")
+    try:
+        return tuple(value)
+    except TypeError as error:
+        raise InvalidInputError(
+            f"'stop_sequences' must be a list of strings, got {value!r}"
+        ) from error
+
+
+def _decay_penalty(value: Any) -> tuple[int, float]:
+    if hasattr(value, "start_index") and hasattr(value, "decay_factor"):
+        return (value.start_index, value.decay_factor)
+    if isinstance(value, Mapping) and set(value) == {"start_index", "decay_factor"}:
+        return (value["start_index"], value["decay_factor"])
+    if isinstance(value, tuple | list) and len(value) == 2:
+        return (value[0], value[1])
+    raise InvalidInputError(
+        f"'exponential_decay_length_penalty' must be (start_index, decay_factor), got {value!r}"
+    )
 
 
 def _require_int(

@@ -1,0 +1,9 @@
+"""What users train and run. Importing this package registers the modules with caikit."""
+
+from __future__ import annotations
+
+import luthier.compat  # noqa: F401  must come before the first import of caikit
+from luthier.modules.text_generation.peft_prompt_tuning import PeftPromptTuning
+from luthier.modules.text_generation.text_generation import TextGeneration
+
+__all__ = ["PeftPromptTuning", "TextGeneration"]

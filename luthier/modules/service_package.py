@@ -1,0 +1,137 @@
+"""The wire: caikit's messages and services, made from our modules, with frozen field numbers.
+
+caikit numbers a request's fields in the order in which it meets them. ``wire_numbers.json`` holds
+the numbers that were handed out once; a field that is not in it gets the next free number of its
+message, so that adding one never renumbers another. ``scripts/render_protos.py`` writes that file
+and ``protos/``.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from types import SimpleNamespace
+from typing import Any
+
+import alog
+import caikit
+from caikit.runtime.service_factory import ServicePackage, ServicePackageFactory
+from caikit.runtime.service_generation.compatibility_checker import ApiFieldNames
+
+from luthier.errors import ConflictError
+
+log = alog.use_channel(__name__)
+
+#: Our package: caikit makes services of the modules that live under it.
+LIBRARY = "luthier"
+#: Gives ``caikit.runtime.Nlp.NlpService``, the names that caikit-nlp's clients know.
+DOMAIN = "Nlp"
+WIRE_PACKAGE = f"caikit.runtime.{DOMAIN}"
+
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class ServicePackages:
+    """caikit's generated services; each holds messages, descriptor and registration function.
+
+    Args:
+        inference: ``caikit.runtime.Nlp.NlpService``.
+        training: ``caikit.runtime.Nlp.NlpTrainingService``.
+        training_management: ``caikit.runtime.training.TrainingManagement``.
+        model_management: ``caikit.runtime.models.ModelManagement``.
+        info: ``caikit.runtime.info.InfoService``.
+    """
+
+    inference: ServicePackage
+    training: ServicePackage
+    training_management: ServicePackage
+    model_management: ServicePackage
+    info: ServicePackage
+
+
+def service_packages() -> ServicePackages:
+    """Make the services, once per process; later calls return the same objects. Thread-safe.
+
+    Configures caikit for our library and domain if nobody has, imports the modules and pins the
+    field numbers.
+
+    Returns:
+        The five packages.
+
+    Raises:
+        ConflictError: If caikit was configured for another library or domain.
+    """
+    with _lock:
+        return _make_service_packages()
+
+
+@functools.cache
+def _make_service_packages() -> ServicePackages:
+    _configure_caikit()
+    # The import registers the modules with caikit, after which their signatures are the API.
+    import luthier.modules  # noqa: PLC0415, F401
+
+    ApiFieldNames().service_pb2_modules = [_as_pb2_module(frozen_numbers())]
+    kinds = ServicePackageFactory.ServiceType
+    make = ServicePackageFactory.get_service_package
+    with _without_task_order_warning():
+        packages = ServicePackages(
+            inference=make(kinds.INFERENCE),
+            training=make(kinds.TRAINING),
+            training_management=make(kinds.TRAINING_MANAGEMENT),
+            model_management=make(kinds.MODEL_MANAGEMENT),
+            info=make(kinds.INFO),
+        )
+    log.debug("services are made", extra={"package": WIRE_PACKAGE})
+    return packages
+
+
+def frozen_numbers() -> dict[str, dict[str, int]]:
+    """Message name to field name to the number it has had since it was first rendered."""
+    text = resources.files("luthier.modules").joinpath("wire_numbers.json").read_text("utf-8")
+    numbers: dict[str, dict[str, int]] = json.loads(text)
+    return numbers
+
+
+def _configure_caikit() -> None:
+    runtime = caikit.get_config().runtime
+    if runtime.library != LIBRARY or runtime.service_generation.domain != DOMAIN:
+        settings = {"library": LIBRARY, "service_generation": {"domain": DOMAIN}}
+        caikit.configure(config_dict={"runtime": settings})
+    runtime = caikit.get_config().runtime
+    found = (runtime.library, runtime.service_generation.domain)
+    if found != (LIBRARY, DOMAIN):
+        raise ConflictError(
+            f"caikit is configured for library and domain {found}, must be {(LIBRARY, DOMAIN)}; "
+            "an environment variable or a file of CONFIG_FILES overrides them"
+        )
+
+
+def _as_pb2_module(numbers: Mapping[str, Mapping[str, int]]) -> Any:
+    """What caikit asks of a compiled proto file: a DESCRIPTOR with messages and their fields."""
+    messages = {
+        message: SimpleNamespace(
+            fields=[SimpleNamespace(name=name, number=number) for name, number in fields.items()]
+        )
+        for message, fields in numbers.items()
+    }
+    return SimpleNamespace(DESCRIPTOR=SimpleNamespace(message_types_by_name=messages))
+
+
+@contextmanager
+def _without_task_order_warning() -> Iterator[None]:
+    """Drop caikit's warning that the first task names the train rpc: we rely on exactly that."""
+    names_log = logging.getLogger("RNTM-NAMES")
+    level = names_log.level
+    names_log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        names_log.setLevel(level)
