@@ -16,6 +16,8 @@ from luthier.data_model.checks import require_bool, require_int, require_number,
 from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 
 MAX_SEED = 2**63 - 1
+#: Longest verbalizer or initial text, in characters.
+MAX_TEXT_CHARS = 100_000
 #: caikit-nlp's word for "choose a device".
 DETECT_DEVICE = "__DETECT__"
 TORCH_DTYPES = ("float32", "bfloat16", "float16")
@@ -28,23 +30,19 @@ class TrainingLimits:
 
     Args:
         max_epochs: Largest ``num_epochs``.
-        max_learning_rate: Largest ``learning_rate``.
         max_batch_size: Largest ``batch_size``.
         max_accumulate_steps: Largest ``accumulate_steps``.
         max_source_length: Largest ``max_source_length``, in tokens.
         max_target_length: Largest ``max_target_length``, in tokens.
         max_virtual_tokens: Largest ``num_virtual_tokens``.
-        max_text_chars: Longest verbalizer or initial text.
     """
 
-    max_epochs: int = 10_000
-    max_learning_rate: float = 100.0
-    max_batch_size: int = 4096
-    max_accumulate_steps: int = 4096
-    max_source_length: int = 131_072
-    max_target_length: int = 131_072
+    max_epochs: int = 1000
+    max_batch_size: int = 1024
+    max_accumulate_steps: int = 1024
+    max_source_length: int = 32_768
+    max_target_length: int = 32_768
     max_virtual_tokens: int = 1024
-    max_text_chars: int = 100_000
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class Setting:
                 maximum=self._maximum(limits),
             )
         else:
-            text = require_text(name, value, max_chars=limits.max_text_chars)
+            text = require_text(name, value, max_chars=MAX_TEXT_CHARS)
             if self.choices and text not in self.choices:
                 raise InvalidInputError(
                     f"'{name}' must be one of {', '.join(self.choices)}, got {text[:80]!r}"
@@ -139,7 +137,7 @@ class TrainingOptions:
         "number",
         "Step size of AdamW at the schedule's peak.",
         above=0,
-        limit="max_learning_rate",
+        maximum=100,
         aliases=("lr",),
     )
     batch_size: int = _setting(

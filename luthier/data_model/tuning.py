@@ -15,6 +15,7 @@ from luthier.data_model.checks import require_int, require_text
 from luthier.data_model.records import CAIKIT_NLP_PACKAGE
 from luthier.data_model.training_options import (
     FULL_FINE_TUNING_DEFAULTS,
+    MAX_TEXT_CHARS,
     PROMPT_TUNING_DEFAULTS,
     TrainingLimits,
     TrainingOptions,
@@ -205,7 +206,7 @@ def validate_tuning_config(config: TuningConfig, limits: TrainingLimits) -> None
         require_text(
             "tuning_config.prompt_tuning_init_text",
             config.prompt_tuning_init_text,
-            max_chars=limits.max_text_chars,
+            max_chars=MAX_TEXT_CHARS,
         )
     if method.needs_source and not config.prompt_tuning_init_source_model:
         raise InvalidInputError(
