@@ -18,6 +18,7 @@
     ├── NotSupportedError            (NotImplementedError)  understood, and not offered
     ├── TrainingFailedError          (RuntimeError)    the run went wrong: NaN loss, dead worker
     ├── CancelledError               (RuntimeError)    somebody asked to stop
+    ├── ServerUnreachableError       (ConnectionError) a client got no answer, or half of one
     └── EngineError                  (RuntimeError)    our bug: the engine died or broke a promise
 
 Each class owns a stable ``code``: it appears in logs, in the gRPC trailer and in the HTTP body.
@@ -145,6 +146,12 @@ class CancelledError(LuthierError, RuntimeError):
     """The work was stopped because somebody asked for it."""
 
     code = "cancelled"
+
+
+class ServerUnreachableError(LuthierError, ConnectionError):
+    """Nobody answers under the server's address, or the connection broke. Raised by clients."""
+
+    code = "server_unreachable"
 
 
 class EngineError(LuthierError, RuntimeError):
