@@ -182,8 +182,10 @@ def _merged(below: Mapping[Any, Any], above: Mapping[Any, Any]) -> dict[Any, Any
     result = dict(below)
     for name, value in above.items():
         before = result.get(name)
-        both_map = isinstance(before, Mapping) and isinstance(value, Mapping)
-        result[name] = _merged(before, value) if both_map else value
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            result[name] = _merged(before, value)
+        else:
+            result[name] = value
     return result
 
 

@@ -1,8 +1,8 @@
 """From what a file or a variable holds to the type that the schema wants.
 
 Two steps: ``from_environment`` reads the text of a variable as the setting's kind of value would
-be written in YAML; ``converted`` checks any value against the type and its bounds. Messages name the
-key and the value; the loader adds the source.
+be written in YAML; ``converted`` checks any value against the type and its bounds. Messages name
+the key and the value; the loader adds the source.
 """
 
 from __future__ import annotations
@@ -122,14 +122,14 @@ def _wrong_type(key: str, value: Any, annotation: Any) -> ConfigError:
     return ConfigError(f"'{key}' must be {type_name(annotation)}, got {shown(value)}{quotes}")
 
 
-def _converted_scalar(key: str, value: Any, base: type) -> Any:
+def _converted_scalar(key: str, value: Any, base: type[Any]) -> Any:
     # A bool is an int in Python, and an int will do where a float is wanted.
     accepted = (int, float) if base is float else (base,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and base is not bool):
         raise _wrong_type(key, value, base)
     if base is float:
         return _finite(key, value)
-    if base is str and "\0" in value:
+    if isinstance(value, str) and "\0" in value:
         raise ConfigError(f"'{key}' must not hold a NUL character, got {shown(value)}")
     return value
 
