@@ -7,12 +7,12 @@ The order of the fields is the wire: it gives the field numbers 2 to 20 of
 from __future__ import annotations
 
 import dataclasses
-import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.data_model.checks import require_bool, require_int, require_number
 from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 
 GREEDY = "GREEDY"
@@ -126,22 +126,23 @@ class SamplingParams:
         self._validate_distribution()
         self._validate_stops(limits)
         if self.seed is not None:
-            _require_int("seed", self.seed, minimum=0, maximum=MAX_SEED)
+            require_int("seed", self.seed, minimum=0, maximum=MAX_SEED)
         for name in _FLAGS:
-            _require_flag(name, getattr(self, name))
+            if getattr(self, name) is not None:
+                require_bool(name, getattr(self, name))
 
     def _validate_lengths(self, limits: SamplingLimits) -> None:
-        _require_int("min_new_tokens", self.min_new_tokens, minimum=0)
-        _require_int("max_new_tokens", self.max_new_tokens, minimum=1)
+        require_int("min_new_tokens", self.min_new_tokens, minimum=0)
+        require_int("max_new_tokens", self.max_new_tokens, minimum=1)
         if self.max_new_tokens < self.min_new_tokens:
             raise InvalidInputError(
                 "Max new tokens needs to be bigger than min new tokens: "
                 f"max_new_tokens is {self.max_new_tokens}, min_new_tokens {self.min_new_tokens}"
             )
-        _require_int("max_new_tokens", self.max_new_tokens, maximum=limits.max_new_tokens)
-        _require_int("truncate_input_tokens", self.truncate_input_tokens, minimum=0)
+        require_int("max_new_tokens", self.max_new_tokens, maximum=limits.max_new_tokens)
+        require_int("truncate_input_tokens", self.truncate_input_tokens, minimum=0)
         if self.max_time is not None:
-            _require_number("max_time", self.max_time, above=0, maximum=limits.max_time_seconds)
+            require_number("max_time", self.max_time, above=0, maximum=limits.max_time_seconds)
 
     def _validate_distribution(self) -> None:
         if self.decoding_method not in DECODING_METHODS:
@@ -150,21 +151,21 @@ class SamplingParams:
                 f"[{list(DECODING_METHODS)}]"
             )
         if self.top_k is not None:
-            _require_int("top_k", self.top_k, minimum=0)
+            require_int("top_k", self.top_k, minimum=0)
         if self.top_p is not None:
-            _require_number("top_p", self.top_p, above=0, maximum=1)
+            require_number("top_p", self.top_p, above=0, maximum=1)
         if self.typical_p is not None:
-            _require_number("typical_p", self.typical_p, above=0, maximum=1)
+            require_number("typical_p", self.typical_p, above=0, maximum=1)
         if self.temperature is not None:
             # 0 means "no randomness" to many; under SAMPLING it would divide by zero.
-            minimum = 0 if self.is_sampling else -1e-300
-            _require_number("temperature", self.temperature, above=minimum)
+            above = 0.0 if self.is_sampling else None
+            require_number("temperature", self.temperature, minimum=0, above=above)
         if self.repetition_penalty is not None:
-            _require_number("repetition_penalty", self.repetition_penalty, above=-1e-300)
+            require_number("repetition_penalty", self.repetition_penalty, minimum=0)
         if self.exponential_decay_length_penalty is not None:
             start, factor = self.exponential_decay_length_penalty
-            _require_int("exponential_decay_length_penalty.start_index", start, minimum=0)
-            _require_number("exponential_decay_length_penalty.decay_factor", factor, above=0)
+            require_int("exponential_decay_length_penalty.start_index", start, minimum=0)
+            require_number("exponential_decay_length_penalty.decay_factor", factor, above=0)
 
     def _validate_stops(self, limits: SamplingLimits) -> None:
         if len(self.stop_sequences) > limits.max_stop_sequences:
@@ -193,11 +194,6 @@ _FLAGS = (
     "token_ranks",
     "include_stop_sequence",
 )
-
-
-def _require_flag(name: str, value: object) -> None:
-    if value is not None and not isinstance(value, bool):
-        raise InvalidInputError(f"'{name}' must be true or false, got {value!r}")
 
 
 def _plain_value(name: str, value: Any) -> Any:
@@ -233,28 +229,3 @@ def _decay_penalty(value: Any) -> tuple[int, float]:
     raise InvalidInputError(
         f"'exponential_decay_length_penalty' must be (start_index, decay_factor), got {value!r}"
     )
-
-
-def _require_int(
-    name: str, value: object, *, minimum: int | None = None, maximum: int | None = None
-) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidInputError(f"'{name}' must be int, got {value!r}")
-    if minimum is not None and value < minimum:
-        raise InvalidInputError(f"'{name}' must be at least {minimum}, got {value}")
-    if maximum is not None and value > maximum:
-        raise InvalidInputError(f"'{name}' must be at most {maximum}, got {value}")
-
-
-def _require_number(
-    name: str, value: object, *, above: float, maximum: float | None = None
-) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidInputError(f"'{name}' must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise InvalidInputError(f"'{name}' must be finite, got {value}")
-    if value <= above:
-        bound = "at least 0" if above < 0 else f"greater than {above:g}"
-        raise InvalidInputError(f"'{name}' must be {bound}, got {value}")
-    if maximum is not None and value > maximum:
-        raise InvalidInputError(f"'{name}' must be at most {maximum:g}, got {value}")
