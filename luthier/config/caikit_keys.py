@@ -37,6 +37,8 @@ _LOADS_LAZILY = "a model is loaded on its first request, as soon as its folder i
 _NO_POOL = "requests wait in coroutines, not in a thread pool; inference.max_running bounds them"
 _BATCHES = "the engine batches by itself; inference.max_running is the number of rows"
 _TGIS = "models run in this process; there is no TGIS server"
+_FIXED_SERVICES = "the services on the wire are always the same ones"
+_PROBES = "a probe of health sets its own time-out"
 _STOPS = "set runtime.drain_seconds"
 
 CAIKIT_KEYS = (
@@ -51,6 +53,8 @@ CAIKIT_KEYS = (
     CaikitKey("runtime.server_thread_pool_size", _NO_POOL),
     CaikitKey("runtime.grpc.server_thread_pool_size", _NO_POOL),
     CaikitKey("runtime.use_abortable_threads", "a request whose client left always ends"),
+    CaikitKey("runtime.grpc.probe_timeout", _PROBES),
+    CaikitKey("runtime.http.probe_timeout", _PROBES),
     CaikitKey("runtime.batching", _BATCHES),
     CaikitKey("runtime.metrics", "no metrics server is started"),
     CaikitKey("runtime.trace", "requests are not traced"),
@@ -82,6 +86,18 @@ CAIKIT_KEYS = (
     CaikitKey("data_streams", "set data_roots", is_refused=True),
     CaikitKey("inference_plugin", "ModelMesh is not offered", is_refused=True),
     CaikitKey("embedding", "embeddings are not offered", is_refused=True),
+    *(
+        CaikitKey(f"runtime.service_generation.{name}", _FIXED_SERVICES, is_refused=True)
+        for name in (
+            "enable_inference",
+            "enable_training",
+            "enable_inference_jobs",
+            "module_guids",
+            "task_types",
+            "backwards_compatibility",
+        )
+    ),
+    CaikitKey("config_files", "set the environment variable CONFIG_FILES", is_refused=True),
     CaikitKey("merge_strategy", "mappings merge and lists are replaced", is_refused=True),
 )
 

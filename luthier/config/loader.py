@@ -133,7 +133,7 @@ def _environment_layer(environ: Mapping[str, str]) -> _Layer:
         try:
             value = from_environment(environ[name], setting.annotation)
         except ConfigError as error:
-            raise ConfigError(f"'{setting.key}' is {error} (from {name})") from error
+            raise ConfigError(f"'{setting.key}': {error} (from {name})") from error
         if setting.path in _MAPPING_ITEMS:
             parent = setting.path[:-1]
             before = layer.get(parent, _Sourced({}, name)).value

@@ -16,7 +16,7 @@ LOG_LEVELS = (
     "off", "fatal", "error", "warning", "info", "trace", "debug", "debug1", "debug2", "debug3",
     "debug4",
 )  # fmt: skip
-TORCH_DTYPES = ("float32", "float16", "bfloat16", "float64")
+TORCH_DTYPES = ("float32", "bfloat16", "float16")
 MAX_INT = 2**63 - 1
 
 #: The key that stands for "all others" in ``training_data_limit``.
@@ -82,7 +82,7 @@ CountOrZero = Annotated[int, Bounds(0)]
 PositiveSeconds = Annotated[float, Bounds(above=0, maximum=10**9)]
 SecondsOrZero = Annotated[float, Bounds(0, 10**9)]
 RowLimit = Annotated[int, Bounds(-1)]
-NonEmptyText = Annotated[str, Pattern(r"(?s)\S(.*\S)?", "a text that is not empty")]
+NonEmptyText = Annotated[str, Pattern(r"(?s).*\S.*", "a text that is not empty")]
 LogLevel = Annotated[str, Choice(LOG_LEVELS)]
 LogFilters = Annotated[
     str,

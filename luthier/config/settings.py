@@ -92,13 +92,14 @@ def suggest(path: tuple[str, ...], siblings: Mapping[str, Any]) -> str:
     A slip in the last name is looked for among its siblings; a key put on the wrong level, or
     written like a variable, among all keys.
     """
+    keys = [setting.key for setting in all_settings()]
+    same_variable = [key for key in keys if env_name(key) == env_name(".".join(path))]
+    if same_variable:
+        return f", did you mean {same_variable[0]!r}?"
     tail = did_you_mean(path[-1], siblings)
     if tail:
         return tail
-    keys = [setting.key for setting in all_settings()]
-    by_env_name = {setting.env_name: setting.key for setting in all_settings()}
-    same_variable = by_env_name.get(env_name(".".join(path)))
     same_last = [key for key in keys if key.rsplit(".", 1)[-1] == path[-1]]
-    if same_variable or len(same_last) == 1:
-        return f", did you mean {same_variable or same_last[0]!r}?"
+    if len(same_last) == 1:
+        return f", did you mean {same_last[0]!r}?"
     return did_you_mean(".".join(path), keys)

@@ -56,6 +56,8 @@ def parse_yaml(text: str) -> Any:
     try:
         # _StrictLoader is a SafeLoader: it builds nothing but plain values.
         return yaml.load(text, Loader=_StrictLoader)
+    except ConfigError:
+        raise
     except yaml.YAMLError as error:
         raise ConfigError(f"not YAML: {' '.join(str(error).split())}") from error
     except (RecursionError, ValueError) as error:
