@@ -1,0 +1,1 @@
+"""What touches the disk with care: names that stay inside roots, whole folders, plain tensors."""

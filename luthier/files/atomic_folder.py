@@ -1,0 +1,141 @@
+"""A folder that is complete or invisible, and the manifest that proves it complete.
+
+parent/
+  .model-7f3a….partial/   being written; a crash leaves it, nobody reads it
+  model/                  renamed here in one step after every file reached the disk
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from luthier.errors import ArtifactError, ConflictError
+
+PARTIAL_SUFFIX = ".partial"
+MANIFEST_NAME = "manifest.json"
+
+
+@contextmanager
+def write_folder_atomically(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder to write into; on leaving, it becomes ``target``.
+
+    If the body raises, nothing remains. Files and folders are fsynced before the rename, so what
+    is visible survives a power cut.
+
+    Args:
+        target: Where the folder shall be; its parents are made.
+        overwrite: Replace an existing ``target``: it is moved aside just before the rename and
+            deleted after it, so a crash may leave none under this name but never a mixture.
+
+    Raises:
+        ConflictError: If ``target`` exists and ``overwrite`` is False.
+    """
+    target = Path(os.path.abspath(target))
+    _refuse_existing(target, overwrite=overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.parent / f".{target.name[:100]}-{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
+    partial.mkdir()
+    try:
+        yield partial
+        _fsync_tree(partial)
+        _refuse_existing(target, overwrite=overwrite)
+        _move_into_place(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def write_file_atomically(target: Path, content: bytes) -> None:
+    """Replace one file in one step: written beside, fsynced, renamed."""
+    partial = target.parent / f".{target.name[:100]}-{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+        _fsync(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_manifest(folder: Path) -> None:
+    """Write ``manifest.json``: size and SHA-256 of every other file in ``folder``."""
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": _sha256(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_NAME
+    }
+    text = json.dumps({"format": 1, "files": files}, indent=2)
+    (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+
+
+def check_manifest(folder: Path) -> None:
+    """Compare the files that ``manifest.json`` lists; without a manifest nothing is checked.
+
+    Raises:
+        ArtifactError: Naming the first file that is missing or differs.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.exists():
+        return
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        expected = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ArtifactError(f"{MANIFEST_NAME} in {folder.name!r} is not readable") from error
+    for name, (num_bytes, digest) in expected.items():
+        file = folder / name
+        if not file.is_file():
+            raise ArtifactError(f"{folder.name!r} is incomplete: {name!r} is missing")
+        if file.stat().st_size != num_bytes or _sha256(file) != digest:
+            raise ArtifactError(f"{folder.name!r} is damaged: {name!r} differs from its manifest")
+
+
+def _refuse_existing(target: Path, *, overwrite: bool) -> None:
+    if not overwrite and os.path.lexists(target):
+        raise ConflictError(f"{target.name!r} already exists in {target.parent.name!r}")
+
+
+def _move_into_place(partial: Path, target: Path) -> None:
+    old = None
+    if os.path.lexists(target):
+        old = target.parent / f".{target.name[:100]}-{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
+        target.rename(old)
+    partial.rename(target)
+    _fsync(target.parent)
+    if old is not None:
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.unlink()
+
+
+def _fsync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            _fsync(path)
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

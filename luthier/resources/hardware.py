@@ -1,0 +1,106 @@
+"""What this machine is good at: devices and dtypes."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import alog
+import torch
+
+from luthier.errors import InvalidInputError, did_you_mean
+
+log = alog.use_channel(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTO = "auto"
+#: A dtype must win by this factor before it counts as fast; below it, rounding is not worth it.
+MIN_SPEEDUP = 1.3
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Read a dtype word; a ``torch.`` before it is allowed.
+
+    Raises:
+        InvalidInputError: If it is none of float32, bfloat16, float16.
+
+    Example:
+        >>> parse_dtype("torch.bfloat16")
+        torch.bfloat16
+    """
+    word = str(dtype).removeprefix("torch.") if isinstance(dtype, str | torch.dtype) else None
+    if word not in DTYPES:
+        raise InvalidInputError(
+            f"'torch_dtype' must be one of {sorted(DTYPES)}, got {str(dtype)[:80]!r}"
+            f"{did_you_mean(str(word)[:80], DTYPES)}"
+        )
+    return DTYPES[word]
+
+
+def parse_device(device: str | torch.device | None) -> torch.device:
+    """Read a device word; None and ``auto`` are the best device present.
+
+    Raises:
+        InvalidInputError: If the word means nothing or this machine has no such device.
+    """
+    if device is None or device == AUTO:
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        parsed = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInputError(f"'device' {str(device)[:80]!r} is not a device") from error
+    present = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }.get(parsed.type, 0)
+    if (parsed.index or 0) >= present:
+        raise InvalidInputError(f"'device' {str(device)!r}: this machine has no such device")
+    if parsed.type == "cpu":
+        return torch.device("cpu")
+    return torch.device(parsed.type, parsed.index or 0)
+
+
+def pick_training_dtype(requested: str | torch.dtype, *, device: torch.device) -> torch.dtype:
+    """The dtype to train in: ``requested``, or float32 where a half precision is slower.
+
+    Half precision on a CPU is measured once per process (about 30 ms), not assumed: without AMX
+    or AVX512-BF16 it is several times slower than float32 and less exact.
+
+    Returns:
+        ``requested`` or ``torch.float32``.
+    """
+    dtype = parse_dtype(requested)
+    if dtype is torch.float32 or device.type != "cpu":
+        return dtype
+    speedup = measure_cpu_speedup(dtype)
+    if speedup >= MIN_SPEEDUP:
+        return dtype
+    log.warning(
+        "training in float32: %s is %.2f times as fast as float32 on this CPU", dtype, speedup
+    )
+    return torch.float32
+
+
+@functools.cache
+def measure_cpu_speedup(dtype: torch.dtype, *, size: int = 384, repeats: int = 3) -> float:
+    """How many times faster a square matmul runs on the CPU in ``dtype`` than in float32.
+
+    Takes the fastest of ``repeats`` runs of each, so a busy machine disturbs it little.
+    """
+    return _fastest_matmul_seconds(torch.float32, size, repeats) / _fastest_matmul_seconds(
+        dtype, size, repeats
+    )
+
+
+def _fastest_matmul_seconds(dtype: torch.dtype, size: int, repeats: int) -> float:
+    matrix = torch.ones(size, size).to(dtype)
+    torch.mm(matrix, matrix)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.mm(matrix, matrix)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
