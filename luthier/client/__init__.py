@@ -1,0 +1,33 @@
+"""Typed clients of the HTTP API. Light: neither torch nor caikit is imported."""
+
+from luthier.client.async_client import AsyncClient
+from luthier.client.calls import ServerFile
+from luthier.client.results import (
+    GeneratedChunk,
+    GeneratedText,
+    GeneratedToken,
+    JobState,
+    ModelInfo,
+    Tokenization,
+    TrainingJob,
+    TrainingMetric,
+    TrainingStatus,
+)
+from luthier.client.sync_client import Client
+from luthier.client.transport import DEFAULT_URL
+
+__all__ = [
+    "DEFAULT_URL",
+    "AsyncClient",
+    "Client",
+    "GeneratedChunk",
+    "GeneratedText",
+    "GeneratedToken",
+    "JobState",
+    "ModelInfo",
+    "ServerFile",
+    "Tokenization",
+    "TrainingJob",
+    "TrainingMetric",
+    "TrainingStatus",
+]

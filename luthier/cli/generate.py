@@ -1,0 +1,97 @@
+"""``luthier generate``: text from a model, as it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from luthier.cli.options import DEFAULT_URL, AsJson, BaseModelsDir, Url
+from luthier.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from luthier.client import Client
+
+STDIN = "-"
+
+
+def generate(
+    model: Annotated[
+        str, typer.Argument(help="Id of a served model; with --local a saved model's folder.")
+    ],
+    text: Annotated[str, typer.Argument(help="What the model reads; - reads standard input.")],
+    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens at most.")] = None,
+    min_new_tokens: Annotated[int | None, typer.Option(help="Tokens at least.")] = None,
+    is_sampling: Annotated[bool, typer.Option("--sample", help="Draw tokens at random.")] = False,
+    temperature: Annotated[float | None, typer.Option(help="With --sample.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="With --sample.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="With --sample.")] = None,
+    seed: Annotated[int | None, typer.Option(help="With --sample: makes it repeatable.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="1.0 is none.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends generation; may be repeated.")
+    ] = None,
+    max_time: Annotated[float | None, typer.Option(help="Seconds at most.")] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Load the model on this machine, without a server.")
+    ] = False,
+    base_models_dir: BaseModelsDir = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Generate text and show it token by token; --json prints the whole result at the end."""
+    parameters: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "min_new_tokens": min_new_tokens,
+        "decoding_method": "SAMPLING" if is_sampling else None,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "repetition_penalty": repetition_penalty,
+        "stop_sequences": stop or None,
+        "max_time": max_time,
+    }
+    prompt = sys.stdin.read() if text == STDIN else text
+    with _client(model, url, local=local, base_models_dir=base_models_dir) as (client, model_id):
+        if as_json:
+            result = client.generate(model_id, prompt, preserve_input_text=False, **parameters)
+            print(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
+        else:
+            _print_stream(client, model_id, prompt, parameters)
+
+
+def _print_stream(client: Client, model_id: str, prompt: str, parameters: dict[str, Any]) -> None:
+    for chunk in client.stream(model_id, prompt, **parameters):
+        sys.stdout.write(chunk.text)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+@contextmanager
+def _client(
+    model: str, url: str, *, local: bool, base_models_dir: Path | None
+) -> Iterator[tuple[Client, str]]:
+    """A client and the id under which its server knows the model."""
+    if not local:
+        from luthier.client import Client
+
+        with Client(url) as client:
+            yield client, model
+        return
+    from luthier.cli.local_runtime import private_runtime
+
+    folder = Path(model).resolve()
+    if not (folder / "config.yml").is_file():
+        raise InvalidInputError(
+            f"'{model}' is no saved model: it holds no config.yml; "
+            "with --local give the folder that 'luthier train --local' printed"
+        )
+    with private_runtime(folder.parent, base_models_dir=base_models_dir) as client:
+        yield client, folder.name

