@@ -1,0 +1,205 @@
+"""The simple engine: a few threads, each taking one request at a time from start to end.
+
+It is the reference that faster engines are tested against, and the one for models they do not
+know. Rows share nothing but the frozen weights, so what one answers never depends on the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+
+import alog
+import torch
+
+from luthier.errors import CapacityError, EngineError, LuthierError
+from luthier.inference.base import (
+    Engine,
+    EngineStatus,
+    FinishReason,
+    GenerationChunk,
+    GenerationRequest,
+    TokenStream,
+)
+from luthier.inference.channels import Channel, ChannelStream, deliver
+from luthier.inference.options import EngineOptions
+from luthier.inference.prompts import prepare_prompt
+from luthier.inference.row_forward import prior_token_ids, row_forward
+from luthier.inference.sequences import GeneratedSequence, Vocabulary
+from luthier.resources.base_model import BaseModel
+
+log = alog.use_channel(__name__)
+
+
+class _Row:
+    """A request's sequence and the channel its chunks go to."""
+
+    def __init__(self, sequence: GeneratedSequence, on_cancel: Callable[[_Row], None]) -> None:
+        self.sequence = sequence
+        self.channel = Channel(on_cancel=lambda: on_cancel(self))
+
+    def send(self, item: GenerationChunk | LuthierError) -> None:
+        deliver([(self.channel, item)])
+
+    def end(self, reason: FinishReason) -> None:
+        self.send(self.sequence.end(reason))
+
+
+class PlainEngine(Engine):
+    """Runs ``options.num_threads`` rows at a time, each by forward passes of its own.
+
+    Args:
+        base_model: Read, never changed.
+        options: Limits and threads.
+    """
+
+    def __init__(self, base_model: BaseModel, options: EngineOptions | None = None) -> None:
+        self._options = options or EngineOptions()
+        # A view of its own, so that the last lease can free the model while this engine lives;
+        # each stream keeps the model itself.
+        self._base_model = dataclasses.replace(base_model)
+        self._owner = weakref.ref(base_model)
+        self._vocabulary = Vocabulary(base_model.tokenizer, frozenset(base_model.eos_token_ids))
+        # Re-entrant: dropping a stream cancels its row, and the garbage collector may do that
+        # while this thread holds the lock.
+        self._state = threading.Condition(threading.RLock())
+        self._waiting: deque[_Row] = deque()
+        self._running: set[_Row] = set()
+        self._is_closed = False
+        self._failure = ""
+        num_threads = max(1, min(self._options.num_threads, self._options.max_running))
+        self._threads = [
+            threading.Thread(target=self._work, name=f"plain-engine-{index}", daemon=True)
+            for index in range(num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, request: GenerationRequest) -> TokenStream:
+        """Accept a request; see ``Engine``."""
+        prompt = prepare_prompt(self._base_model, request)
+        sequence = GeneratedSequence(
+            request,
+            prompt=prompt,
+            vocabulary=self._vocabulary,
+            prior_token_ids=prior_token_ids(self._base_model, prompt),
+        )
+        row = _Row(sequence, on_cancel=self._drop_if_waiting)
+        with self._state:
+            self._check_accepts()
+            self._waiting.append(row)
+            self._state.notify()
+        return ChannelStream(row.channel, keep_alive=self._owner())
+
+    def status(self) -> EngineStatus:
+        """How the engine is doing; see ``Engine``."""
+        with self._state:
+            detail = self._failure or ("closed" if self._is_closed else "")
+            return EngineStatus(
+                is_healthy=not detail,
+                num_running=len(self._running),
+                num_waiting=len(self._waiting),
+                detail=detail,
+            )
+
+    def close(self) -> None:
+        """End every stream and the threads; see ``Engine``."""
+        with self._state:
+            self._is_closed = True
+            waiting = self._take_waiting()
+            self._state.notify_all()
+        for row in waiting:
+            row.end(FinishReason.CANCELLED)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def _check_accepts(self) -> None:
+        if self._failure:
+            raise EngineError(f"the engine has stopped: {self._failure}")
+        if self._is_closed:
+            raise EngineError("the engine is closed")
+        if len(self._waiting) >= self._options.max_waiting:
+            raise CapacityError(
+                f"{len(self._waiting)} requests wait for base model {self._base_model.name!r}, "
+                f"at most {self._options.max_waiting} may"
+            )
+
+    def _drop_if_waiting(self, row: _Row) -> None:
+        with self._state:
+            if row not in self._waiting:
+                return  # its thread looks at the channel before the next step
+            self._waiting.remove(row)
+        row.end(FinishReason.CANCELLED)
+
+    def _take_waiting(self) -> list[_Row]:
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        return waiting
+
+    def _work(self) -> None:
+        """A thread's life. However it ends, nobody is left waiting."""
+        row: _Row | None = None
+        failure = "a worker thread ended"
+        try:
+            while (row := self._next_row()) is not None:
+                self._run(row)
+                with self._state:
+                    self._running.discard(row)
+        except BaseException as error:
+            failure = f"a worker thread died of {type(error).__name__}: {error}"
+            log.error("Engine worker died", exc_info=True)
+        finally:
+            if row is not None:
+                self._fail(row, failure)
+
+    def _next_row(self) -> _Row | None:
+        with self._state:
+            while not self._is_closed:
+                if self._waiting:
+                    row = self._waiting.popleft()
+                    self._running.add(row)
+                    return row
+                self._state.wait()
+        return None
+
+    def _run(self, row: _Row) -> None:
+        try:
+            with torch.inference_mode():
+                self._generate(row)
+        except LuthierError as error:
+            row.send(error)
+        except Exception as error:  # engine step: a broken row ends alone
+            log.error("Generation failed", exc_info=True)
+            row.send(EngineError(f"generation failed with {type(error).__name__}: {error}"))
+
+    def _generate(self, row: _Row) -> None:
+        sequence = row.sequence
+        if self._end_early(row):
+            return
+        forward = row_forward(self._base_model)
+        logits = forward.prefill(sequence.prompt, wants_prompt_logits=sequence.wants_prompt_logits)
+        if sequence.wants_prompt_logits and self._base_model.kind == "causal":
+            sequence.report_prompt(logits)
+        row.send(sequence.advance(logits[-1]))
+        while not sequence.is_finished and not self._end_early(row):
+            row.send(sequence.advance(forward.step(sequence.token_ids[-1])))
+
+    def _end_early(self, row: _Row) -> bool:
+        if row.channel.is_cancelled or self._is_closed:
+            row.end(FinishReason.CANCELLED)
+        elif row.sequence.is_overdue:
+            row.end(FinishReason.TIME_LIMIT)
+        return row.sequence.is_finished
+
+    def _fail(self, row: _Row, failure: str) -> None:
+        with self._state:
+            self._failure = failure
+            self._running.discard(row)
+            lost = [row, *self._take_waiting()]
+            self._state.notify_all()
+        for each in lost:
+            each.send(EngineError(f"the engine has stopped: {failure}"))

@@ -1,0 +1,113 @@
+"""What a request puts before the first generated token, checked before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from luthier.adapters.base import SoftPromptTensors
+from luthier.errors import InvalidInputError
+from luthier.inference.base import GenerationRequest
+from luthier.resources.base_model import BaseModel
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt that fits.
+
+    Args:
+        token_ids: Prompt tokens, [T]; a seq2seq base encodes them.
+        soft_prompt: Virtual tokens, detached, in the base model's dtype and on its device.
+        room: Tokens that may still be generated before the model's context is full; None if it
+            has no limit.
+    """
+
+    token_ids: tuple[int, ...]
+    soft_prompt: SoftPromptTensors
+    room: int | None
+
+    @property
+    def num_decoder_virtual_tokens(self) -> int:
+        """P of the decoder's soft prompt, 0 without one."""
+        return _num_virtual(self.soft_prompt.decoder)
+
+    @property
+    def num_encoder_virtual_tokens(self) -> int:
+        """P of the encoder's soft prompt, 0 without one."""
+        return _num_virtual(self.soft_prompt.encoder)
+
+
+def prepare_prompt(base_model: BaseModel, request: GenerationRequest) -> Prompt:
+    """Build the prompt of a request and check it against the model.
+
+    A prompt without any token is replaced by the beginning-of-sequence token where the model has
+    one, unless virtual tokens stand in for it.
+
+    Raises:
+        InvalidInputError: If the prompt is empty, too long (naming both lengths), or holds an id
+            that the vocabulary lacks.
+    """
+    soft_prompt = _detached_soft_prompt(base_model, request)
+    is_seq2seq = base_model.kind == "seq2seq"
+    leading = soft_prompt.encoder if is_seq2seq else soft_prompt.decoder
+    token_ids = _or_beginning(base_model, request.input_ids, num_virtual=_num_virtual(leading))
+    _check_ids(base_model, token_ids)
+    if base_model.max_positions is None:
+        return Prompt(token_ids, soft_prompt, room=None)
+    num_used = len(token_ids) + _num_virtual(leading)
+    if is_seq2seq:
+        _check_length(num_used - 1, request, leading, base_model.max_positions)
+        num_used = 1 + _num_virtual(soft_prompt.decoder)
+    _check_length(num_used, request, leading, base_model.max_positions)
+    return Prompt(token_ids, soft_prompt, room=base_model.max_positions - num_used)
+
+
+def _num_virtual(soft_prompt: torch.Tensor | None) -> int:
+    return 0 if soft_prompt is None else len(soft_prompt)
+
+
+def _detached_soft_prompt(base_model: BaseModel, request: GenerationRequest) -> SoftPromptTensors:
+    if request.adapter is None:
+        return SoftPromptTensors()
+    adapter = request.adapter.to(device=base_model.device, dtype=base_model.dtype)
+    with torch.no_grad():
+        tensors = adapter.soft_prompt()
+    return SoftPromptTensors(
+        decoder=None if tensors.decoder is None else tensors.decoder.detach(),
+        encoder=None if tensors.encoder is None else tensors.encoder.detach(),
+    )
+
+
+def _or_beginning(
+    base_model: BaseModel, input_ids: tuple[int, ...], *, num_virtual: int
+) -> tuple[int, ...]:
+    if input_ids or num_virtual:
+        return input_ids
+    bos_token_id = base_model.tokenizer.bos_token_id
+    if bos_token_id is None:
+        raise InvalidInputError(
+            f"the prompt is empty: it has 0 tokens, and base model {base_model.name!r} has no "
+            "beginning-of-sequence token to start from"
+        )
+    return (bos_token_id,)
+
+
+def _check_ids(base_model: BaseModel, token_ids: tuple[int, ...]) -> None:
+    for position, token_id in enumerate(token_ids):
+        if not 0 <= token_id < base_model.vocab_size:
+            raise InvalidInputError(
+                f"'input_ids[{position}]' must be in 0..{base_model.vocab_size - 1}, got {token_id}"
+            )
+
+
+def _check_length(
+    num_used: int, request: GenerationRequest, leading: torch.Tensor | None, max_positions: int
+) -> None:
+    if num_used < max_positions:
+        return
+    virtual = f" and {_num_virtual(leading)} virtual tokens" if leading is not None else ""
+    raise InvalidInputError(
+        f"the prompt has {len(request.input_ids)} tokens{virtual}, which leaves no room to "
+        f"generate in the model's context of {max_positions} tokens"
+    )

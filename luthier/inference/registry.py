@@ -1,0 +1,62 @@
+"""One engine per base model in this process."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import weakref
+
+from luthier.inference.base import Engine
+from luthier.inference.options import EngineOptions
+from luthier.inference.plain_engine import PlainEngine
+from luthier.resources.base_model import BaseModel
+
+_lock = threading.RLock()
+_engines: dict[int, Engine] = {}
+
+
+def engine_for(base_model: BaseModel, *, options: EngineOptions | None = None) -> Engine:
+    """The engine that serves ``base_model``, started on first use.
+
+    Every caller with the same ``BaseModel`` object gets the same engine. It does not keep the
+    model alive: when the last holder drops it, the engine is closed. An engine that died stays,
+    so that its status can be seen; one that was closed is replaced.
+
+    Args:
+        base_model: A loaded model.
+        options: Only those of the first call count.
+    """
+    key = id(base_model)
+    with _lock:
+        engine = _engines.get(key)
+        if engine is None:
+            engine = _engines[key] = PlainEngine(base_model, options)
+            finalizer = weakref.finalize(base_model, _retire, key)
+            finalizer.atexit = False
+        return engine
+
+
+def engines() -> list[Engine]:
+    """The engines that run now, for health checks."""
+    with _lock:
+        return list(_engines.values())
+
+
+def close_all() -> None:
+    """Close every engine, ending their streams with CANCELLED."""
+    with _lock:
+        closing = list(_engines.values())
+        _engines.clear()
+    for engine in closing:
+        engine.close()
+
+
+def _retire(key: int) -> None:
+    # May run in any thread at any moment, an engine's own included, so it must not wait.
+    with _lock:
+        engine = _engines.pop(key, None)
+    if engine is not None:
+        threading.Thread(target=engine.close, name="engine-closer", daemon=True).start()
+
+
+atexit.register(close_all)

@@ -1,0 +1,182 @@
+"""One request on its way through an engine: everything about a row but its forward pass.
+
+Every engine makes logits its own way and hands them to ``GeneratedSequence.advance``; what tokens,
+text, reports and finish reason follow from them is decided here, once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from luthier.inference.base import FinishReason, GenerationChunk, GenerationRequest, Token
+from luthier.inference.prompts import Prompt
+from luthier.inference.sampler import Sampler, logprob_and_rank
+from luthier.inference.streaming import IncrementalDetokenizer, StopMatcher
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What turning tokens into text needs of a base model.
+
+    Args:
+        tokenizer: Its tokenizer.
+        eos_token_ids: Tokens that end a sequence.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    eos_token_ids: frozenset[int]
+
+    def token(
+        self, token_id: int, *, logprob: float | None = None, rank: int | None = None
+    ) -> Token:
+        """The token as it is reported."""
+        piece = self.tokenizer.convert_ids_to_tokens(token_id)
+        return Token(token_id=token_id, text=piece or "", logprob=logprob, rank=rank)
+
+
+class GeneratedSequence:
+    """The growing answer to one request.
+
+    Args:
+        request: What was asked.
+        prompt: Its prompt, checked against the model's context.
+        vocabulary: Of the base model.
+        prior_token_ids: What the repetition penalty counts as said before the first token.
+        clock: Seconds, monotonic. ``max_time`` counts from now on.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        *,
+        prompt: Prompt,
+        vocabulary: Vocabulary,
+        prior_token_ids: Sequence[int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        sampling = request.sampling
+        self.request = request
+        self.prompt = prompt
+        self.token_ids: list[int] = []
+        self.finish_reason = FinishReason.NOT_FINISHED
+        self.sampler = Sampler(
+            sampling,
+            prior_token_ids=prior_token_ids,
+            eos_token_ids=sorted(vocabulary.eos_token_ids),
+        )
+        self._vocabulary = vocabulary
+        self._clock = clock
+        self._deadline = None if sampling.max_time is None else clock() + sampling.max_time
+        self._detokenizer = IncrementalDetokenizer(vocabulary.tokenizer)
+        self._stops = StopMatcher(
+            sampling.stop_sequences, is_kept=sampling.include_stop_sequence is not False
+        )
+        self._input_tokens: tuple[Token, ...] = ()
+        if sampling.input_tokens:
+            self._input_tokens = tuple(vocabulary.token(i) for i in prompt.token_ids)
+
+    @property
+    def is_finished(self) -> bool:
+        """True once a last chunk was made."""
+        return self.finish_reason is not FinishReason.NOT_FINISHED
+
+    @property
+    def is_overdue(self) -> bool:
+        """True once ``max_time`` has passed."""
+        return self._deadline is not None and self._clock() >= self._deadline
+
+    @property
+    def wants_prompt_logits(self) -> bool:
+        """True if prefill must give the logits of every prompt token, not only the last."""
+        sampling = self.request.sampling
+        return sampling.input_tokens and (sampling.token_logprobs or sampling.token_ranks)
+
+    def report_prompt(self, logits: torch.Tensor) -> None:
+        """Give the prompt's tokens their log-probabilities and ranks; causal models only.
+
+        Args:
+            logits: Unprocessed, [T, V]: row t predicts token t + 1. The last row is not used.
+        """
+        ids = self.prompt.token_ids
+        following = torch.tensor(ids[1:], device=logits.device, dtype=torch.long)
+        measured = logprob_and_rank(logits[: len(following)], following)
+        rest = (self._token(i, *pair) for i, pair in zip(ids[1:], measured, strict=True))
+        self._input_tokens = (*self._input_tokens[:1], *rest)
+
+    def advance(self, logits: torch.Tensor, *, token_id: int | None = None) -> GenerationChunk:
+        """Choose the next token and say what it adds to the stream.
+
+        Args:
+            logits: Unprocessed, [V].
+            token_id: The choice, where the caller made it already for many rows at once; only
+                while the sampler ``takes_plain_argmax``.
+
+        Raises:
+            EngineError: If the logits are unusable.
+        """
+        if token_id is None:
+            token_id = self.sampler.choose(logits)
+        self.sampler.remember(token_id)
+        self.token_ids.append(token_id)
+        text = self._stops.push(self._detokenizer.push(token_id))
+        reason = self._reason_after(token_id)
+        if reason is not FinishReason.NOT_FINISHED:
+            text += self._rest_of_text()
+            if self._stops.has_matched:
+                reason = FinishReason.STOP_SEQUENCE
+        return self._chunk(text, tokens=(self._measured(token_id, logits),), reason=reason)
+
+    def end(self, reason: FinishReason) -> GenerationChunk:
+        """End without a further token: cancelled, or out of time."""
+        return self._chunk(self._rest_of_text(), tokens=(), reason=reason)
+
+    def _reason_after(self, token_id: int) -> FinishReason:
+        if token_id in self._vocabulary.eos_token_ids:
+            return FinishReason.EOS_TOKEN
+        if self._stops.has_matched:
+            return FinishReason.STOP_SEQUENCE
+        if len(self.token_ids) >= self.request.sampling.max_new_tokens:
+            return FinishReason.MAX_TOKENS
+        if self.prompt.room is not None and len(self.token_ids) >= self.prompt.room:
+            return FinishReason.TOKEN_LIMIT
+        if self.is_overdue:
+            return FinishReason.TIME_LIMIT
+        return FinishReason.NOT_FINISHED
+
+    def _rest_of_text(self) -> str:
+        return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+
+    def _measured(self, token_id: int, logits: torch.Tensor) -> Token:
+        sampling = self.request.sampling
+        if not (sampling.token_logprobs or sampling.token_ranks):
+            return self._vocabulary.token(token_id)
+        chosen = torch.tensor([token_id], device=logits.device)
+        return self._token(token_id, *logprob_and_rank(logits[None], chosen)[0])
+
+    def _token(self, token_id: int, logprob: float, rank: int) -> Token:
+        sampling = self.request.sampling
+        return self._vocabulary.token(
+            token_id,
+            logprob=logprob if sampling.token_logprobs else None,
+            rank=rank if sampling.token_ranks else None,
+        )
+
+    def _chunk(
+        self, text: str, *, tokens: tuple[Token, ...], reason: FinishReason
+    ) -> GenerationChunk:
+        self.finish_reason = reason
+        input_tokens, self._input_tokens = self._input_tokens, ()
+        return GenerationChunk(
+            text=text,
+            tokens=tokens,
+            input_tokens=input_tokens,
+            finish_reason=reason,
+            generated_token_count=len(self.token_ids),
+            input_token_count=len(self.prompt.token_ids),
+            seed=self.sampler.seed,
+        )
