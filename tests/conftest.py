@@ -18,6 +18,9 @@ import torch
 from fixtures.tiny_models import make_tiny_causal, make_tiny_seq2seq
 from transformers.utils import logging as transformers_logging
 
+from luthier.resources.base_model import BaseModel, load_base_model
+from luthier.resources.names import BaseModelSources, resolve_base_model
+
 transformers_logging.disable_progress_bar()
 torch.set_num_threads(1)
 
@@ -82,6 +85,24 @@ def tiny_causal_dir(tiny_base_models_dir: Path) -> Path:
 def tiny_seq2seq_dir(tiny_base_models_dir: Path) -> Path:
     """A T5-type model of 2 + 2 layers, hidden 32, vocabulary 400. Read only, please."""
     return tiny_base_models_dir / "tiny-seq2seq"
+
+
+def _load(name: str, base_models_dir: Path) -> BaseModel:
+    sources = BaseModelSources(base_models_dir=base_models_dir)
+    location = resolve_base_model(name, sources, from_request=True)
+    return load_base_model(location, sources=sources)
+
+
+@pytest.fixture(scope="session")
+def tiny_causal_base(tiny_base_models_dir: Path) -> BaseModel:
+    """``tiny-causal``, loaded. Frozen and shared by the tests of a session."""
+    return _load("tiny-causal", tiny_base_models_dir)
+
+
+@pytest.fixture(scope="session")
+def tiny_seq2seq_base(tiny_base_models_dir: Path) -> BaseModel:
+    """``tiny-seq2seq``, loaded. Frozen and shared by the tests of a session."""
+    return _load("tiny-seq2seq", tiny_base_models_dir)
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,22 @@
 """The contract of an adapter: the tuned delta that a frozen base model gets.
 
-One file per tuning method implements it. Training calls ``attach`` and ``embed``; an engine reads
-the finished tensors; storage writes and reads PEFT folders. Neither list of methods is known here.
+One file per tuning method implements it. Training changes ``named_parameters`` and runs
+``tuned_model`` on ``model_inputs.prepare_inputs``; an engine reads ``soft_prompt``; storage writes
+and reads PEFT folders. Neither list of methods is known here.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,6 @@ class Adapter(ABC):
         parameters; empty for methods that have none."""
 
     @abstractmethod
-    def content_hash(self) -> str:
-        """Hex SHA-256 over the method, its settings and its tensors."""
-
-    @abstractmethod
     def peft_config(self) -> dict[str, Any]:
         """``adapter_config.json`` as PEFT writes it, without any local path."""
 
@@ -61,5 +61,23 @@ class Adapter(ABC):
         """``adapter_model.safetensors`` as PEFT writes it: names and detached tensors."""
 
     @abstractmethod
-    def to(self, *, device: torch.device, dtype: torch.dtype) -> Adapter:
+    def to(self, *, device: torch.device, dtype: torch.dtype) -> Self:
         """A copy on ``device`` in ``dtype`` (self if nothing changes)."""
+
+    def tuned_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The network to run for this adapter: ``model``, the base's own, unless the method
+        replaces it. Changes nothing."""
+        return model
+
+    def content_hash(self) -> str:
+        """Hex SHA-256 over the method, its settings and its parameters, computed on each call."""
+        digest = hashlib.sha256(f"{self.method} {json.dumps(self._settings())}".encode())
+        for name, parameter in sorted(self.named_parameters()):
+            tensor = parameter.detach().cpu().contiguous()
+            digest.update(f" {name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def _settings(self) -> list[object]:
+        """What beside the parameters tells two adapters of one method apart; JSON values."""
+        return []
