@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from luthier.errors import (
+    CancelledError,
     CapacityError,
     ConflictError,
     InvalidInputError,
@@ -26,6 +27,7 @@ _BY_STATUS: Mapping[int, type[LuthierError]] = {
     415: InvalidInputError,
     422: InvalidInputError,
     429: CapacityError,
+    499: CancelledError,
     501: NotSupportedError,
 }
 

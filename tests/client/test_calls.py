@@ -1,0 +1,89 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from luthier.client import calls
+from luthier.errors import InvalidInputError, UnknownKeyError
+
+
+def test_generate_sends_only_the_parameters_that_were_given() -> None:
+    call = calls.generate("m", "hi", {"max_new_tokens": 3, "seed": None, "stop_sequences": ["."]})
+    assert call.body == {
+        "model_id": "m",
+        "inputs": "hi",
+        "parameters": {"max_new_tokens": 3, "stop_sequences": ["."]},
+    }
+
+
+def test_generate_without_parameters_sends_none() -> None:
+    assert calls.generate("m", "hi", {}).body == {"model_id": "m", "inputs": "hi"}
+
+
+def test_unknown_generation_parameter_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(UnknownKeyError, match="'max_new_token', did you mean 'max_new_tokens'"):
+        calls.generate("m", "hi", {"max_new_token": 3})
+
+
+def test_length_penalty_may_be_a_pair() -> None:
+    call = calls.generate("m", "hi", {"exponential_decay_length_penalty": (5, 1.1)})
+    assert call.body is not None
+    penalty = call.body["parameters"]["exponential_decay_length_penalty"]
+    assert penalty == {"start_index": 5, "decay_factor": 1.1}
+
+
+def test_train_sends_records_inline_in_caikits_shape() -> None:
+    call = calls.train(
+        calls.PROMPT_TUNING,
+        "tuned",
+        base_model="base",
+        train_data=[{"input": "a", "output": "b"}],
+        validation_data=calls.ServerFile("/data/val.jsonl"),
+        parameters={"num_epochs": 2, "seed": None},
+    )
+    assert call.path == "/api/v1/TextGenerationTaskPeftPromptTuningTrain"
+    assert call.body == {
+        "model_name": "tuned",
+        "parameters": {
+            "base_model": "base",
+            "train_stream": {"data_stream": {"data": [{"input": "a", "output": "b"}]}},
+            "num_epochs": 2,
+            "val_stream": {"data_stream": {"filename": "/data/val.jsonl"}},
+        },
+    }
+
+
+def test_row_that_is_no_record_is_named() -> None:
+    with pytest.raises(InvalidInputError, match="row 2 of 'train_stream'"):
+        calls.train(
+            calls.PROMPT_TUNING,
+            "tuned",
+            base_model="base",
+            train_data=[{"input": "a", "output": "b"}, "text"],  # type: ignore[list-item]
+            validation_data=None,
+            parameters={},
+        )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
+def test_what_json_cannot_say_is_refused(value: object) -> None:
+    with pytest.raises(InvalidInputError, match="cannot be written as JSON"):
+        calls.encode({"learning_rate": value})
+
+
+def test_text_goes_out_as_utf8() -> None:
+    assert json.loads(calls.encode({"inputs": "größe ☕"})) == {"inputs": "größe ☕"}
+
+
+def test_deploy_sends_every_file_below_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "config.yml").write_text("module_id: x")
+    (tmp_path / "adapter" / "weights.safetensors").write_bytes(b"\0")
+    call = calls.deploy("m", tmp_path)
+    assert [name for _, (name, _) in call.files] == ["adapter/weights.safetensors", "config.yml"]
+    assert call.fields == {"model_id": "m"}
+
+
+def test_folder_without_config_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"holds no config\.yml"):
+        calls.deploy("m", tmp_path)

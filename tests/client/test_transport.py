@@ -1,0 +1,67 @@
+import httpx
+import pytest
+
+from luthier.client import calls
+from luthier.client.results import JobState, TrainingStatus
+from luthier.client.sse import ServerSentEvent
+from luthier.client.transport import chunk_of, completed, named_errors, read_answer, request_of
+from luthier.errors import (
+    CancelledError,
+    CapacityError,
+    LuthierError,
+    ServerUnreachableError,
+    TrainingFailedError,
+)
+
+
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        (httpx.ConnectError("refused"), "no server answers at http://x"),
+        (httpx.ReadTimeout("slow"), "http://x did not answer in time"),
+        (httpx.RemoteProtocolError("cut"), "connection to http://x broke: cut"),
+    ],
+)
+def test_what_the_network_does_is_named(raised: Exception, words: str) -> None:
+    with pytest.raises(ServerUnreachableError, match=words), named_errors("http://x"):
+        raise raised
+
+
+def test_plain_text_is_read_as_it_is() -> None:
+    assert read_answer(calls.health(), httpx.Response(200, text="OK\n")) == "OK"
+
+
+def test_answer_that_is_no_json_is_an_error() -> None:
+    with pytest.raises(LuthierError, match="/info/models answered something that is no JSON"):
+        read_answer(calls.models(), httpx.Response(200, text="<html>"))
+
+
+def test_empty_answer_is_an_empty_object() -> None:
+    assert read_answer(calls.version(), httpx.Response(200)) == {}
+
+
+def test_error_event_raises_the_servers_class() -> None:
+    data = '{"details": "full", "code": 429, "error": "capacity"}'
+    with pytest.raises(CapacityError, match="full"):
+        chunk_of(ServerSentEvent(data, "error"))
+
+
+def test_event_that_is_no_json_is_an_error() -> None:
+    with pytest.raises(LuthierError, match="no JSON"):
+        chunk_of(ServerSentEvent("[DONE"))
+
+
+def test_failed_training_gives_the_servers_reasons() -> None:
+    status = TrainingStatus("t1", JobState.ERRORED, reasons=("loss is NaN",))
+    with pytest.raises(TrainingFailedError, match="training 't1' failed: loss is NaN"):
+        completed(status)
+
+
+def test_cancelled_training_is_no_success() -> None:
+    with pytest.raises(CancelledError, match="t1"):
+        completed(TrainingStatus("t1", JobState.CANCELED))
+
+
+def test_json_body_is_sent_as_json() -> None:
+    request = request_of(calls.generate("m", "x", {}))
+    assert request["headers"] == {"Content-Type": "application/json"}
