@@ -45,6 +45,10 @@ class TrainingLimits:
     max_virtual_tokens: int = 1024
 
 
+#: For callers who answer to no server: only nonsense is refused.
+UNLIMITED = TrainingLimits(*[2**31] * len(dataclasses.fields(TrainingLimits)))
+
+
 @dataclass(frozen=True)
 class Setting:
     """What is known about one option beside its type and default.

@@ -1,0 +1,63 @@
+"""Writes the course of a training as JSON lines: one object per event, readable while it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import UTC, datetime
+from io import TextIOWrapper
+from pathlib import Path
+
+from luthier.training.callbacks.base import EpochEvent, StartEvent, StepEvent, TrainingCallback
+from luthier.training.results import EvaluationPoint, TrainingResult
+
+
+class MetricsFile(TrainingCallback):
+    """One line per event: ``{"event": "step", "step": 1, "loss": 6.9, ..., "timestamp": ...}``.
+
+    Events are ``start``, ``step``, ``evaluation``, ``epoch`` and ``finish``; a file without
+    ``finish`` belongs to a training that runs, failed or was cancelled. Each line is flushed, so a
+    reader sees whole lines only.
+
+    Args:
+        path: Replaced if it exists; its folder must.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIOWrapper | None = None
+
+    def on_start(self, event: StartEvent) -> None:
+        """Open the file and write the plan and the options."""
+        self._file = self._path.open("w", encoding="utf-8")
+        self._write("start", dataclasses.asdict(event))
+
+    def on_step(self, event: StepEvent) -> None:
+        """Write loss, learning rate and counts of one update."""
+        self._write("step", dataclasses.asdict(event))
+
+    def on_evaluation(self, point: EvaluationPoint) -> None:
+        """Write the validation loss."""
+        self._write("evaluation", {"epoch": point.epoch, "step": point.step, "loss": point.value})
+
+    def on_epoch_end(self, event: EpochEvent) -> None:
+        """Write the epoch's mean loss."""
+        self._write("epoch", dataclasses.asdict(event))
+
+    def on_finish(self, result: TrainingResult) -> None:
+        """Write the totals."""
+        totals = ("num_rows", "num_steps", "num_input_tokens", "num_label_tokens", "seconds")
+        self._write("finish", {name: getattr(result, name) for name in totals})
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, event: str, values: dict[str, object]) -> None:
+        if self._file is None:
+            return
+        line = {"event": event, **values, "timestamp": datetime.now(UTC).isoformat()}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()

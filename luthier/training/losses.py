@@ -1,0 +1,103 @@
+"""Cross-entropy over a large vocabulary without the logits of all rows at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+#: Logits that exist at once; 64 MiB in fp32.
+_CHUNK_NUMBERS = 2**24
+
+
+def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum of the cross-entropies, in fp32.
+
+    Args:
+        logits: [N, V].
+        labels: [N].
+
+    Returns:
+        A scalar.
+    """
+    return functional.cross_entropy(logits.float(), labels, reduction="sum")
+
+
+def projected_cross_entropy_sum(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    *,
+    chunk_numbers: int = _CHUNK_NUMBERS,
+) -> torch.Tensor:
+    """``cross_entropy_sum(hidden @ weight.T + bias, labels)`` in chunks of rows.
+
+    The gradient of a chunk is made while its logits are there, so no logits are kept and none are
+    computed twice. Memory: ``chunk_numbers`` numbers instead of N · V, three times over.
+
+    Args:
+        hidden: [N, D].
+        weight: [V, D].
+        bias: [V] or None.
+        labels: [N].
+        chunk_numbers: Most logits at once.
+
+    Returns:
+        A scalar in fp32, differentiable once in ``hidden``, ``weight`` and ``bias``.
+    """
+    chunk_rows = max(1, chunk_numbers // weight.shape[0])
+    total: torch.Tensor = _ProjectedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, labels, chunk_rows
+    )
+    return total
+
+
+class _ProjectedCrossEntropy(torch.autograd.Function):
+    """d loss / d logits is softmax(logits) - onehot(label), per row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        labels: torch.Tensor,
+        chunk_rows: int,
+    ) -> torch.Tensor:
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight) if wants_weight else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and wants_bias else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, hidden.shape[0], chunk_rows):
+            part = slice(start, start + chunk_rows)
+            logits = functional.linear(hidden[part], weight, bias).float()
+            log_sums = torch.logsumexp(logits, dim=-1)
+            picked = logits.gather(1, labels[part, None]).squeeze(1)
+            total += (log_sums - picked).sum()
+            if not any(ctx.needs_input_grad):
+                continue
+            errors = logits.sub_(log_sums[:, None]).exp_()
+            errors.scatter_add_(1, labels[part, None], -torch.ones_like(picked)[:, None])
+            errors = errors.to(weight.dtype)
+            if grad_hidden is not None:
+                torch.mm(errors, weight, out=grad_hidden[part])
+            if grad_weight is not None:
+                grad_weight.addmm_(errors.T, hidden[part])
+            if grad_bias is not None:
+                grad_bias += errors.sum(dim=0)
+        ctx.gradients = (grad_hidden, grad_weight, grad_bias)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gradients = tuple(
+            None if gradient is None else gradient.mul_(grad_total.to(gradient.dtype))
+            for gradient in ctx.gradients
+        )
+        del ctx.gradients
+        return (*gradients, None, None)

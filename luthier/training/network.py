@@ -1,0 +1,160 @@
+"""The base model as training sees it: a batch of tokens in, the sum of its label losses out."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from luthier.adapters.base import Adapter
+from luthier.adapters.model_inputs import prepare_inputs
+from luthier.resources.base_model import BaseModel
+from luthier.training.data.collation import TokenBatch
+from luthier.training.data.examples import IGNORED_LABEL
+from luthier.training.label_head import install_label_head, own_module_tree
+from luthier.training.losses import cross_entropy_sum, projected_cross_entropy_sum
+
+#: Decoder-only models for which a test holds loss and gradient of a prompt computed once per batch
+#: against a prompt in every row. Others get it in every row.
+SHARED_PREFIX_MODEL_TYPES = frozenset(
+    {"bloom", "gpt2", "gpt_neox", "granite", "llama", "mistral", "opt", "phi", "qwen2", "qwen3"}
+)
+#: Prompt tokens that must be saved for one more, small pass through the model to pay.
+_MIN_SAVED_TOKENS = 16
+
+
+class TrainingNetwork:
+    """Runs batches through a base model with an adapter.
+
+    Works on layers of its own around the same tensors; neither the base model's object nor the
+    adapter's is changed, and what happens to the adapter's tensors is seen at once.
+
+    Args:
+        base_model: The frozen base.
+        adapter: What is learned.
+        base_dropout: Whether the model's own dropout is active.
+        gradient_checkpointing: Whether activations are computed twice instead of kept.
+        shares_prefix: Whether the virtual tokens of a causal model may be computed once per batch
+            instead of once per row. Loss and gradient are the same up to rounding.
+    """
+
+    def __init__(
+        self,
+        base_model: BaseModel,
+        adapter: Adapter,
+        *,
+        base_dropout: bool = False,
+        gradient_checkpointing: bool = False,
+        shares_prefix: bool = True,
+    ) -> None:
+        self._base_model = base_model
+        self._adapter = adapter
+        self._model = own_module_tree(adapter.tuned_model(base_model.model))
+        self._model.train(base_dropout or gradient_checkpointing)
+        if gradient_checkpointing:
+            self._model.gradient_checkpointing_enable({"use_reentrant": False})
+            if not base_dropout:
+                _remove_dropout(self._model)
+        self._label_head = install_label_head(self._model)
+        self._embed: nn.Module = self._model.get_input_embeddings()
+        self._shares_prefix = (
+            shares_prefix
+            and not gradient_checkpointing
+            and base_model.kind == "causal"
+            and self._model.config.model_type in SHARED_PREFIX_MODEL_TYPES
+        )
+
+    def loss_sum(self, batch: TokenBatch) -> torch.Tensor:
+        """Cross-entropy of the batch's labels, summed.
+
+        Args:
+            batch: Rows.
+
+        Returns:
+            A scalar in fp32, differentiable in the adapter's parameters.
+        """
+        rows, columns = torch.nonzero(batch.labels != IGNORED_LABEL, as_tuple=True)
+        labels = batch.labels[rows, columns]
+        is_causal = self._base_model.kind == "causal"
+        if is_causal:
+            shared = self._loss_sum_with_shared_prefix(batch, rows, columns)
+            if shared is not None:
+                return shared
+        inputs = prepare_inputs(
+            self._base_model,
+            self._adapter,
+            batch.input_ids,
+            batch.attention_mask,
+            decoder_input_ids=None if is_causal else self._shifted_right(batch.labels),
+        )
+        # A causal model's state at one token predicts the next; a decoder reads shifted labels.
+        places = columns + inputs.num_prefix_positions - int(is_causal)
+        self._label_head.choose(rows, places)
+        return self._run(labels, **inputs.as_kwargs())
+
+    def _run(self, labels: torch.Tensor, **inputs: object) -> torch.Tensor:
+        """One pass through the model, and the loss at the places chosen before it."""
+        output = self._model(use_cache=False, **inputs)
+        head = self._label_head.head
+        if self._label_head.keeps_hidden and isinstance(head, nn.Linear):
+            hidden = self._label_head.hidden
+            assert hidden is not None
+            return projected_cross_entropy_sum(hidden, head.weight, head.bias, labels)
+        return cross_entropy_sum(output.logits[0], labels)
+
+    def _loss_sum_with_shared_prefix(
+        self, batch: TokenBatch, rows: torch.Tensor, columns: torch.Tensor
+    ) -> torch.Tensor | None:
+        """``loss_sum`` with the virtual tokens computed once, or None where that cannot be."""
+        prompt = self._adapter.soft_prompt().decoder if self._shares_prefix else None
+        if prompt is None or prompt.shape[0] * (len(batch.rows) - 1) < _MIN_SAVED_TOKENS:
+            return None
+        if bool((columns == 0).any()):
+            return None  # A label in the first column is predicted from the last virtual token.
+        embeddings = self._embed(batch.input_ids)
+        cache = self._prefix_cache(prompt.to(embeddings.dtype), num_rows=len(batch.rows))
+        if cache is None:
+            return None
+        self._label_head.choose(rows, columns - 1)
+        return self._run(
+            batch.labels[rows, columns],
+            inputs_embeds=embeddings,
+            attention_mask=nn.functional.pad(batch.attention_mask, (prompt.shape[0], 0), value=1),
+            past_key_values=cache,
+        )
+
+    def _prefix_cache(self, prompt: torch.Tensor, *, num_rows: int) -> DynamicCache | None:
+        """Keys and values of the virtual tokens for every row, or None if the model keeps others.
+
+        The rows' keys are views of one tensor, so their gradients add up in it.
+        """
+        nothing = torch.zeros(0, dtype=torch.long, device=prompt.device)
+        self._label_head.choose(nothing, nothing)
+        cache = self._model(inputs_embeds=prompt[None], use_cache=True).past_key_values
+        if not all(type(layer) is DynamicLayer for layer in cache.layers):
+            return None
+        for layer in cache.layers:
+            layer.keys = layer.keys.expand(num_rows, -1, -1, -1)
+            layer.values = layer.values.expand(num_rows, -1, -1, -1)
+        kept: DynamicCache = cache
+        return kept
+
+    def _shifted_right(self, labels: torch.Tensor) -> torch.Tensor:
+        """What a decoder reads to write ``labels``: its start token, then all labels but the
+        last."""
+        config = self._model.config
+        shifted = labels.roll(1, dims=1)
+        shifted[:, 0] = config.decoder_start_token_id
+        return shifted.masked_fill(shifted == IGNORED_LABEL, config.pad_token_id)
+
+
+def _remove_dropout(model: nn.Module) -> None:
+    """Checkpointing needs training mode; dropout shall not come with it unasked."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+        for name, value in vars(layer).items():
+            # Many models call the functional form with a rate that they keep as a number.
+            if "dropout" in name and isinstance(value, float):
+                setattr(layer, name, 0.0)

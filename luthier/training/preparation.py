@@ -1,0 +1,119 @@
+"""What happens before the first batch: options settled, records read and tokenized."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Callable, Iterable
+
+import alog
+
+from luthier.adapters.base import Adapter, SoftPromptTensors
+from luthier.data_model.training_options import UNLIMITED, TrainingOptions
+from luthier.errors import InvalidInputError
+from luthier.resources.base_model import BaseModel
+from luthier.training.data.examples import TrainingData
+from luthier.training.data.tokenization import (
+    RowTokenizer,
+    TrainRecord,
+    eos_token_id_of,
+    tokenize_records,
+)
+from luthier.training.data.verbalizer import Verbalizer
+
+log = alog.use_channel(__name__)
+
+
+def settle_options(options: TrainingOptions) -> TrainingOptions:
+    """Check the options, and draw the seed if it is -1.
+
+    Server limits are the caller's business; what no server could want is refused here.
+
+    Args:
+        options: As the caller gave them.
+
+    Returns:
+        The same with a seed >= 0.
+
+    Raises:
+        InvalidInputError: For a value of the wrong type, not finite or out of range.
+    """
+    options.validate(UNLIMITED)
+    if options.seed >= 0:
+        return options
+    return dataclasses.replace(options, seed=secrets.randbits(31))
+
+
+def read_data(
+    base_model: BaseModel,
+    adapter: Adapter,
+    train: Iterable[TrainRecord],
+    validation: Iterable[TrainRecord] | None,
+    *,
+    options: TrainingOptions,
+    should_stop: Callable[[], bool],
+) -> tuple[TrainingData, TrainingData | None]:
+    """Tokenize training and validation records.
+
+    Args:
+        base_model: Its tokenizer and limits count.
+        adapter: Its virtual tokens take room in the model's context.
+        train: Read once.
+        validation: Read once; None or empty gives None.
+        options: Verbalizer and lengths.
+        should_stop: Asked between chunks of records.
+
+    Returns:
+        Training data, and validation data or None.
+
+    Raises:
+        VerbalizerError: For a verbalizer without placeholder, one that shows the label, or a
+            field that a record lacks.
+        TrainingDataError: For empty training data, or a row that cannot be learned from.
+        CancelledError: If ``should_stop`` said so.
+    """
+    verbalizer = Verbalizer(options.verbalizer)
+    verbalizer.require_trainable()
+    row_tokenizer = _row_tokenizer(base_model, adapter.soft_prompt(), options)
+    data = tokenize_records(train, verbalizer, row_tokenizer, should_stop=should_stop)
+    _report_truncation("train", data)
+    held_out = list(validation or ())
+    if not held_out:
+        return data, None
+    validation_data = tokenize_records(
+        held_out, verbalizer, row_tokenizer, name="validation", should_stop=should_stop
+    )
+    _report_truncation("validation", validation_data)
+    return data, validation_data
+
+
+def _row_tokenizer(
+    base_model: BaseModel, prompt: SoftPromptTensors, options: TrainingOptions
+) -> RowTokenizer:
+    num_virtual_tokens = max(
+        0 if part is None else part.shape[0] for part in (prompt.encoder, prompt.decoder)
+    )
+    room = base_model.max_positions
+    if room is not None:
+        room -= num_virtual_tokens
+        if room < 2:
+            raise InvalidInputError(
+                f"{num_virtual_tokens} virtual tokens leave no room for text: base model "
+                f"{base_model.name!r} takes {base_model.max_positions} tokens"
+            )
+    return RowTokenizer(
+        tokenizer=base_model.tokenizer,
+        is_seq2seq=base_model.kind == "seq2seq",
+        eos_token_id=eos_token_id_of(
+            base_model.tokenizer, base_model.eos_token_ids, name=base_model.name
+        ),
+        max_source_length=options.max_source_length,
+        max_target_length=options.max_target_length,
+        has_virtual_tokens=prompt.decoder is not None,
+        max_row_length=room,
+    )
+
+
+def _report_truncation(name: str, data: TrainingData) -> None:
+    if not data.truncation.is_empty:
+        log.warning("%s data was truncated: %s", name, data.truncation)

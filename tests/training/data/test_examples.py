@@ -1,0 +1,28 @@
+"""Examples count what is learned; reports say what was cut."""
+
+from luthier.training.data.examples import Example, TruncationReport
+
+
+def test_only_labels_that_are_not_ignored_count() -> None:
+    assert Example(1, (4, 5, 6), (-100, 5, 6)).num_label_tokens == 2
+
+
+def test_a_report_names_counts_and_first_rows() -> None:
+    report = TruncationReport(
+        num_rows=9,
+        num_source_rows=3,
+        num_source_tokens=40,
+        num_target_rows=1,
+        num_target_tokens=2,
+        first_source_rows=(1, 4),
+        first_target_rows=(8,),
+    )
+    assert str(report) == (
+        "of 9 rows: source cut in 3 rows by 40 tokens (rows 1, 4, …); "
+        "target cut in 1 rows by 2 tokens (rows 8)"
+    )
+    assert not report.is_empty
+
+
+def test_a_report_without_cuts_says_so() -> None:
+    assert str(TruncationReport(num_rows=9)) == "all 9 rows fit"

@@ -1,0 +1,53 @@
+"""Chunked cross-entropy against torch's own, value and gradients."""
+
+import pytest
+import torch
+
+from luthier.training.losses import cross_entropy_sum, projected_cross_entropy_sum
+
+
+@pytest.mark.parametrize("chunk_numbers", [1, 40, 123, 10**6])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_chunks_give_the_loss_and_gradients_of_all_logits_at_once(
+    chunk_numbers: int, has_bias: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(11, 6, generator=generator, dtype=torch.float64)
+    weight = torch.randn(20, 6, generator=generator, dtype=torch.float64)
+    bias = torch.randn(20, generator=generator, dtype=torch.float64) if has_bias else None
+    labels = torch.randint(20, (11,), generator=generator)
+    leaves = [tensor.requires_grad_() for tensor in (hidden, weight, bias) if tensor is not None]
+
+    expected = cross_entropy_sum(torch.nn.functional.linear(hidden, weight, bias), labels) * 0.3
+    expected_gradients = torch.autograd.grad(expected, leaves)
+    loss = projected_cross_entropy_sum(hidden, weight, bias, labels, chunk_numbers=chunk_numbers)
+    gradients = torch.autograd.grad(loss * 0.3, leaves)
+
+    torch.testing.assert_close(loss * 0.3, expected, rtol=1e-6, atol=1e-6)
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_frozen_weight_gets_no_gradient() -> None:
+    hidden = torch.randn(3, 4, requires_grad=True)
+    weight = torch.randn(5, 4)
+    projected_cross_entropy_sum(hidden, weight, None, torch.tensor([0, 1, 2])).backward()
+    assert hidden.grad is not None
+    assert weight.grad is None
+
+
+def test_without_gradients_only_the_loss_is_computed() -> None:
+    with torch.no_grad():
+        loss = projected_cross_entropy_sum(
+            torch.zeros(2, 4), torch.zeros(5, 4), None, torch.tensor([0, 4])
+        )
+    assert loss.item() == pytest.approx(2 * torch.log(torch.tensor(5.0)).item())
+
+
+def test_huge_logits_stay_finite() -> None:
+    hidden = torch.tensor([[1e4, -1e4]], requires_grad=True)
+    loss = projected_cross_entropy_sum(hidden, torch.eye(2) * 10, None, torch.tensor([0]))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert hidden.grad is not None
+    assert torch.isfinite(hidden.grad).all()

@@ -1,0 +1,64 @@
+"""Schedule and optimizer against transformers' and torch's own."""
+
+import pytest
+import torch
+from transformers import get_scheduler
+
+from luthier.data_model.training_options import TrainingOptions
+from luthier.training.optimization import build_optimizer, learning_rate_at, set_learning_rate
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("num_warmup", [0, 3])
+def test_the_schedule_is_that_of_transformers_stepped_per_update(
+    schedule: str, num_warmup: int
+) -> None:
+    options = TrainingOptions(learning_rate=0.5, schedule=schedule, warmup_steps=num_warmup)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    scheduler = get_scheduler(name, optimizer, num_warmup, 10)
+    for update in range(10):
+        expected = optimizer.param_groups[0]["lr"]
+        assert learning_rate_at(update, num_updates=10, options=options) == pytest.approx(expected)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_the_linear_schedule_reaches_almost_nothing_in_the_last_update() -> None:
+    options = TrainingOptions(learning_rate=1.0)
+    assert learning_rate_at(0, num_updates=4, options=options) == 1.0
+    assert learning_rate_at(3, num_updates=4, options=options) == 0.25
+
+
+def test_a_warm_up_can_be_a_share_of_all_updates() -> None:
+    options = TrainingOptions(learning_rate=1.0, warmup_ratio=0.25)
+    rates = [learning_rate_at(update, num_updates=8, options=options) for update in range(3)]
+    assert rates == [0.0, 0.5, 1.0]
+
+
+def test_norms_and_biases_do_not_decay() -> None:
+    matrix = torch.nn.Parameter(torch.ones(2, 2))
+    norm = torch.nn.Parameter(torch.ones(2))
+    options = TrainingOptions(learning_rate=0.1, weight_decay=0.5)
+    optimizer = build_optimizer([("matrix", matrix), ("norm", norm)], options)
+    matrix.grad, norm.grad = torch.zeros_like(matrix), torch.zeros_like(norm)
+    optimizer.step()
+    torch.testing.assert_close(matrix.data, torch.full((2, 2), 0.95))
+    torch.testing.assert_close(norm.data, torch.ones(2))
+
+
+def test_the_optimizer_is_adamw() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours = torch.nn.Parameter(torch.randn(3, 3, generator=generator))
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    options = TrainingOptions(learning_rate=0.1, weight_decay=0.01)
+    optimizer = build_optimizer([("p", ours)], options)
+    reference = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.01)
+    for rate in (0.1, 0.05, 0.02):
+        gradient = torch.randn(3, 3, generator=generator)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        set_learning_rate(optimizer, rate)
+        set_learning_rate(reference, rate)
+        optimizer.step()
+        reference.step()
+    torch.testing.assert_close(ours, theirs)
