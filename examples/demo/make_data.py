@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 INTENTS = ("delivery", "payment", "returns", "account")
-NUM_TRAIN = 400
+NUM_TRAIN = 480
 NUM_TEST = 64
 SEED = 7
 
@@ -60,6 +60,14 @@ TEMPLATES: dict[str, dict[str, list[str]]] = {
             "the shipping date moved for the third time",
             "my {item} went to my old street",
             "is express shipping possible for the {item}",
+            "the carrier lost my box",
+            "what happened to my shipment from {day}",
+            "a van stopped here but nobody handed me the {item}",
+            "you promised arrival {day} and I am still waiting",
+            "how can I follow my shipment",
+            "the {item} was thrown over the fence by the delivery man",
+            "will somebody come again tomorrow with my package",
+            "which day does the {item} come",
         ],
         "payment": [
             "you charged me {amount} twice",
@@ -84,6 +92,14 @@ TEMPLATES: dict[str, dict[str, list[str]]] = {
             "two transactions of {amount} on {day} for one {item}",
             "can I get a copy of the receipt from {day}",
             "I was billed for something I did not buy",
+            "my gift voucher does not work at checkout",
+            "the amount you took is {amount} too high",
+            "can I split the {amount} over several months",
+            "my bank says you withdrew {amount} again",
+            "please correct the company address on my bill",
+            "I see an unknown charge of {amount}",
+            "the credit card form shows an error when I pay",
+            "was my transfer of {amount} booked",
         ],
         "returns": [
             "the {item} is too small, I want to send it back",
@@ -108,6 +124,14 @@ TEMPLATES: dict[str, dict[str, list[str]]] = {
             "who pays for the postage when I return a {item}",
             "did you receive the {item} that I sent back {day}",
             "the {item} was a gift, can it be exchanged",
+            "there is a crack in the {item}, send another one",
+            "the {item} is the wrong size, I need a larger one",
+            "I do not like the {item}, can I give it back",
+            "your exchange policy for the {item} please",
+            "come and collect the {item}, I never ordered it",
+            "the {item} is damaged and I want my money back",
+            "when do I get the money for the {item} that I mailed back",
+            "this {item} does not work, I want to return it",
         ],
         "account": [
             "I forgot my password",
@@ -132,6 +156,14 @@ TEMPLATES: dict[str, dict[str, list[str]]] = {
             "the sign in button does nothing",
             "I want to change my birthday in my profile",
             "please remove my old phone from the security settings",
+            "do not send me advertising any more",
+            "I never get the verification code for the app",
+            "the link to choose a new password is dead",
+            "where do I change my personal data",
+            "my account was hacked {day}",
+            "I want to log in with another mail address",
+            "close my account for ever please",
+            "why can I not sign in today",
         ],
     },
     "test": {
