@@ -15,8 +15,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from luthier.errors import ArtifactError, ConflictError
+from luthier.files.names import is_inside
 
 PARTIAL_SUFFIX = ".partial"
 MANIFEST_NAME = "manifest.json"
@@ -66,8 +68,13 @@ def write_file_atomically(target: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_manifest(folder: Path) -> None:
-    """Write ``manifest.json``: size and SHA-256 of every other file in ``folder``."""
+def write_manifest(folder: Path, **facts: object) -> None:
+    """Write ``manifest.json``: size and SHA-256 of every other file in ``folder``.
+
+    Args:
+        folder: Complete but for the manifest.
+        **facts: JSON values to keep beside them, by their own key.
+    """
     files = {
         path.relative_to(folder).as_posix(): {
             "bytes": path.stat().st_size,
@@ -76,30 +83,37 @@ def write_manifest(folder: Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST_NAME
     }
-    text = json.dumps({"format": 1, "files": files}, indent=2)
+    text = json.dumps({"format": 1, **facts, "files": files}, indent=2)
     (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
 
 
-def check_manifest(folder: Path) -> None:
+def check_manifest(folder: Path) -> dict[str, Any]:
     """Compare the files that ``manifest.json`` lists; without a manifest nothing is checked.
+
+    Returns:
+        The manifest, or an empty dictionary.
 
     Raises:
         ArtifactError: Naming the first file that is missing or differs.
     """
     path = folder / MANIFEST_NAME
     if not path.exists():
-        return
+        return {}
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        expected = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in files.items()}
+        manifest = dict(json.loads(path.read_text(encoding="utf-8")))
+        expected = {
+            str(name): (int(entry["bytes"]), str(entry["sha256"]))
+            for name, entry in manifest["files"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{MANIFEST_NAME} in {folder.name!r} is not readable") from error
     for name, (num_bytes, digest) in expected.items():
         file = folder / name
-        if not file.is_file():
+        if not is_inside(file, folder) or not file.is_file():
             raise ArtifactError(f"{folder.name!r} is incomplete: {name!r} is missing")
         if file.stat().st_size != num_bytes or _sha256(file) != digest:
             raise ArtifactError(f"{folder.name!r} is damaged: {name!r} differs from its manifest")
+    return manifest
 
 
 def _refuse_existing(target: Path, *, overwrite: bool) -> None:

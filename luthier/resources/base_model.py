@@ -246,7 +246,7 @@ def _read_model(
 ) -> PreTrainedModel:
     weights = _weight_arguments(folder, name=name, sources=sources)
     try:
-        model, info = _CLASSES[kind].from_pretrained(
+        model, info = _network_class(config, kind).from_pretrained(
             None if "state_dict" in weights else folder,
             config=config,
             dtype=dtype,
@@ -273,12 +273,16 @@ def _read_model(
     return loaded
 
 
+def _network_class(config: PretrainedConfig, kind: BaseModelKind) -> Any:
+    """transformers' own class for this config; the Auto class if the model brings its code."""
+    mapping = _CLASSES[kind]._model_mapping
+    return mapping[type(config)] if type(config) in mapping else _CLASSES[kind]
+
+
 def _attention(config: PretrainedConfig, kind: BaseModelKind) -> str:
     """``sdpa`` where the architecture has it. Always said outright, because a config could
     otherwise name a kernel to fetch from the hub."""
-    mapping = _CLASSES[kind]._model_mapping
-    has_sdpa = type(config) in mapping and getattr(mapping[type(config)], "_supports_sdpa", False)
-    return "sdpa" if has_sdpa else "eager"
+    return "sdpa" if getattr(_network_class(config, kind), "_supports_sdpa", False) else "eager"
 
 
 def _weight_arguments(folder: Path, *, name: str, sources: BaseModelSources) -> dict[str, Any]:
