@@ -99,6 +99,11 @@ class BaseModelStore:
         with self._lock:
             self._in_memory.pop(name, None)
 
+    def in_memory(self, name: str) -> BaseModel | None:
+        """The model that ``add`` offered under ``name``, or None. Changes nothing."""
+        with self._lock:
+            return self._in_memory.get(name)
+
     def acquire(
         self,
         name: str | os.PathLike[str],
