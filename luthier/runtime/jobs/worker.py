@@ -1,0 +1,91 @@
+"""The child process of one training: ``python -m luthier.runtime.jobs.worker <job folder>``.
+
+Reads the job's spec and records, trains, saves the model beside its final place and moves it there.
+SIGTERM asks it to stop; nothing is half-written, whatever ends it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+import alog
+
+from luthier.errors import CancelledError, LuthierError
+from luthier.runtime.folders import publish_folder
+from luthier.runtime.jobs.executor import MODULE_PACKAGES_VARIABLE, PARENT_PID_VARIABLE
+from luthier.runtime.jobs.job_folder import JobFolder, Outcome
+from luthier.runtime.jobs.training_call import train_module
+
+log = alog.use_channel(__name__)
+
+#: Added to the nice value, so that the servers stay responsive while a training takes the CPUs.
+NICENESS = 10
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Do the job in the folder that the command line names.
+
+    Args:
+        arguments: The job's folder, alone.
+
+    Returns:
+        The exit status: 0 if the model is in place.
+    """
+    die_with_parent()
+    os.nice(NICENESS)
+    signal.signal(signal.SIGTERM, _stop)
+    folder = JobFolder(Path(arguments[0]))
+    outcome = _work(folder)
+    folder.write_outcome(outcome)
+    return 0 if outcome.is_complete else 1
+
+
+def die_with_parent() -> None:
+    """End this process when the server's ends, even by SIGKILL: no training goes on unseen."""
+    parent = int(os.environ.get(PARENT_PID_VARIABLE, os.getppid()))
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # The parent may have died before the line above; where there is no prctl, this is all.
+    threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _work(folder: JobFolder) -> Outcome:
+    try:
+        for package in os.environ.get(MODULE_PACKAGES_VARIABLE, "luthier.modules").split(","):
+            importlib.import_module(package)
+        spec = folder.read_spec()
+        model = train_module(spec, folder)
+        model.save(str(folder.staged_model))
+        # From here on the job counts as done; a late SIGTERM must not tear the two steps apart.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        publish_folder(folder.staged_model, spec.model_folder)
+        return Outcome()
+    except LuthierError as error:
+        log.warning("training failed", exc_info=error)
+        return Outcome(error.code, str(error))
+    except Exception as error:
+        log.error("training failed unexpectedly", exc_info=error)
+        return Outcome(LuthierError.code, f"{type(error).__name__}: {error}")
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise CancelledError("canceled by request")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

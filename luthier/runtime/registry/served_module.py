@@ -1,0 +1,39 @@
+"""What the runtime asks of a module that it serves."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from luthier.data_model.generation import (
+    GeneratedTextResult,
+    GeneratedTextStreamResult,
+    TokenizationResults,
+)
+
+
+class ServedModule(Protocol):
+    """A loaded model. Thread-safe; any number of calls may run at once."""
+
+    #: caikit's id and name of the module's class.
+    MODULE_ID: str
+    MODULE_NAME: str
+
+    async def arun(self, text: str, **sampling: Any) -> GeneratedTextResult:
+        """Generate; cancelling the task frees the row."""
+
+    def arun_stream_out(
+        self, text: str, **sampling: Any
+    ) -> AsyncIterator[GeneratedTextStreamResult]:
+        """Generate, step by step; closing the iterator frees the row."""
+
+    def run_tokenizer(self, text: str) -> TokenizationResults:
+        """Count the text's tokens; fast enough for an event loop."""
+
+    def release(self) -> None:
+        """Give back what the module holds, its lease of the base model above all."""
+
+
+#: Reads a saved model. Blocks; thread-safe.
+LoadModule = Callable[[Path], ServedModule]

@@ -1,0 +1,91 @@
+"""Text in, text out: finds the model, asks it, and lets go of it again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from luthier.data_model.generation import (
+    GeneratedTextResult,
+    GeneratedTextStreamResult,
+    TokenizationResults,
+)
+from luthier.errors import InvalidInputError
+from luthier.runtime.registry.registry import ModelRegistry
+
+
+class InferenceService:
+    """Generation and tokenization with any served model.
+
+    Cancelling the task of a call frees its row; so does closing a stream.
+
+    Args:
+        registry: Finds and loads the models.
+    """
+
+    def __init__(self, registry: ModelRegistry) -> None:
+        self._registry = registry
+
+    async def generate(
+        self, model_id: str, text: str, sampling: Mapping[str, Any]
+    ) -> GeneratedTextResult:
+        """Generate text, whole.
+
+        Args:
+            model_id: A served model's name.
+            text: What to generate from; may be empty.
+            sampling: Fields of ``SamplingParams`` by name; what is absent has its default.
+
+        Returns:
+            The text and what was asked for about it.
+
+        Raises:
+            LuthierError: If there is no such model, a parameter is out of range, the engine is
+                full or the row fails.
+        """
+        async with self._registry.use(_given(model_id)) as module:
+            return await module.arun(text, **sampling)
+
+    async def stream(
+        self, model_id: str, text: str, sampling: Mapping[str, Any]
+    ) -> AsyncGenerator[GeneratedTextStreamResult]:
+        """Generate text step by step. Close the generator when the reader is gone.
+
+        Args:
+            model_id: A served model's name.
+            text: What to generate from; may be empty.
+            sampling: As for ``generate``.
+
+        Yields:
+            Pieces of the text; the last one has the finish reason.
+
+        Raises:
+            LuthierError: As for ``generate``, mostly before the first piece.
+        """
+        async with self._registry.use(_given(model_id)) as module:
+            async with aclosing(module.arun_stream_out(text, **sampling)) as results:
+                async for result in results:
+                    yield result
+
+    async def tokenize(self, model_id: str, text: str) -> TokenizationResults:
+        """Count a text's tokens as the model would see them.
+
+        Args:
+            model_id: A served model's name.
+            text: Any text.
+
+        Returns:
+            The count, and the tokens where the model reports them.
+
+        Raises:
+            LuthierError: If there is no such model.
+        """
+        async with self._registry.use(_given(model_id)) as module:
+            return await module.arun_tokenizer(text)
+
+
+def _given(model_id: str) -> str:
+    if not model_id:
+        raise InvalidInputError("Please provide model_id in payload")
+    return model_id
