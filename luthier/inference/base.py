@@ -103,6 +103,9 @@ class TokenStream(ABC):
     def __iter__(self) -> Iterator[GenerationChunk]:
         """Yield chunks, blocking the calling thread between them.
 
+        Returns:
+            An iterator that ends after the last chunk.
+
         Raises:
             LuthierError: What ended this row, if its finish reason would be ERROR. Other rows
                 are not affected.
@@ -111,6 +114,9 @@ class TokenStream(ABC):
     @abstractmethod
     def __aiter__(self) -> AsyncIterator[GenerationChunk]:
         """Yield chunks on the running event loop; no thread waits meanwhile.
+
+        Returns:
+            An iterator that ends after the last chunk.
 
         Raises:
             LuthierError: As for ``__iter__``.
@@ -145,6 +151,12 @@ class Engine(ABC):
     @abstractmethod
     def submit(self, request: GenerationRequest) -> TokenStream:
         """Accept a request; returns at once. Thread-safe.
+
+        Args:
+            request: What to generate from.
+
+        Returns:
+            Its stream. Dropping it, or leaving its iteration early, cancels the row.
 
         Raises:
             InvalidInputError: If the prompt does not fit the model's context, naming both.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from luthier.adapters.base import SoftPromptTensors
+from luthier.adapters.base import Adapter, SoftPromptTensors
 from luthier.errors import InvalidInputError
 from luthier.inference.base import GenerationRequest
 from luthier.resources.base_model import BaseModel
@@ -18,12 +18,14 @@ class Prompt:
 
     Args:
         token_ids: Prompt tokens, [T]; a seq2seq base encodes them.
-        soft_prompt: Virtual tokens, detached, in the base model's dtype and on its device.
+        adapter: The request's, in the base model's dtype and on its device.
+        soft_prompt: Its virtual tokens, detached.
         room: Tokens that may still be generated before the model's context is full; None if it
             has no limit.
     """
 
     token_ids: tuple[int, ...]
+    adapter: Adapter | None
     soft_prompt: SoftPromptTensors
     room: int | None
 
@@ -44,33 +46,42 @@ def prepare_prompt(base_model: BaseModel, request: GenerationRequest) -> Prompt:
     A prompt without any token is replaced by the beginning-of-sequence token where the model has
     one, unless virtual tokens stand in for it.
 
+    Args:
+        base_model: The frozen base.
+        request: Its ids, its adapter.
+
+    Returns:
+        The prompt, with the room it leaves.
+
     Raises:
         InvalidInputError: If the prompt is empty, too long (naming both lengths), or holds an id
             that the vocabulary lacks.
     """
-    soft_prompt = _detached_soft_prompt(base_model, request)
+    adapter = request.adapter
+    if adapter is not None:
+        adapter = adapter.to(device=base_model.device, dtype=base_model.dtype)
+    soft_prompt = _detached_soft_prompt(adapter)
     is_seq2seq = base_model.kind == "seq2seq"
     leading = soft_prompt.encoder if is_seq2seq else soft_prompt.decoder
     token_ids = _or_beginning(base_model, request.input_ids, num_virtual=_num_virtual(leading))
     _check_ids(base_model, token_ids)
     if base_model.max_positions is None:
-        return Prompt(token_ids, soft_prompt, room=None)
+        return Prompt(token_ids, adapter, soft_prompt, room=None)
     num_used = len(token_ids) + _num_virtual(leading)
     if is_seq2seq:
         _check_length(num_used - 1, request, leading, base_model.max_positions)
         num_used = 1 + _num_virtual(soft_prompt.decoder)
     _check_length(num_used, request, leading, base_model.max_positions)
-    return Prompt(token_ids, soft_prompt, room=base_model.max_positions - num_used)
+    return Prompt(token_ids, adapter, soft_prompt, room=base_model.max_positions - num_used)
 
 
 def _num_virtual(soft_prompt: torch.Tensor | None) -> int:
     return 0 if soft_prompt is None else len(soft_prompt)
 
 
-def _detached_soft_prompt(base_model: BaseModel, request: GenerationRequest) -> SoftPromptTensors:
-    if request.adapter is None:
+def _detached_soft_prompt(adapter: Adapter | None) -> SoftPromptTensors:
+    if adapter is None:
         return SoftPromptTensors()
-    adapter = request.adapter.to(device=base_model.device, dtype=base_model.dtype)
     with torch.no_grad():
         tensors = adapter.soft_prompt()
     return SoftPromptTensors(

@@ -20,11 +20,14 @@ def engine_for(base_model: BaseModel, *, options: EngineOptions | None = None) -
 
     Every caller with the same ``BaseModel`` object gets the same engine. It does not keep the
     model alive: when the last holder drops it, the engine is closed. An engine that died stays,
-    so that its status can be seen; one that was closed is replaced.
+    so that its status can be seen; one that was closed by ``close_all`` is replaced.
 
     Args:
         base_model: A loaded model.
         options: Only those of the first call count.
+
+    Returns:
+        The engine; it is shared, so only ``close_all`` should close it.
     """
     key = id(base_model)
     with _lock:

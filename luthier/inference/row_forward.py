@@ -6,13 +6,16 @@ not give, which swaps a method of the shared model in and out on every call.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
+from luthier.adapters.model_inputs import prepare_inputs
 from luthier.errors import NotSupportedError
 from luthier.inference.prompts import Prompt
 from luthier.resources.base_model import BaseModel
@@ -59,6 +62,12 @@ def prior_token_ids(base_model: BaseModel, prompt: Prompt) -> Sequence[int]:
 def decoder_start_token_id(base_model: BaseModel) -> int:
     """The token a seq2seq decoder starts from.
 
+    Args:
+        base_model: A seq2seq one.
+
+    Returns:
+        Its id.
+
     Raises:
         NotSupportedError: If the model's configuration names none.
     """
@@ -77,36 +86,34 @@ class CausalRowForward(RowForward):
     """A decoder-only model: soft prompt, prompt and answer in one sequence."""
 
     def __init__(self, base_model: BaseModel) -> None:
-        self._model = base_model.model
-        self._device = base_model.device
+        self._base_model = base_model
+        self._model: PreTrainedModel = base_model.model
         self._cache: Any = None
         self._num_seen = 0
-        self._takes_logits_to_keep = _accepts(self._model, "logits_to_keep")
 
     def prefill(self, prompt: Prompt, *, wants_prompt_logits: bool) -> torch.Tensor:
         """Run soft prompt and prompt; see ``RowForward``."""
-        ids = torch.tensor([prompt.token_ids], dtype=torch.long, device=self._device)
+        ids = _row_of(prompt.token_ids, self._base_model)
+        inputs = prepare_inputs(self._base_model, prompt.adapter, ids)
+        self._model = inputs.model
         num_rows = max(1, len(prompt.token_ids)) if wants_prompt_logits else 1
-        if prompt.soft_prompt.decoder is None:
-            return self._forward(num_rows, ids.shape[1], input_ids=ids)
-        inputs_embeds = join_embeddings(self._model, prompt.soft_prompt.decoder, ids)
-        return self._forward(num_rows, inputs_embeds.shape[1], inputs_embeds=inputs_embeds)
+        arguments = inputs.as_kwargs()
+        # Without padding the model counts positions itself, here and in each step alike.
+        arguments.pop("position_ids", None)
+        return self._forward(num_rows, inputs.inputs_embeds.shape[1], **arguments)
 
     def step(self, token_id: int) -> torch.Tensor:
         """Run one more token; see ``RowForward``."""
-        return self._forward(1, 1, input_ids=torch.tensor([[token_id]], device=self._device))[0]
+        mask = torch.ones(1, self._num_seen + 1, dtype=torch.long, device=self._model.device)
+        ids = _row_of([token_id], self._base_model)
+        return self._forward(1, 1, input_ids=ids, attention_mask=mask)[0]
 
     def _forward(self, num_rows: int, num_new: int, **inputs: torch.Tensor) -> torch.Tensor:
-        self._num_seen += num_new
-        keep = {"logits_to_keep": num_rows} if self._takes_logits_to_keep else {}
+        keep = {"logits_to_keep": num_rows} if _takes_logits_to_keep(self._model.__class__) else {}
         output = self._model(
-            **inputs,
-            attention_mask=torch.ones(1, self._num_seen, dtype=torch.long, device=self._device),
-            past_key_values=self._cache,
-            use_cache=True,
-            return_dict=True,
-            **keep,
+            **inputs, past_key_values=self._cache, use_cache=True, return_dict=True, **keep
         )
+        self._num_seen += num_new
         self._cache = output.past_key_values
         logits: torch.Tensor = output.logits
         return logits[0, -num_rows:]
@@ -116,34 +123,34 @@ class Seq2SeqRowForward(RowForward):
     """An encoder-decoder model: the encoder once, then the decoder token by token."""
 
     def __init__(self, base_model: BaseModel) -> None:
-        self._model = base_model.model
-        self._device = base_model.device
-        self._start_token_id = decoder_start_token_id(base_model)
+        self._base_model = base_model
+        self._model: PreTrainedModel = base_model.model
+        self._start = _row_of([decoder_start_token_id(base_model)], base_model)
         self._cache: Any = None
         self._encoded: Any = None
         self._encoder_mask: torch.Tensor | None = None
 
     def prefill(self, prompt: Prompt, *, wants_prompt_logits: bool) -> torch.Tensor:
         """Run the encoder and the decoder's start; prompt tokens of an encoder have no logits."""
-        ids = torch.tensor([prompt.token_ids], dtype=torch.long, device=self._device)
-        embeddings = join_embeddings(self._model, prompt.soft_prompt.encoder, ids)
-        self._encoder_mask = torch.ones(
-            1, embeddings.shape[1], dtype=torch.long, device=self._device
+        inputs = prepare_inputs(
+            self._base_model,
+            prompt.adapter,
+            _row_of(prompt.token_ids, self._base_model),
+            decoder_input_ids=self._start,
         )
+        self._model = inputs.model
+        arguments = inputs.as_kwargs()
+        self._encoder_mask = arguments.pop("attention_mask")
         self._encoded = self._model.get_encoder()(
-            inputs_embeds=embeddings, attention_mask=self._encoder_mask, return_dict=True
+            inputs_embeds=arguments.pop("inputs_embeds"),
+            attention_mask=self._encoder_mask,
+            return_dict=True,
         )
-        start = torch.tensor([[self._start_token_id]], device=self._device)
-        if prompt.soft_prompt.decoder is None:
-            return self._forward(decoder_input_ids=start)
-        return self._forward(
-            decoder_inputs_embeds=join_embeddings(self._model, prompt.soft_prompt.decoder, start)
-        )
+        return self._forward(**arguments)
 
     def step(self, token_id: int) -> torch.Tensor:
         """Run one more token; see ``RowForward``."""
-        ids = torch.tensor([[token_id]], device=self._device)
-        return self._forward(decoder_input_ids=ids)[0]
+        return self._forward(decoder_input_ids=_row_of([token_id], self._base_model))[0]
 
     def _forward(self, **inputs: torch.Tensor) -> torch.Tensor:
         output = self._model(
@@ -159,24 +166,10 @@ class Seq2SeqRowForward(RowForward):
         return logits[0, -1:]
 
 
-def join_embeddings(
-    model: Any, soft_prompt: torch.Tensor | None, token_ids: torch.Tensor
-) -> torch.Tensor:
-    """Put virtual tokens before embedded ones, as PEFT does.
-
-    Args:
-        model: A transformers model.
-        soft_prompt: [P, D] or None.
-        token_ids: [1, T].
-
-    Returns:
-        [1, P + T, D].
-    """
-    embeddings: torch.Tensor = model.get_input_embeddings()(token_ids)
-    if soft_prompt is None:
-        return embeddings
-    return torch.cat([soft_prompt[None].to(embeddings.dtype), embeddings], dim=1)
+def _row_of(token_ids: Sequence[int], base_model: BaseModel) -> torch.Tensor:
+    return torch.tensor([list(token_ids)], dtype=torch.long, device=base_model.device)
 
 
-def _accepts(model: Any, argument: str) -> bool:
-    return argument in inspect.signature(model.forward).parameters
+@functools.cache
+def _takes_logits_to_keep(model_class: type[PreTrainedModel]) -> bool:
+    return "logits_to_keep" in inspect.signature(model_class.forward).parameters

@@ -76,6 +76,9 @@ class Sampler:
         Args:
             logits: Unprocessed, [V], any float dtype; not changed.
 
+        Returns:
+            Its id.
+
         Raises:
             EngineError: If no token has a finite score: the model or the adapter is broken.
         """
@@ -151,6 +154,9 @@ def favour_end(
         eos_token_ids: Tokens that end a sequence.
         factor: Above 1 makes the end likelier with each token.
         power: Tokens generated since the penalty's start index.
+
+    Returns:
+        [V].
     """
     ids = torch.tensor(list(eos_token_ids), device=scores.device)
     before = scores[ids]
@@ -224,6 +230,9 @@ def draw(scores: torch.Tensor, uniform: float) -> int:
     Args:
         scores: [V], at least one finite.
         uniform: In [0, 1).
+
+    Returns:
+        Its id.
     """
     cumulative = scores.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     target = cumulative[-1] * uniform

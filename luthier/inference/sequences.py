@@ -116,6 +116,9 @@ class GeneratedSequence:
             token_id: The choice, where the caller made it already for many rows at once; only
                 while the sampler ``takes_plain_argmax``.
 
+        Returns:
+            The chunk; the last one if the sequence ends here.
+
         Raises:
             EngineError: If the logits are unusable.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from luthier.adapters.base import Adapter, SoftPromptTensors
+from luthier.adapters.soft_prompt import PromptPlace, SoftPrompt
 from luthier.resources.base_model import BaseModel
 
 
@@ -41,31 +42,33 @@ class GivenPrompt(Adapter):
     def peft_state(self) -> Mapping[str, torch.Tensor]:
         return {}
 
-    def to(self, *, device: torch.device, dtype: torch.dtype) -> Adapter:
+    def to(self, *, device: torch.device, dtype: torch.dtype) -> Self:
         return self
 
 
 def random_prompt(
     base_model: BaseModel, *, seed: int, num_virtual_tokens: int = 6, parts: str = ""
-) -> GivenPrompt:
+) -> SoftPrompt:
     """A soft prompt of N(0, 1) rows, like the tiny models' embeddings.
 
     ``parts`` is ``decoder``, ``encoder`` or ``both``; by default where the kind usually has it.
     """
+    default: PromptPlace = "decoder" if base_model.kind == "causal" else "encoder"
+    named: dict[str, tuple[PromptPlace, ...]] = {
+        "": (default,),
+        "decoder": ("decoder",),
+        "encoder": ("encoder",),
+        "both": ("encoder", "decoder"),
+    }
+    places = named[parts]
     generator = torch.Generator().manual_seed(seed)
-
-    def rows() -> torch.Tensor:
-        return torch.randn(num_virtual_tokens, base_model.hidden_size, generator=generator)
-
-    parts = parts or {"causal": "decoder", "seq2seq": "encoder"}[base_model.kind]
-    return GivenPrompt(
-        decoder=rows() if parts in ("decoder", "both") else None,
-        encoder=rows() if parts in ("encoder", "both") else None,
-    )
+    shape = (num_virtual_tokens * len(places), base_model.hidden_size)
+    rows = torch.randn(shape, generator=generator)
+    return SoftPrompt(rows, kind=base_model.kind, places=places)
 
 
 @pytest.fixture(scope="session")
-def make_prompt() -> Callable[..., GivenPrompt]:
+def make_prompt() -> Callable[..., SoftPrompt]:
     """Makes random soft prompts."""
     return random_prompt
 

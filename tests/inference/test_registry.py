@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from luthier.data_model.sampling import SamplingParams
+from luthier.inference.base import FinishReason, GenerationRequest
+from luthier.inference.options import EngineOptions
+from luthier.inference.registry import close_all, engine_for, engines
+from luthier.resources.base_model import BaseModel
+
+REQUEST = GenerationRequest((5, 6, 7), SamplingParams(max_new_tokens=5))
+
+
+@pytest.fixture(autouse=True)
+def _closed_afterwards() -> Iterator[None]:
+    yield
+    close_all()
+
+
+def test_a_base_model_has_one_engine_however_many_ask(causal_base: BaseModel) -> None:
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(engine_for(causal_base))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert len({id(engine) for engine in found}) == 1
+
+
+def test_two_copies_have_two_engines(causal_base: BaseModel) -> None:
+    other = replace(causal_base)
+    assert engine_for(causal_base) is not engine_for(other)
+
+
+def test_the_options_of_the_first_call_count(causal_base: BaseModel) -> None:
+    base = replace(causal_base)
+    engine = engine_for(base, options=EngineOptions(num_threads=1))
+    assert engine_for(base, options=EngineOptions(num_threads=3)) is engine
+
+
+def test_the_last_holder_of_a_base_model_takes_its_engine_along(causal_base: BaseModel) -> None:
+    base = replace(causal_base)
+    engine = engine_for(base)
+    assert list(engine.submit(REQUEST))[-1].is_last
+    gone = weakref.ref(base)
+    del base
+    gc.collect()
+    assert gone() is None
+    deadline = time.monotonic() + 5
+    while engine.status().is_healthy and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert engine.status().detail == "closed"
+    assert engine not in engines()
+
+
+def test_a_stream_keeps_the_base_model_until_it_is_read(causal_base: BaseModel) -> None:
+    base = replace(causal_base)
+    stream = engine_for(base).submit(REQUEST)
+    del base
+    gc.collect()
+    assert list(stream)[-1].finish_reason is FinishReason.MAX_TOKENS
+
+
+def test_closing_all_ends_every_stream_and_a_new_engine_starts(causal_base: BaseModel) -> None:
+    base = replace(causal_base, max_positions=None)
+    engine = engine_for(base)
+    endless = SamplingParams(max_new_tokens=10**5, min_new_tokens=10**5)
+    stream = engine.submit(GenerationRequest((5, 6), endless))
+    close_all()
+    assert list(stream)[-1].finish_reason is FinishReason.CANCELLED
+    assert engine_for(base) is not engine
