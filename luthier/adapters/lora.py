@@ -1,0 +1,197 @@
+"""LoRA: low-rank deltas beside the linear layers of a frozen base model.
+
+rsLoRA is another scaling, DoRA a learned length per output; PiSSA and OLoRA are starts. The base
+model is never touched: ``tuned_model`` puts the deltas into layers of its own around the base's
+tensors, so any number of adapters, and the bare base, run side by side in any threads.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from luthier.adapters.base import Adapter, SoftPromptTensors
+from luthier.adapters.lora_layers import LoraFactors, LoraLinear
+from luthier.adapters.lora_peft import TENSOR_PREFIX, write_config
+from luthier.adapters.module_tree import own_module_tree
+from luthier.data_model.lora import LoraConfig
+
+
+@dataclass(frozen=True, eq=False)
+class SavedModule:
+    """A module that is trained whole, or in part, in the base's place.
+
+    Args:
+        network: The copy. Parameters that several modules share are shared by their copies too.
+        learned: Names of its parameters that training may change.
+    """
+
+    network: nn.Module
+    learned: frozenset[str]
+
+
+class LoraAdapter(Adapter):
+    """The deltas of one tuning, and the modules that are trained whole beside them.
+
+    Made by ``lora_building.create_lora`` and ``lora_building.read_lora``.
+
+    Args:
+        config: Validated.
+        task_type: ``CAUSAL_LM`` or ``SEQ_2_SEQ_LM``.
+        target_names: ``target_modules`` as PEFT shall read it.
+        is_transposed: Whether the target layers' weights are [in, out], as GPT-2's.
+        factors: Layer path to delta, in the order of the model; at least one.
+        saved: Module path to the module in its place.
+    """
+
+    method: ClassVar[str] = "lora"
+
+    def __init__(
+        self,
+        *,
+        config: LoraConfig,
+        task_type: str,
+        target_names: list[str] | str,
+        is_transposed: bool,
+        factors: Mapping[str, LoraFactors],
+        saved: Mapping[str, SavedModule],
+    ) -> None:
+        self.config = config
+        self.task_type = task_type
+        self.factors = dict(factors)
+        self.saved = dict(saved)
+        self._target_names = target_names
+        self._is_transposed = is_transposed
+        self._trees: WeakKeyDictionary[PreTrainedModel, PreTrainedModel] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether training draws random numbers."""
+        return self.config.dropout > 0
+
+    @property
+    def max_rank(self) -> int:
+        """The largest rank of any layer, as serving sees it: twice R for PiSSA and OLoRA."""
+        return max(factors.stacked()[0].shape[0] for factors in self.factors.values())
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Factors, magnitudes, and the learned parameters of whole modules, shared ones once.
+
+        Names are PEFT's without its prefix: ``<layer>.lora_A.weight`` …
+        """
+        for path, factors in self.factors.items():
+            yield f"{path}.lora_A.weight", factors.lora_a
+            if factors.trains_b:
+                yield f"{path}.lora_B.weight", factors.lora_b
+            if factors.magnitude is not None:
+                yield f"{path}.lora_magnitude_vector", factors.magnitude
+        seen: set[int] = set()
+        for path, module in self.saved.items():
+            for name, parameter in module.network.named_parameters():
+                if name in module.learned and id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield f"{path}.{name}", parameter
+
+    def soft_prompt(self) -> SoftPromptTensors:
+        """None: the input stays as it is."""
+        return SoftPromptTensors()
+
+    def tuned_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The base's network with the deltas in it, made at the first call (some milliseconds).
+
+        Its layers are its own, its tensors the base's and this adapter's: what training changes in
+        the adapter is seen at once. Thread-safe.
+
+        Args:
+            model: The base's network; not changed.
+        """
+        with self._lock:
+            tree = self._trees.get(model)
+            if tree is None:
+                tree = self._trees[model] = self._build_tree(model)
+            return tree
+
+    def peft_config(self) -> dict[str, Any]:
+        """PEFT's ``LoraConfig`` for the untouched base model, whatever the start was."""
+        return write_config(
+            self.config,
+            task_type=self.task_type,
+            target_modules=self._target_names,
+            modules_to_save=self.saved,
+            is_transposed=self._is_transposed,
+            is_stacked=self._is_stacked,
+        )
+
+    def peft_state(self) -> Mapping[str, torch.Tensor]:
+        """``base_model.model.<layer>.lora_A.weight`` …; for PiSSA and OLoRA of twice the rank."""
+        state: dict[str, torch.Tensor] = {}
+        for path, factors in self.factors.items():
+            lora_a, lora_b = factors.stacked()
+            state[f"{path}.lora_A.weight"] = lora_a
+            state[f"{path}.lora_B.weight"] = lora_b
+            if factors.magnitude is not None:
+                state[f"{path}.lora_magnitude_vector"] = factors.magnitude
+        for path, module in self.saved.items():
+            for name, tensor in module.network.state_dict().items():
+                state[f"{path}.{name}"] = tensor
+        return {TENSOR_PREFIX + name: tensor.detach() for name, tensor in state.items()}
+
+    def to(self, *, device: torch.device, dtype: torch.dtype) -> Self:
+        """A copy on ``device`` in ``dtype`` (self if nothing changes)."""
+        if all(p.device == device and p.dtype == dtype for _, p in self.named_parameters()):
+            return self
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.detach().to(device=device, dtype=dtype, copy=True)
+
+        memo: dict[int, Any] = {}
+        return type(self)(
+            config=self.config,
+            task_type=self.task_type,
+            target_names=self._target_names,
+            is_transposed=self._is_transposed,
+            factors={path: _moved(factors, move) for path, factors in self.factors.items()},
+            saved={
+                path: replace(
+                    module,
+                    network=copy.deepcopy(module.network, memo).to(device=device, dtype=dtype),
+                )
+                for path, module in self.saved.items()
+            },
+        )
+
+    def _settings(self) -> list[object]:
+        return [self.peft_config()]
+
+    @property
+    def _is_stacked(self) -> bool:
+        return any(factors.start_a is not None for factors in self.factors.values())
+
+    def _build_tree(self, model: PreTrainedModel) -> PreTrainedModel:
+        tree = own_module_tree(model)
+        for path, factors in self.factors.items():
+            layer = LoraLinear(tree.get_submodule(path), factors, dropout=self.config.dropout)
+            tree.set_submodule(path, layer)
+        for path, module in self.saved.items():
+            tree.set_submodule(path, module.network)
+        return tree
+
+
+def _moved(factors: LoraFactors, move: Callable[[torch.Tensor], torch.Tensor]) -> LoraFactors:
+    return replace(
+        factors,
+        lora_a=nn.Parameter(move(factors.lora_a)),
+        lora_b=nn.Parameter(move(factors.lora_b)),
+        magnitude=None if factors.magnitude is None else nn.Parameter(move(factors.magnitude)),
+        start_a=None if factors.start_a is None else move(factors.start_a),
+        start_b=None if factors.start_b is None else move(factors.start_b),
+    )

@@ -1,0 +1,195 @@
+"""The arithmetic of LoRA: a linear layer with a low-rank delta beside it.
+
+R is the rank; A is [R, in], B [out, R], the delta ``scaling · B · A``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from luthier.errors import NotSupportedError
+
+
+@dataclass(frozen=True, eq=False)
+class LoraFactors:
+    """The delta of one layer.
+
+    Args:
+        lora_a: [R, in].
+        lora_b: [out, R].
+        scaling: The delta's factor.
+        magnitude: DoRA's learned length of each output's weights, [out]; None for plain LoRA.
+        start_a: [R, in], with ``start_b`` a delta that is taken away again: what PiSSA and OLoRA
+            started from. None where the start was no delta, or is none that counts.
+        start_b: [out, R].
+        trains_b: False if only A (and the magnitude) is learned.
+    """
+
+    lora_a: nn.Parameter
+    lora_b: nn.Parameter
+    scaling: float
+    magnitude: nn.Parameter | None = None
+    start_a: torch.Tensor | None = None
+    start_b: torch.Tensor | None = None
+    trains_b: bool = True
+
+    def stacked(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and B of the whole delta against the base weight: [R, in] and [out, R], or twice R
+        with the start taken away."""
+        if self.start_a is None or self.start_b is None:
+            return self.lora_a, self.lora_b
+        return (
+            torch.cat([self.lora_a, self.start_a]),
+            torch.cat([self.lora_b, -self.start_b], dim=1),
+        )
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer and its delta.
+
+    The delta is computed in the factors' dtype and added in the layer's own. Dropout acts where a
+    gradient is recorded, so neither evaluation nor generation sees it.
+
+    Args:
+        base: ``nn.Linear`` or ``Conv1D``; kept, shared, not changed.
+        factors: Their parameters become this layer's.
+        dropout: Share of the delta's input to drop.
+
+    Shape:
+        forward: [.., in] -> [.., out], dtype of ``base``.
+
+    Source:
+        Hu et al. 2021, arXiv 2106.09685; DoRA: Liu et al. 2024, arXiv 2402.09353, whose section
+        4.3 lets no gradient through the norm.
+    """
+
+    start_a: torch.Tensor | None
+    start_b: torch.Tensor | None
+
+    def __init__(self, base: nn.Module, factors: LoraFactors, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.base = base
+        self.lora_a = factors.lora_a
+        self.lora_b = factors.lora_b
+        self.magnitude = factors.magnitude
+        self.scaling = factors.scaling
+        self.register_buffer("start_a", factors.start_a, persistent=False)
+        self.register_buffer("start_b", factors.start_b, persistent=False)
+        self._drop_share = dropout
+        self._base_squares: torch.Tensor | None = None
+        self._norm: tuple[tuple[int, ...], torch.Tensor] | None = None
+        self.training = base.training
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The base layer's weight; some models look at its dtype."""
+        weight: torch.Tensor = self.base.weight  # type: ignore[assignment]
+        return weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The base layer's bias."""
+        bias: torch.Tensor | None = self.base.bias  # type: ignore[assignment]
+        return bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The base layer's output with the delta."""
+        output: torch.Tensor = self.base(x)
+        lora_a, lora_b = self._factors()
+        inner = x if x.dtype == lora_a.dtype else x.to(lora_a.dtype)
+        is_dropping = self._drop_share > 0 and torch.is_grad_enabled()
+        if is_dropping:
+            inner = functional.dropout(inner, self._drop_share)
+        low = functional.linear(inner, lora_a)
+        # Scaling the R numbers is cheaper than scaling the outputs.
+        delta = functional.linear(low if self.scaling == 1 else low * self.scaling, lora_b)
+        if self.magnitude is None:
+            result = output + delta
+        else:
+            scale = self.magnitude / self._weight_norm(lora_a, lora_b)
+            dropped = inner if is_dropping else None
+            result = self._with_magnitude(output, delta, scale, dropped)
+        return result if result.dtype == output.dtype else result.to(output.dtype)
+
+    def _factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        lora_a, lora_b, start_a, start_b = self.lora_a, self.lora_b, self.start_a, self.start_b
+        if start_a is None or start_b is None:
+            return lora_a, lora_b
+        return torch.cat([lora_a, start_a]), torch.cat([lora_b, -start_b], dim=1)
+
+    def _with_magnitude(
+        self,
+        output: torch.Tensor,
+        delta: torch.Tensor,
+        scale: torch.Tensor,
+        dropped: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """``scale · (W x + delta) + bias``; with dropout, what is dropped is dropped for W too, but
+        only in the part that the scale adds."""
+        if dropped is not None:
+            direct = functional.linear(dropped, oriented_weight(self.base).to(dropped.dtype))
+            return output + (scale - 1) * direct + scale * delta
+        bias = self.bias
+        if bias is None:
+            return scale * (output + delta)
+        return scale * (output - bias + delta) + bias
+
+    def _weight_norm(self, lora_a: torch.Tensor, lora_b: torch.Tensor) -> torch.Tensor:
+        """Length of each row of ``W + scaling · B · A``, [out], as a constant.
+
+        Computed anew where a gradient is recorded; otherwise kept until a factor changes.
+        """
+        versions = None if torch.is_grad_enabled() else _versions(self.lora_a, self.lora_b)
+        if versions is not None and self._norm is not None and self._norm[0] == versions:
+            return self._norm[1]
+        with torch.no_grad():
+            weight = oriented_weight(self.base).to(lora_a.dtype)
+            if self._base_squares is None:
+                self._base_squares = weight.square().sum(dim=1)
+            norm = (self._base_squares + squares_added(weight, lora_a, lora_b, self.scaling)).sqrt()
+        self._norm = None if versions is None else (versions, norm)
+        return norm
+
+
+def oriented_weight(layer: nn.Module) -> torch.Tensor:
+    """A linear layer's weight as [out, in]; a view.
+
+    Raises:
+        NotSupportedError: If the weight is quantised.
+    """
+    weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+    if weight.ndim != 2 or not weight.is_floating_point():
+        raise NotSupportedError(
+            f"the weight of a {type(layer).__name__} is quantised; this needs its numbers"
+        )
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
+def squares_added(
+    weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """How much the squared length of each row of W grows with the delta, [out].
+
+    ``|w + s·b·A|² - |w|² = 2s·(w·Aᵀ)·b + s²·b·(A·Aᵀ)·b``: the product B · A is never formed.
+
+    Args:
+        weight: [out, in].
+        lora_a: [R, in].
+        lora_b: [out, R].
+        scaling: s.
+    """
+    across = ((weight @ lora_a.T) * lora_b).sum(dim=1)
+    own = ((lora_b @ (lora_a @ lora_a.T)) * lora_b).sum(dim=1)
+    return across * (2 * scaling) + own * scaling**2
+
+
+def _versions(*tensors: torch.Tensor) -> tuple[int, ...] | None:
+    """Changes whenever one of the tensors is changed in place; None if nobody counts."""
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    return tuple(tensor._version for tensor in tensors)

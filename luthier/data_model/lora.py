@@ -1,0 +1,332 @@
+"""What a LoRA tuning is asked for: size, scaling, which layers, how it starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from luthier.data_model.checks import require_int, require_number, require_text
+from luthier.data_model.training_options import Setting, TrainingLimits
+from luthier.errors import InvalidInputError, NotSupportedError, UnknownKeyError, did_you_mean
+
+#: PEFT's word for "every linear layer but the head".
+ALL_LINEAR = "all-linear"
+#: Longest module name or pattern, in characters.
+MAX_PATTERN_CHARS = 1000
+
+DEFAULT_INIT = "default"
+PISSA_INIT = "pissa"
+INITIALISATIONS = (
+    DEFAULT_INIT,
+    "gaussian",
+    "random",
+    PISSA_INIT,
+    "pissa_niter_16",
+    "olora",
+    "orthogonal",
+    "mica",
+)
+_PISSA_ITERATIONS = re.compile(r"pissa_niter_([0-9]{1,3})")
+_NOT_OFFERED = {
+    "eva": "it needs a pass over the training data before the first step",
+    "corda": "it needs a pass over the training data before the first step",
+    "lora_ga": "it needs gradients of the training data before the first step",
+    "loftq": "it quantises the base model's weights, which adapters here never change",
+}
+
+
+@dataclass(frozen=True)
+class LoraLimits:
+    """What one LoRA may ask for.
+
+    Args:
+        max_rank: Largest rank of any layer.
+        max_names: Most entries of a list of module names or of a pattern table.
+    """
+
+    max_rank: int = 1024
+    max_names: int = 10_000
+
+
+@dataclass(frozen=True)
+class PissaInit:
+    """PiSSA's decomposition.
+
+    Args:
+        iterations: Of the randomised one; None decomposes fully.
+    """
+
+    iterations: int | None
+
+
+def _setting(default: Any, kind: str, meaning: str, **known: Any) -> Any:
+    setting = Setting(kind, meaning, **known)
+    if isinstance(default, Mapping):
+        return dataclasses.field(default_factory=lambda: default, metadata={"setting": setting})
+    return dataclasses.field(default=default, metadata={"setting": setting})
+
+
+_NO_PATTERN: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """A low-rank delta ``scaling · B · A`` on linear layers of a frozen base model.
+
+    Module names are understood as PEFT does: in a list, a whole path or its end after a dot; a
+    single string is a regular expression for the whole path. Building one checks nothing;
+    ``validate`` does.
+
+    Source:
+        LoRA: Hu et al. 2021, arXiv 2106.09685. rsLoRA: Kalajdzievski 2023, arXiv 2312.03732.
+        DoRA: Liu et al. 2024, arXiv 2402.09353. LoRA+: Hayou et al. 2024, arXiv 2402.12354.
+    """
+
+    rank: int = _setting(
+        8,
+        "int",
+        "R, the inner size of the two factors. Not a bit width.",
+        minimum=1,
+        aliases=("r", "lora_r", "lora_rank"),
+    )
+    alpha: float = _setting(
+        16,
+        "number",
+        "The delta is scaled by alpha / rank, or alpha / sqrt(rank) with use_rslora.",
+        above=0,
+        maximum=1e6,
+        aliases=("lora_alpha",),
+    )
+    dropout: float = _setting(
+        0.0,
+        "number",
+        "Share of the delta's input that is dropped while training.",
+        minimum=0,
+        maximum=0.99,
+        aliases=("lora_dropout",),
+    )
+    use_rslora: bool = _setting(False, "bool", "Rank-stabilised scaling, alpha / sqrt(rank).")
+    use_dora: bool = _setting(
+        False, "bool", "Learn each output's magnitude apart from its direction (DoRA)."
+    )
+    target_modules: tuple[str, ...] | str | None = _setting(
+        None,
+        "names",
+        "Layers that get the delta; none is every linear layer but the head.",
+        is_optional=True,
+        aliases=("lora_target_modules",),
+    )
+    exclude_modules: tuple[str, ...] | str | None = _setting(
+        None, "names", "Layers that do not get it, whatever target_modules says.", is_optional=True
+    )
+    layers_to_transform: tuple[int, ...] | None = _setting(
+        None, "indices", "Only blocks with these numbers, from 0.", is_optional=True
+    )
+    layers_pattern: tuple[str, ...] = _setting(
+        (), "names", "Name of the list of blocks that layers_to_transform counts in."
+    )
+    rank_pattern: Mapping[str, int] = _setting(
+        _NO_PATTERN, "table", "Other ranks: module name, its end, or an expression to rank."
+    )
+    alpha_pattern: Mapping[str, float] = _setting(
+        _NO_PATTERN, "table", "Other alphas, in the same way."
+    )
+    modules_to_save: tuple[str, ...] = _setting(
+        (),
+        "names",
+        "Whole modules that are trained and saved beside the delta, as PEFT matches their names.",
+    )
+    unfreeze_layers: tuple[str, ...] = _setting(
+        (),
+        "names",
+        "Every parameter whose name contains one of these texts is trained as well; a layer "
+        "trained so gets no delta.",
+        aliases=("lora_unfreeze_layers",),
+    )
+    initialisation: str = _setting(
+        DEFAULT_INIT,
+        "text",
+        "How the factors start: default (no effect at first), gaussian, random, pissa, "
+        "pissa_niter_N, olora, orthogonal, mica.",
+        aliases=("init_lora_weights",),
+    )
+    lora_plus_ratio: float = _setting(
+        1.0,
+        "number",
+        "LoRA+: learning rate of B over that of A; 1 is plain LoRA, 16 the paper's advice.",
+        above=0,
+        maximum=1e6,
+        aliases=("loraplus_lr_ratio",),
+    )
+
+    @classmethod
+    def from_mapping(
+        cls, given: Mapping[str, object], *, defaults: LoraConfig | None = None
+    ) -> LoraConfig:
+        """A config from names and values; names in other systems are accepted.
+
+        None takes the default, lists become tuples, ``all-linear`` is the default of
+        ``target_modules``, and PEFT's ``init_lora_weights`` may be true or false. Nothing but the
+        names is checked.
+
+        Args:
+            given: Name to value.
+            defaults: What is not given; the class's defaults if None.
+
+        Returns:
+            The config, unchecked.
+
+        Raises:
+            UnknownKeyError: For a name that no option has, with the nearest known one.
+            InvalidInputError: If an option is given twice, under two of its names.
+        """
+        values: dict[str, Any] = {}
+        spelled: dict[str, str] = {}
+        for name, value in given.items():
+            option = LORA_OPTION_ALIASES.get(name, name)
+            if option not in LORA_OPTION_NAMES:
+                known = (*LORA_OPTION_NAMES, *LORA_OPTION_ALIASES)
+                raise UnknownKeyError(
+                    f"unknown LoRA option {name[:80]!r}{did_you_mean(name[:80], known)}"
+                )
+            if value is None:
+                continue
+            if option in spelled:
+                raise InvalidInputError(
+                    f"'{name}' and '{spelled[option]}' are the same option; give one of them"
+                )
+            spelled[option] = name
+            values[option] = _plain_value(option, value)
+        return dataclasses.replace(defaults or cls(), **values)
+
+    def validate(self, limits: LoraLimits) -> None:
+        """Refuse what no base model could satisfy; changes nothing.
+
+        Raises:
+            InvalidInputError: Naming the option, the value and the limit.
+            NotSupportedError: For an initialisation of PEFT's that is not offered here, with the
+                reason.
+        """
+        for field in dataclasses.fields(self):
+            setting: Setting = field.metadata["setting"]
+            if setting.kind in ("int", "number", "bool", "text"):
+                setting.check(field.name, getattr(self, field.name), TrainingLimits())
+        require_int("rank", self.rank, maximum=limits.max_rank)
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                _require_pattern(name, value)
+            elif value is not None:
+                _require_names(name, value, limits)
+        for name in ("layers_pattern", "modules_to_save", "unfreeze_layers"):
+            _require_names(name, getattr(self, name), limits)
+        self._validate_blocks(limits)
+        _require_table("rank_pattern", self.rank_pattern, limits)
+        for pattern, rank in self.rank_pattern.items():
+            require_int(f"rank_pattern[{pattern}]", rank, minimum=1, maximum=limits.max_rank)
+        _require_table("alpha_pattern", self.alpha_pattern, limits)
+        for pattern, alpha in self.alpha_pattern.items():
+            require_number(f"alpha_pattern[{pattern}]", alpha, above=0, maximum=1e6)
+        parse_initialisation(self.initialisation)
+
+    def scaling(self, rank: int, alpha: float) -> float:
+        """The delta's factor for a layer of this rank and alpha."""
+        return float(alpha) / (float(rank) ** 0.5 if self.use_rslora else float(rank))
+
+    def _validate_blocks(self, limits: LoraLimits) -> None:
+        if self.layers_to_transform is not None:
+            if not isinstance(self.layers_to_transform, tuple) or not self.layers_to_transform:
+                raise InvalidInputError(
+                    "'layers_to_transform' must be a list of at least one block number, "
+                    f"got {str(self.layers_to_transform)[:80]!r}"
+                )
+            _require_count("layers_to_transform", len(self.layers_to_transform), limits)
+            for index in self.layers_to_transform:
+                require_int("layers_to_transform", index, minimum=0, maximum=10**6)
+            if isinstance(self.target_modules, str):
+                raise InvalidInputError(
+                    "'layers_to_transform' needs 'target_modules' to be a list of names; an "
+                    "expression can name the blocks itself"
+                )
+        elif self.layers_pattern:
+            raise InvalidInputError("'layers_pattern' needs 'layers_to_transform'")
+
+
+LORA_OPTION_NAMES = tuple(field.name for field in dataclasses.fields(LoraConfig))
+#: Name in another system -> our option.
+LORA_OPTION_ALIASES: Mapping[str, str] = {
+    alias: field.name
+    for field in dataclasses.fields(LoraConfig)
+    for alias in field.metadata["setting"].aliases
+}
+
+
+def parse_initialisation(word: str) -> str | PissaInit:
+    """What an initialisation's word means.
+
+    Returns:
+        The word itself, or for PiSSA how to decompose.
+
+    Raises:
+        NotSupportedError: If PEFT has it and we do not, with the reason.
+        InvalidInputError: If nobody has it.
+    """
+    if word == PISSA_INIT:
+        return PissaInit(None)
+    fast = _PISSA_ITERATIONS.fullmatch(word)
+    if fast:
+        return PissaInit(int(fast.group(1)))
+    if word in INITIALISATIONS:
+        return word
+    if word in _NOT_OFFERED:
+        raise NotSupportedError(f"initialisation {word!r} is not offered: {_NOT_OFFERED[word]}")
+    raise InvalidInputError(
+        f"'initialisation' must be one of {', '.join(INITIALISATIONS)}, got {word[:80]!r}"
+        + did_you_mean(word[:80], INITIALISATIONS)
+    )
+
+
+def _plain_value(option: str, value: Any) -> Any:
+    if option == "target_modules" and isinstance(value, str) and value.lower() == ALL_LINEAR:
+        return None
+    if option == "initialisation" and isinstance(value, bool):
+        return DEFAULT_INIT if value else "random"
+    if option == "layers_to_transform" and isinstance(value, int):
+        return (value,)
+    if option in ("layers_pattern", "modules_to_save", "unfreeze_layers"):
+        value = (value,) if isinstance(value, str) else value
+    if isinstance(value, set | frozenset):
+        return tuple(sorted(value))
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _require_pattern(name: str, value: object) -> None:
+    if not require_text(name, value, max_chars=MAX_PATTERN_CHARS):
+        raise InvalidInputError(f"'{name}' must not be empty")
+
+
+def _require_names(name: str, values: Sequence[object], limits: LoraLimits) -> None:
+    if not isinstance(values, tuple):
+        raise InvalidInputError(f"'{name}' must be a list of names, got {str(values)[:80]!r}")
+    _require_count(name, len(values), limits)
+    for index, value in enumerate(values):
+        _require_pattern(f"{name}[{index}]", value)
+
+
+def _require_table(name: str, table: object, limits: LoraLimits) -> None:
+    if not isinstance(table, Mapping):
+        raise InvalidInputError(f"'{name}' must map names to numbers, got {str(table)[:80]!r}")
+    _require_count(name, len(table), limits)
+    for key in table:
+        _require_pattern(f"a name of '{name}'", key)
+
+
+def _require_count(name: str, count: int, limits: LoraLimits) -> None:
+    if count > limits.max_names:
+        raise InvalidInputError(
+            f"'{name}' has {count} entries, at most {limits.max_names} are allowed"
+        )
