@@ -5,6 +5,8 @@ Importing this module applies them; it must happen before the first ``import cai
 
 from __future__ import annotations
 
+import importlib
+import os
 from typing import Any
 
 import numpy as np
@@ -20,4 +22,20 @@ def restore_numpy_issubclass() -> None:
         np.issubclass_ = _issubclass_  # type: ignore[attr-defined]
 
 
+def import_caikit_without_config_files() -> None:
+    """Import caikit so that it does not read the files in ``CONFIG_FILES``.
+
+    caikit 0.29 reads them at import, by rules of its own: a missing file or another ending than
+    .yml is an AssertionError. They are Luthier's, whose loader reads them and says what is wrong;
+    ``config/caikit_bridge.py`` hands caikit what it needs.
+    """
+    files = os.environ.pop("CONFIG_FILES", None)
+    try:
+        importlib.import_module("caikit")
+    finally:
+        if files is not None:
+            os.environ["CONFIG_FILES"] = files
+
+
 restore_numpy_issubclass()
+import_caikit_without_config_files()

@@ -42,7 +42,7 @@ def main(paths: list[str]) -> int:
     counting = [
         line
         for line, match in matches
-        if match is None or not is_section_left_out(match["path"], int(match["line"]), match["code"])
+        if not match or not is_section_left_out(match["path"], int(match["line"]), match["code"])
     ]
     if done.returncode != 0 and not any(match for _, match in matches):
         print(done.stderr or done.stdout)

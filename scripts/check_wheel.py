@@ -15,7 +15,11 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-NEEDED_FILES = ("luthier/py.typed", "luthier/config/config.yml", "luthier/modules/wire_numbers.json")
+NEEDED_FILES = (
+    "luthier/py.typed",
+    "luthier/config/config.yml",
+    "luthier/modules/wire_numbers.json",
+)
 
 #: Runs with ``-S``: no site-packages of its own, no .pth files.
 IMPORT_EVERYTHING = """

@@ -82,8 +82,8 @@ def _settings_below(level: type, path: tuple[str, ...]) -> list[Setting]:
 
 
 def _default_row_limit() -> Setting:
-    value_type = typing.get_args(fields_of(Config)["training_data_limit"])[1]
-    return Setting(("training_data_limit", DEFAULT_KEY), value_type)
+    rows_or_module = typing.get_args(fields_of(Config)["training_data_limit"])[1]
+    return Setting(("training_data_limit", DEFAULT_KEY), typing.get_args(rows_or_module)[0])
 
 
 def suggest(path: tuple[str, ...], siblings: Mapping[str, Any]) -> str:

@@ -91,7 +91,7 @@ def type_name(annotation: Any) -> str:
         return " or ".join(type_name(argument) for argument in arguments)
     if typing.get_origin(base) is tuple:
         return f"list of {type_name(arguments[0])}"
-    return f"mapping of {type_name(arguments[1])}"
+    return f"mapping to {type_name(arguments[1])}"
 
 
 def bounds_of(annotation: Any) -> tuple[Any, ...]:

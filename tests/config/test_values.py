@@ -44,7 +44,7 @@ def test_values_of_the_right_type_pass(value, annotation, expected):
         (float("inf"), float, "'k' must be a finite number, got inf"),
         ("a", tuple[str, ...], "'k' must be list of str, got 'a'"),
         ([1], tuple[str, ...], "'k[0]' must be str, got 1 (put quotes around text)"),
-        ([], Mapping[str, int], "'k' must be mapping of int, got []"),
+        ([], Mapping[str, int], "'k' must be mapping to int, got []"),
         ({"": 1}, Mapping[str, int], "'k' has the name ''"),
         ({"a": {"b": 10}}, Mapping[str, Mapping[str, SmallInt]], "'k.a.b' must be at most 9"),
         ("x", SmallInt | Mapping[str, SmallInt], "'k' must be int, got 'x'"),
@@ -69,7 +69,7 @@ def test_long_values_are_cut_in_messages():
 
 def test_types_are_named_as_people_would():
     assert type_name(Mapping[str, SmallInt | Mapping[str, SmallInt]]) == (
-        "mapping of int or mapping of int"
+        "mapping to int or mapping to int"
     )
     assert bounds_of(SmallInt) == (Bounds(0, 9),)
     assert bounds_of(int) == ()

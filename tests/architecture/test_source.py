@@ -1,0 +1,70 @@
+"""Rules that hold for every line of the package, read from its syntax trees."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "luthier"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def nodes(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def where(path: Path, node: ast.AST) -> str:
+    return f"{path.relative_to(PACKAGE)}:{getattr(node, 'lineno', 0)}"
+
+
+def calls(path: Path, *names: str) -> list[str]:
+    """The places where a function of one of these (dotted) names is called."""
+    return [
+        where(path, node)
+        for node in nodes(path)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in names
+    ]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_check_vanishes_under_python_o(path):
+    """``python -O`` drops assert statements; what must hold is checked with ``raise``."""
+    assert [where(path, node) for node in nodes(path) if isinstance(node, ast.Assert)] == []
+    mentions = [
+        where(path, node)
+        for node in nodes(path)
+        if isinstance(node, ast.Name) and node.id == "__debug__"
+    ]
+    assert mentions == []
+
+
+def test_only_the_cli_prints():
+    outside = [path for path in SOURCES if "cli" not in path.relative_to(PACKAGE).parts]
+    assert [place for path in outside for place in calls(path, "print")] == []
+
+
+def test_nothing_is_unpickled_or_evaluated():
+    banned = ("pickle.load", "pickle.loads", "torch.load", "eval", "exec", "yaml.unsafe_load")
+    found = [place for path in SOURCES for place in calls(path, *banned)]
+    assert found == []
+
+
+def test_no_module_is_called_utils():
+    vague = {"utils", "util", "helpers", "helper", "misc", "common"}
+    assert [str(path) for path in SOURCES if path.stem in vague] == []
+
+
+def test_loggers_are_alog_channels_named_after_their_file():
+    wrong = []
+    for path in SOURCES:
+        for node in nodes(path):
+            if not isinstance(node, ast.Call):
+                continue
+            text = ast.unparse(node)
+            is_channel = text.startswith("alog.use_channel(")
+            if text == "logging.getLogger(__name__)" or (is_channel and "(__name__)" not in text):
+                wrong.append(where(path, node))
+    assert wrong == []
