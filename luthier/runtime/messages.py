@@ -48,7 +48,7 @@ def set_fields(message: Message) -> dict[str, Any]:
         string) is not told apart from one that was never set, and is left out.
     """
     return {
-        field.name: _plain(value, is_repeated=field.label == field.LABEL_REPEATED)
+        field.name: _plain(value, is_repeated=field.is_repeated)
         for field, value in message.ListFields()
     }
 

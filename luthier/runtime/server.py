@@ -79,7 +79,7 @@ class Runtime:
         host = self._config.runtime.host
         if not _is_loopback(host):
             log.warning(
-                "the servers can be reached from other machines and ask nobody who they are: host=%s",
+                "reachable from other machines, and nobody is asked who they are: host=%s",
                 host,
             )
         shown = f"[{host}]" if ":" in host else host

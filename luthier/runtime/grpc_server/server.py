@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import grpc
+from grpc_health.v1 import _async as health_aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import _async as reflection_aio
 from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha import reflection_pb2 as reflection_v1alpha
 
@@ -36,7 +38,7 @@ class GrpcServer:
         has_reflection: bool,
     ) -> None:
         self._address = address
-        self._health = health.aio.HealthServicer()
+        self._health = health_aio.HealthServicer()
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
@@ -45,7 +47,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        self._names = []
+        self._names: list[str] = []
         for service in all_services(services, packages):
             self._add(service)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -88,7 +90,7 @@ class GrpcServer:
         names = [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME, REFLECTION_V1]
         reflection.enable_server_reflection(names, self._server)
         # v1 is v1alpha under another name: the same messages, the same answers.
-        servicer = reflection.aio.ReflectionServicer(names)
+        servicer = reflection_aio.ReflectionServicer(names)
         handler = grpc.stream_stream_rpc_method_handler(
             servicer.ServerReflectionInfo,
             request_deserializer=reflection_v1alpha.ServerReflectionRequest.FromString,

@@ -92,9 +92,11 @@ def _refuse_constant(word: str) -> NoReturn:
 
 
 def _refuse_json(reason: str) -> NoReturn:
-    raise invalid_body(
-        [{"type": "json_invalid", "loc": ["body"], "msg": f"Invalid JSON: {reason}"}]
-    )
+    raise _refused("json_invalid", f"Invalid JSON: {reason}")
+
+
+def _refused(kind: str, message: str, *place: str) -> HttpError:
+    return invalid_body([{"type": kind, "loc": ["body", *place], "msg": message}])
 
 
 async def _read_form(request: Request, shape: Object) -> dict[str, Any]:
@@ -104,13 +106,10 @@ async def _read_form(request: Request, shape: Object) -> dict[str, Any]:
             max_files=MAX_FORM_PARTS, max_fields=MAX_FORM_PARTS, max_part_size=limit
         )
     except MultiPartException as error:
-        raise invalid_body(
-            [{"type": "form_invalid", "loc": ["body"], "msg": error.message}]
-        ) from error
+        raise _refused("form_invalid", error.message) from error
     except (AssertionError, KeyError, ValueError) as error:
         # Starlette trusts that there is a boundary and that it is ASCII.
-        message = "the Content-Type names no usable boundary"
-        raise invalid_body([{"type": "form_invalid", "loc": ["body"], "msg": message}]) from error
+        raise _refused("form_invalid", "the Content-Type names no usable boundary") from error
     try:
         return _checked(await _unflatten(form, shape), shape)
     finally:
@@ -129,12 +128,9 @@ async def _unflatten(form: FormData, shape: Object) -> dict[str, Any]:
             parent = parent.setdefault(part, {})
             if not isinstance(parent, dict):
                 message = "this form field stands beside one that holds it"
-                raise invalid_body(
-                    [{"type": "form_invalid", "loc": ["body", key[:80]], "msg": message}]
-                )
-        is_list = isinstance(leaf, ListOf) and not (
-            len(values) == 1 and isinstance(values[0], list)
-        )
+                raise _refused("form_invalid", message, key[:80])
+        is_whole_list = len(values) == 1 and isinstance(values[0], list)
+        is_list = isinstance(leaf, ListOf) and not is_whole_list
         parent[path[-1]] = values if is_list else values[-1]
     return body
 

@@ -36,7 +36,7 @@ _STRUCT = "google.protobuf.Struct"
 
 
 def shape_of(
-    message: Descriptor,
+    message: Any,
     *,
     name: str = "",
     omit: Collection[str] = (),
@@ -45,7 +45,7 @@ def shape_of(
     """The form that a message has as the JSON of a request.
 
     Args:
-        message: A message without maps, whose nested messages do not contain themselves.
+        message: Descriptor of a message without maps, none of which contains itself.
         name: Its name in OpenAPI; the message's own if empty.
         omit: Fields that JSON does not have here.
         required: Fields that must be there.
@@ -79,11 +79,11 @@ def component_name(message: Descriptor) -> str:
     return f"{component_name(parent)}{message.name}" if parent is not None else message.name
 
 
-def response_schema(message: Descriptor, components: dict[str, Schema]) -> Schema:
+def response_schema(message: Any, components: dict[str, Schema]) -> Schema:
     """JSON schema of a response: every key is there, unset ones are null, enums are words.
 
     Args:
-        message: What caikit's ``to_json`` writes.
+        message: Descriptor of what caikit's ``to_json`` writes.
         components: Gets the schemas that the result refers to.
 
     Returns:
@@ -102,26 +102,26 @@ def response_schema(message: Descriptor, components: dict[str, Schema]) -> Schem
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _field_shape(field: FieldDescriptor) -> Shape:
+def _field_shape(field: Any) -> Shape:
     shape: Shape = (
         shape_of(field.message_type)
         if field.type == FieldDescriptor.TYPE_MESSAGE
         else _SCALARS[field.type]
     )
-    return ListOf(shape) if _is_repeated(field) else shape
+    return ListOf(shape) if field.is_repeated else shape
 
 
-def _response_field(field: FieldDescriptor, components: dict[str, Schema]) -> Schema:
+def _response_field(field: Any, components: dict[str, Schema]) -> Schema:
     schema = _response_value(field, components)
     if _is_map(field):
         values = _response_value(field.message_type.fields_by_name["value"], components)
         schema = {"type": "object", "additionalProperties": values}
-    elif _is_repeated(field):
+    elif field.is_repeated:
         schema = {"type": "array", "items": schema}
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-def _response_value(field: FieldDescriptor, components: dict[str, Schema]) -> Schema:
+def _response_value(field: Any, components: dict[str, Schema]) -> Schema:
     if field.type == FieldDescriptor.TYPE_ENUM:
         return {"type": "string", "enum": [value.name for value in field.enum_type.values]}
     if field.type != FieldDescriptor.TYPE_MESSAGE:
@@ -142,9 +142,5 @@ def _real_oneof(field: FieldDescriptor) -> OneofDescriptor | None:
     return None if oneof is None or oneof.name.startswith("_") else oneof
 
 
-def _is_repeated(field: Any) -> bool:
-    return bool(field.label == FieldDescriptor.LABEL_REPEATED)
-
-
-def _is_map(field: FieldDescriptor) -> bool:
-    return field.message_type is not None and field.message_type.GetOptions().map_entry
+def _is_map(field: Any) -> bool:
+    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)

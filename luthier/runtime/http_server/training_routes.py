@@ -58,7 +58,7 @@ class TrainingRoutes:
 
         async def get(training_id: Annotated[str | None, Query()] = None) -> Response:
             if training_id is None:
-                return _json({"trainings": [_listed(job) for job in training.list()]})
+                return _json({"trainings": [_listed(job) for job in training.jobs()]})
             return json_response(training.status(training_id))
 
         async def cancel(training_id: Annotated[str, Query()]) -> Response:

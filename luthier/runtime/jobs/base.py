@@ -123,7 +123,7 @@ class JobStore(ABC):
         """
 
     @abstractmethod
-    def list(self, states: Collection[JobState] = tuple(JobState)) -> tuple[Job, ...]:
+    def list_jobs(self, states: Collection[JobState] = tuple(JobState)) -> tuple[Job, ...]:
         """Jobs in any of these states, oldest submission first. Changes nothing."""
 
 

@@ -57,7 +57,7 @@ class MemoryJobStore(JobStore):
                 self._forget_beyond_limit(job_id)
             return moved
 
-    def list(self, states: Collection[JobState] = tuple(JobState)) -> tuple[Job, ...]:
+    def list_jobs(self, states: Collection[JobState] = tuple(JobState)) -> tuple[Job, ...]:
         """Jobs in any of these states, oldest submission first."""
         with self._lock:
             return tuple(job for job in self._jobs.values() if job.state in states)

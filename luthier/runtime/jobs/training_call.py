@@ -102,7 +102,8 @@ def _as_argument(value: Any, kind: Any) -> Any:
     if isinstance(value, Mapping):
         for candidate in (kind, *typing.get_args(kind)):
             if isinstance(candidate, type) and issubclass(candidate, DataBase):
-                return candidate.from_json(dict(value))
+                data_class: Any = candidate
+                return data_class.from_json(dict(value))
     return value
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,11 +25,11 @@ class ServedModule(Protocol):
 
     def arun_stream_out(
         self, text: str, **sampling: Any
-    ) -> AsyncIterator[GeneratedTextStreamResult]:
+    ) -> AsyncGenerator[GeneratedTextStreamResult]:
         """Generate, step by step; closing the iterator frees the row."""
 
-    def run_tokenizer(self, text: str) -> TokenizationResults:
-        """Count the text's tokens; fast enough for an event loop."""
+    async def arun_tokenizer(self, text: str) -> TokenizationResults:
+        """Count the text's tokens."""
 
     def release(self) -> None:
         """Give back what the module holds, its lease of the base model above all."""

@@ -63,10 +63,12 @@ class InferenceService:
         Raises:
             LuthierError: As for ``generate``, mostly before the first piece.
         """
-        async with self._registry.use(_given(model_id)) as module:
-            async with aclosing(module.arun_stream_out(text, **sampling)) as results:
-                async for result in results:
-                    yield result
+        async with (
+            self._registry.use(_given(model_id)) as module,
+            aclosing(module.arun_stream_out(text, **sampling)) as results,
+        ):
+            async for result in results:
+                yield result
 
     async def tokenize(self, model_id: str, text: str) -> TokenizationResults:
         """Count a text's tokens as the model would see them.

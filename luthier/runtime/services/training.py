@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from luthier.runtime.folders import HIDDEN_PREFIX
 from luthier.runtime.jobs.base import Job, JobExecutor, JobState, JobStore, TrainingSpec
 from luthier.runtime.jobs.job_folder import JobFolder
 from luthier.runtime.registry.model_folder import ModelsDir
+from luthier.runtime.services.training_metrics import read_metrics
 
 log = alog.use_channel(__name__)
 
@@ -208,9 +208,9 @@ class TrainingService:
         """
         return as_status(await self._executor.cancel(_given(training_id)))
 
-    def list(self) -> tuple[Job, ...]:
+    def jobs(self) -> tuple[Job, ...]:
         """Every training that the store knows, oldest first."""
-        return self._store.list()
+        return self._store.list_jobs()
 
     async def metrics(self, training_id: str) -> list[dict[str, Any]]:
         """What a training has measured so far.
@@ -219,13 +219,13 @@ class TrainingService:
             training_id: From ``submit``.
 
         Returns:
-            One object per line of its progress file.
+            One object per measured number, in their order.
 
         Raises:
             JobNotFoundError: If there is no such training.
         """
         job = self._store.get(_given(training_id))
-        return await asyncio.to_thread(_read_metrics, JobFolder(job.folder).metrics_file)
+        return await asyncio.to_thread(read_metrics, JobFolder(job.folder).metrics_file)
 
     def _prepare(self, request: TrainingRequest) -> Job:
         training_id = str(uuid.uuid4())
@@ -284,12 +284,3 @@ def _given(training_id: str) -> str:
 
 def _as_json(record: GenerationTrainRecord) -> dict[str, str]:
     return {"input": record.input, "output": record.output}
-
-
-def _read_metrics(file: Path) -> list[dict[str, Any]]:
-    try:
-        # The last line may be half-written.
-        lines = file.read_text("utf-8").split("\n")[:-1]
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines]
