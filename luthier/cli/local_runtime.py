@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,18 +16,17 @@ from typing import IO
 
 from luthier.cli.serve import RUNTIME_MODULE, add_settings
 from luthier.client import Client
-from luthier.errors import LuthierError, ServerUnreachableError
+from luthier.errors import LuthierError
 
-START_SECONDS = 120.0
 STOP_SECONDS = 10.0
-LOOK_SECONDS = 0.1
-#: Of the runtime's output, what an error may quote.
+PR_SET_PDEATHSIG = 1
+#: Of the runtime's log, what an error may quote.
 MAX_QUOTED_CHARS = 500
 
 
 @contextmanager
 def private_runtime(models_dir: Path, *, base_models_dir: Path | None = None) -> Iterator[Client]:
-    """Run a server for the length of the block.
+    """Run a server for the length of the block; Ctrl-C ends the wait for it.
 
     It gets the caller's environment, so it finds the same base models and settings; only its
     address, its folder of models and its log are its own.
@@ -42,14 +41,13 @@ def private_runtime(models_dir: Path, *, base_models_dir: Path | None = None) ->
     Raises:
         LuthierError: If it does not start; the message quotes its last words.
     """
-    port = free_port()
     environment = dict(os.environ)
     add_settings(
         environment,
         {
             "RUNTIME_HOST": "127.0.0.1",
             "RUNTIME_HTTP_ENABLED": "true",
-            "RUNTIME_HTTP_PORT": port,
+            "RUNTIME_HTTP_PORT": 0,
             "RUNTIME_GRPC_ENABLED": "false",
             "RUNTIME_LOCAL_MODELS_DIR": models_dir.resolve(),
             "RUNTIME_TRAINING_OUTPUT_DIR": models_dir.resolve(),
@@ -58,52 +56,49 @@ def private_runtime(models_dir: Path, *, base_models_dir: Path | None = None) ->
             "LOG_LEVEL": os.environ.get("LOG_LEVEL", "error"),
         },
     )
-    with TemporaryFile() as output:
+    with TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-m", RUNTIME_MODULE],
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE,
+            stderr=log,
             # Ctrl-C is for us: we cancel what runs and then stop the child.
             start_new_session=True,
+            preexec_fn=_stop_with_parent,
         )
         try:
-            with Client(f"http://127.0.0.1:{port}") as client:
-                _wait_until_healthy(client, process, output)
+            with Client(_read_url(process, log)) as client:
                 yield client
         finally:
             _stop(process)
 
 
-def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _wait_until_healthy(
-    client: Client, process: subprocess.Popen[bytes], output: IO[bytes]
-) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise LuthierError(f"the local runtime did not start: {_last_words(output)}")
+def _read_url(process: subprocess.Popen[bytes], log: IO[bytes]) -> str:
+    """Wait for the line in which the runtime says where it listens."""
+    if process.stdout is None:
+        raise LuthierError("the local runtime has no output")
+    for line in process.stdout:
         try:
-            client.health()
-        except ServerUnreachableError:
-            time.sleep(LOOK_SECONDS)
-        else:
-            return
-    raise LuthierError(f"the local runtime did not start within {START_SECONDS:.0f} s")
+            message = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(message, dict) and message.get("event") == "ready":
+            return str(message["http"])
+    process.wait()
+    raise LuthierError(f"the local runtime did not start: {_last_words(log)}")
 
 
-def _last_words(output: IO[bytes]) -> str:
-    output.seek(0)
-    text = output.read().decode("utf-8", errors="replace").strip()
+def _last_words(log: IO[bytes]) -> str:
+    log.seek(0)
+    text = log.read().decode("utf-8", errors="replace").strip()
     return text[-MAX_QUOTED_CHARS:] or "it said nothing"
+
+
+def _stop_with_parent() -> None:
+    """In the child: get SIGTERM when this command dies, even by SIGKILL. Linux only."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -114,3 +109,5 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    if process.stdout is not None:
+        process.stdout.close()

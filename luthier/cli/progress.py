@@ -11,7 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from luthier.client import Client, TrainingMetric, TrainingStatus
 
-LOSS = "loss"
+#: Where stderr is no terminal, one line for so many updates.
+LINE_STEPS = 10
 
 
 class TrainingProgress:
@@ -30,7 +31,8 @@ class TrainingProgress:
             disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task("queued", total=None, loss="-")
-        self._last_line = ""
+        self._num_steps = 0
+        self._last_step = 0
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -46,27 +48,25 @@ class TrainingProgress:
 
     def update(self, status: TrainingStatus, metrics: list[TrainingMetric]) -> None:
         """Show a status and the metrics that are new; fits ``Client.wait``."""
-        losses = [metric for metric in metrics if metric.name == LOSS]
-        if not losses:
-            self._bar.update(self._task, description=status.state.lower())
-            return
-        last = losses[-1]
-        self._bar.update(
-            self._task,
-            description="tuning",
-            completed=last.step,
-            total=last.num_steps or None,
-            loss=f"{last.value:.4f}",
-        )
-        if not self._console.is_terminal:
-            self._print_line(last)
+        self._bar.update(self._task, description=status.state.lower())
+        for metric in metrics:
+            if metric.event == "start":
+                self._num_steps = metric.num_steps
+                self._bar.update(self._task, total=metric.num_steps or None)
+            elif metric.event == "step":
+                self._show_step(metric)
+            elif metric.event == "evaluation":
+                self._say(f"epoch {metric.epoch + 1}: validation loss {metric.loss:.4f}")
 
-    def _print_line(self, metric: TrainingMetric) -> None:
-        of = f"/{metric.num_steps}" if metric.num_steps else ""
-        line = f"step {metric.step}{of}  epoch {metric.epoch:.2f}  loss {metric.value:.4f}"
-        if line != self._last_line:
-            print(line, file=sys.stderr, flush=True)
-        self._last_line = line
+    def _show_step(self, metric: TrainingMetric) -> None:
+        self._bar.update(self._task, completed=metric.step, loss=f"{metric.loss:.4f}")
+        is_due = metric.step == self._num_steps or metric.step - self._last_step >= LINE_STEPS
+        if not self._console.is_terminal and is_due:
+            self._say(f"step {metric.step}/{self._num_steps}  loss {metric.loss:.4f}")
+            self._last_step = metric.step
+
+    def _say(self, line: str) -> None:
+        self._bar.console.print(line, highlight=False)
 
 
 def wait_with_progress(client: Client, training_id: str) -> TrainingStatus:

@@ -137,13 +137,14 @@ def model_list(body: Any) -> list[ModelInfo]:
 
 
 def _training_metric(entry: Any) -> TrainingMetric:
-    line = dict(mapping(entry))
+    line = mapping(entry)
+    loss = line.get("loss")
     return TrainingMetric(
-        name=str(line.pop("name", "loss")),
-        step=int(line.pop("step", 0) or 0),
-        value=float(line.pop("value", 0.0)),
-        num_steps=int(line.pop("num_steps", 0) or 0),
-        epoch=float(line.pop("epoch", 0.0) or 0.0),
+        event=str(line.get("event") or ""),
+        step=int(line.get("step") or 0),
+        epoch=int(line.get("epoch") or 0),
+        loss=None if loss is None else float(loss),
+        num_steps=int(line.get("num_steps") or 0),
         fields=line,
     )
 

