@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import luthier.compat  # noqa: F401  must come before the first import of caikit
+from luthier.modules.environment import configure
+from luthier.modules.loading import load, plan_train
 from luthier.modules.text_generation.peft_prompt_tuning import PeftPromptTuning
 from luthier.modules.text_generation.text_generation import TextGeneration
 
-__all__ = ["PeftPromptTuning", "TextGeneration"]
+__all__ = ["PeftPromptTuning", "TextGeneration", "configure", "load", "plan_train"]

@@ -20,19 +20,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import alog
-import caikit
 from caikit.runtime.service_factory import ServicePackage, ServicePackageFactory
 from caikit.runtime.service_generation.compatibility_checker import ApiFieldNames
 
-from luthier.errors import ConflictError
+from luthier.modules.environment import configure_caikit
 
 log = alog.use_channel(__name__)
 
-#: Our package: caikit makes services of the modules that live under it.
-LIBRARY = "luthier"
-#: Gives ``caikit.runtime.Nlp.NlpService``, the names that caikit-nlp's clients know.
-DOMAIN = "Nlp"
-WIRE_PACKAGE = f"caikit.runtime.{DOMAIN}"
+#: The protobuf package of the services that caikit-nlp's clients know.
+WIRE_PACKAGE = "caikit.runtime.Nlp"
 
 _lock = threading.Lock()
 
@@ -59,14 +55,11 @@ class ServicePackages:
 def service_packages() -> ServicePackages:
     """Make the services, once per process; later calls return the same objects. Thread-safe.
 
-    Configures caikit for our library and domain if nobody has, imports the modules and pins the
-    field numbers.
+    Hands caikit the names of this process's config, imports the modules and pins the field
+    numbers.
 
     Returns:
         The five packages.
-
-    Raises:
-        ConflictError: If caikit was configured for another library or domain.
     """
     with _lock:
         return _make_service_packages()
@@ -74,7 +67,7 @@ def service_packages() -> ServicePackages:
 
 @functools.cache
 def _make_service_packages() -> ServicePackages:
-    _configure_caikit()
+    configure_caikit()
     # The import registers the modules with caikit, after which their signatures are the API.
     import luthier.modules  # noqa: PLC0415, F401
 
@@ -89,7 +82,7 @@ def _make_service_packages() -> ServicePackages:
             model_management=make(kinds.MODEL_MANAGEMENT),
             info=make(kinds.INFO),
         )
-    log.debug("services are made", extra={"package": WIRE_PACKAGE})
+    log.debug("services are made: %s", packages.inference.descriptor.full_name)
     return packages
 
 
@@ -98,20 +91,6 @@ def frozen_numbers() -> dict[str, dict[str, int]]:
     text = resources.files("luthier.modules").joinpath("wire_numbers.json").read_text("utf-8")
     numbers: dict[str, dict[str, int]] = json.loads(text)
     return numbers
-
-
-def _configure_caikit() -> None:
-    runtime = caikit.get_config().runtime
-    if runtime.library != LIBRARY or runtime.service_generation.domain != DOMAIN:
-        settings = {"library": LIBRARY, "service_generation": {"domain": DOMAIN}}
-        caikit.configure(config_dict={"runtime": settings})
-    runtime = caikit.get_config().runtime
-    found = (runtime.library, runtime.service_generation.domain)
-    if found != (LIBRARY, DOMAIN):
-        raise ConflictError(
-            f"caikit is configured for library and domain {found}, must be {(LIBRARY, DOMAIN)}; "
-            "an environment variable or a file of CONFIG_FILES overrides them"
-        )
 
 
 def _as_pb2_module(numbers: Mapping[str, Mapping[str, int]]) -> Any:

@@ -2,13 +2,22 @@
 
 # NOTE: no ``from __future__ import annotations`` here: caikit reads annotations as types.
 
-from collections.abc import Iterable
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Optional, Union
 
+import alog
 from caikit.core import ModuleBase, module
 from caikit.core.data_model import DataStream
 from caikit.interfaces.nlp.tasks import TextGenerationTask, TokenizationTask
 
+from luthier.adapters.base import Adapter
+from luthier.adapters.caikit_archive import is_caikit_archive, read_caikit_archive
+from luthier.adapters.multitask_soft_prompt import MultitaskSoftPrompt
+from luthier.adapters.soft_prompt import PEFT_TASK_TYPES, SoftPrompt
+from luthier.adapters.storage import load_adapter, save_adapter
 from luthier.data_model.generation import (
     GeneratedTextResult,
     GeneratedTextStreamResult,
@@ -16,8 +25,34 @@ from luthier.data_model.generation import (
 )
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.data_model.sampling import SamplingParams
+from luthier.data_model.training_options import DETECT_DEVICE
 from luthier.data_model.tuning import TuningConfig, TuningType
+from luthier.errors import ArtifactError, NotSupportedError
+from luthier.files.names import resolve_inside
+from luthier.modules.environment import Environment, environment
+from luthier.modules.text_generation.fingerprint import fingerprint, require_same_base
+from luthier.modules.text_generation.generator import TextGenerator
+from luthier.modules.text_generation.prompt_plan import PromptTuningPlan, plan_prompt_tuning
+from luthier.modules.text_generation.saved_model import (
+    ADAPTER_FOLDER,
+    LogLine,
+    log_lines,
+    read_config,
+    read_logs,
+    text_of,
+    writing_model,
+)
 from luthier.modules.text_generation.task_signature import with_sampling_parameters
+from luthier.modules.text_generation.text_module import TextModule
+from luthier.resources.base_model import BaseModel
+from luthier.resources.store import BaseModelLease
+from luthier.training.data.verbalizer import DEFAULT_VERBALIZER
+
+log = alog.use_channel(__name__)
+
+AnyPrompt = Union[SoftPrompt, MultitaskSoftPrompt]
+AnyBaseModel = Union[str, os.PathLike[str], BaseModel]
+AnyPath = Union[str, os.PathLike[str]]
 
 
 # NOTE: the first task names the train rpc; the order is part of the wire.
@@ -27,21 +62,42 @@ from luthier.modules.text_generation.task_signature import with_sampling_paramet
     version="0.1.0",
     tasks=[TextGenerationTask, TokenizationTask],
 )
-class PeftPromptTuning(ModuleBase):
+class PeftPromptTuning(TextModule, ModuleBase):
+    """A base model with tuned virtual tokens before its input.
+
+    Args:
+        generator: Does the work.
+        tuning_type: How the virtual tokens were tuned.
+        logs: Lines of the course of the training.
+    """
+
+    def __init__(
+        self,
+        generator: TextGenerator,
+        *,
+        tuning_type: TuningType = TuningType.PROMPT_TUNING,
+        logs: Sequence[LogLine] = (),
+    ) -> None:
+        super().__init__(generator)
+        self.tuning_type = tuning_type
+        self.training_logs = tuple(logs)
+
     @classmethod
     def train(
         cls,
-        base_model: str,
+        base_model: Union[str, BaseModel],
         train_stream: Union[
             DataStream[GenerationTrainRecord], DataStream[ClassificationTrainRecord]
         ],
         tuning_config: TuningConfig,
-        val_stream: Optional[DataStream[GenerationTrainRecord]] = None,
-        device: Optional[str] = "__DETECT__",
+        val_stream: Optional[
+            Union[DataStream[GenerationTrainRecord], DataStream[ClassificationTrainRecord]]
+        ] = None,
+        device: Optional[str] = DETECT_DEVICE,
         tuning_type: Optional[Union[str, TuningType]] = "PROMPT_TUNING",
         num_epochs: Optional[int] = 20,
         learning_rate: Optional[float] = 0.3,
-        verbalizer: Optional[str] = "{{input}}",
+        verbalizer: Optional[str] = DEFAULT_VERBALIZER,
         batch_size: Optional[int] = 8,
         max_source_length: Optional[int] = 256,
         max_target_length: Optional[int] = 128,
@@ -51,20 +107,278 @@ class PeftPromptTuning(ModuleBase):
         seed: Optional[int] = 73,
         **kwargs: Any,
     ) -> "PeftPromptTuning":
-        raise NotImplementedError
+        """Tune virtual tokens; the base model stays as it is and is shared.
+
+        Args:
+            base_model: Name, path or BaseModel.
+            train_stream: Records, or whatever ``read_train_records`` takes.
+            tuning_config: Number and start of the virtual tokens; a mapping is taken too.
+            val_stream: Records whose loss is computed after each epoch.
+            device: Where to train; ``__DETECT__`` and None take the server's.
+            tuning_type: PROMPT_TUNING or MULTITASK_PROMPT_TUNING.
+            num_epochs: Passes over the data.
+            learning_rate: Of AdamW, at the schedule's peak.
+            verbalizer: Template from a record to the prompt, or the name of one of the server's.
+            batch_size: Rows at once.
+            max_source_length: Tokens kept of each verbalized input.
+            max_target_length: Tokens kept of each output.
+            accumulate_steps: Batches per update.
+            torch_dtype: Precision to train in; None is the server's.
+            silence_progress_bars: False shows progress on stderr.
+            seed: Makes the training repeatable.
+            **kwargs: Other fields of ``TrainingOptions`` under any of their names, ``source_task``,
+                ``callbacks``, ``should_stop`` and ``from_request``.
+
+        Returns:
+            The tuned model.
+
+        Raises:
+            LuthierError: If an argument, a row or the run itself is wrong.
+        """
+        plan = cls.plan_train(
+            base_model=base_model,
+            train_stream=train_stream,
+            tuning_config=tuning_config,
+            val_stream=val_stream,
+            device=device,
+            tuning_type=tuning_type,
+            num_epochs=num_epochs,
+            learning_rate=learning_rate,
+            verbalizer=verbalizer,
+            batch_size=batch_size,
+            max_source_length=max_source_length,
+            max_target_length=max_target_length,
+            accumulate_steps=accumulate_steps,
+            torch_dtype=torch_dtype,
+            silence_progress_bars=silence_progress_bars,
+            seed=seed,
+            **kwargs,
+        )
+        lease = plan.acquire()
+        try:
+            adapter = plan.make_adapter(lease.base_model)
+            result = plan.tune(lease.base_model, adapter)
+        except BaseException:
+            lease.release()
+            raise
+        generator = _generator(lease, adapter, plan.environment, verbalizer=plan.options.verbalizer)
+        return cls(generator, tuning_type=plan.tuning_type, logs=log_lines(result))
+
+    @classmethod
+    def plan_train(cls, **arguments: Any) -> PromptTuningPlan:
+        """Check everything about a training that can be known without the weights.
+
+        Args:
+            **arguments: Of ``train``.
+
+        Returns:
+            What ``train`` would do.
+
+        Raises:
+            LuthierError: If it would fail.
+        """
+        return plan_prompt_tuning(arguments, module_id=cls.MODULE_ID, environment=environment())
+
+    @classmethod
+    def bootstrap(
+        cls,
+        base_model: AnyBaseModel,
+        adapter: Union[AnyPath, Adapter],
+        verbalizer: str = DEFAULT_VERBALIZER,
+    ) -> "PeftPromptTuning":
+        """Put virtual tokens that exist already before a base model.
+
+        Args:
+            base_model: Name, path or BaseModel.
+            adapter: PEFT's folder of a (multitask) prompt tuning, or an adapter.
+            verbalizer: Template that it was tuned with.
+
+        Returns:
+            The module.
+
+        Raises:
+            LuthierError: If they do not fit or cannot be read.
+        """
+        here = environment()
+        lease = _lease(base_model, here)
+        try:
+            if not isinstance(adapter, Adapter):
+                adapter = load_adapter(Path(adapter), base_model=lease.base_model)
+            prompt = _require_prompt(adapter)
+            generator = _generator(lease, prompt, here, verbalizer=verbalizer)
+        except BaseException:
+            lease.release()
+            raise
+        return cls(generator, tuning_type=_tuning_type_of(prompt))
+
+    @classmethod
+    def load(
+        cls, model_path: AnyPath, base_model: Optional[AnyBaseModel] = None
+    ) -> "PeftPromptTuning":
+        """Read a prompt that ``save`` or caikit-nlp wrote, and find its base model by name.
+
+        Args:
+            model_path: The prompt's folder.
+            base_model: The base model, where its name does not find it here.
+
+        Returns:
+            The module; it shares the base model's one copy.
+
+        Raises:
+            ArtifactError: If the folder is incomplete, damaged or something else.
+            BaseModelNotFoundError: If the base model is not here.
+        """
+        folder = Path(model_path)
+        return (
+            cls._load_archive(folder, base_model)
+            if is_caikit_archive(folder)
+            else cls._load_own(folder, base_model)
+        )
+
+    @classmethod
+    def _load_own(cls, folder: Path, base_model: Optional[AnyBaseModel]) -> "PeftPromptTuning":
+        config = read_config(folder)
+        adapter_folder = resolve_inside(
+            folder, text_of(config, "adapter_path"), what="adapter_path"
+        )
+        here = environment()
+        # The name is a stranger's: it may not reach beyond what the operator allows.
+        lease = _lease(base_model or text_of(config, "base_model_name"), here, from_request=True)
+        try:
+            require_same_base(config, lease.base_model)
+            adapter = _require_prompt(load_adapter(adapter_folder, base_model=lease.base_model))
+            generator = _generator(
+                lease,
+                adapter,
+                here,
+                verbalizer=text_of(config, "verbalizer", default=DEFAULT_VERBALIZER),
+            )
+        except BaseException:
+            lease.release()
+            raise
+        return cls(generator, tuning_type=_tuning_type_of(adapter), logs=read_logs(folder, config))
+
+    @classmethod
+    def _load_archive(cls, folder: Path, base_model: Optional[AnyBaseModel]) -> "PeftPromptTuning":
+        archive = read_caikit_archive(folder)
+        if archive.base_model_name is None:
+            raise ArtifactError(f"{folder.name!r} holds a whole model, not a tuned prompt")
+        here = environment()
+        lease = _lease(base_model or archive.base_model_name, here, from_request=True)
+        try:
+            generator = _generator(
+                lease,
+                _require_prompt(archive.make_adapter(lease.base_model)),
+                here,
+                verbalizer=archive.verbalizer or DEFAULT_VERBALIZER,
+            )
+        except BaseException:
+            lease.release()
+            raise
+        return cls(generator, logs=archive.training_logs)
+
+    def save(self, model_path: AnyPath) -> None:
+        """Write the prompt as a folder; the base model is named in it, not copied.
+
+        Replaces what is there in one step.
+
+        Args:
+            model_path: The folder.
+        """
+        base, prompt = self.base_model, self._prompt
+        config = {
+            "adapter_path": ADAPTER_FOLDER,
+            "base_model_fingerprint": fingerprint(base),
+            "base_model_name": base.name,
+            "eos_token": base.tokenizer.eos_token,
+            "num_virtual_tokens": prompt.num_virtual_tokens,
+            "output_model_types": json.dumps([place.upper() for place in prompt.places]),
+            "task_type": PEFT_TASK_TYPES[base.kind],
+            "trained_torch_dtype": str(base.dtype).removeprefix("torch."),
+            "tuning_type": self.tuning_type.value,
+            "verbalizer": self.verbalizer,
+        }
+        target = Path(model_path)
+        with writing_model(self, target, config=config, logs=self.training_logs) as folder:
+            save_adapter(prompt, folder / ADAPTER_FOLDER, base_model_name=base.name)
+        log.info("saved a tuned prompt", extra={"model": target.name})
+
+    @property
+    def _prompt(self) -> AnyPrompt:
+        assert self.adapter is not None
+        return _require_prompt(self.adapter)
 
     @TextGenerationTask.taskmethod()
     @with_sampling_parameters
     def run(self, text: str, sampling: SamplingParams) -> GeneratedTextResult:
-        raise NotImplementedError
+        """Generate, and wait for the whole text.
+
+        Args:
+            text: Goes into the verbalizer as ``input``.
+            sampling: Given as separate arguments: the fields of ``SamplingParams``.
+
+        Returns:
+            The text, counts and finish reason.
+        """
+        return self.generator.run(text, sampling)
 
     @TextGenerationTask.taskmethod(output_streaming=True)
     @with_sampling_parameters
     def run_stream_out(
         self, text: str, sampling: SamplingParams
     ) -> Iterable[GeneratedTextStreamResult]:
-        raise NotImplementedError
+        """Generate, piece by piece; joined, the pieces are the text of ``run``.
+
+        Args:
+            text: Goes into the verbalizer as ``input``.
+            sampling: Given as separate arguments: the fields of ``SamplingParams``.
+
+        Returns:
+            The pieces as they come; dropping the iterator ends the generation.
+        """
+        return self.generator.run_stream_out(text, sampling)
 
     @TokenizationTask.taskmethod()
     def run_tokenizer(self, text: str) -> TokenizationResults:
-        raise NotImplementedError
+        """Split a text into the model's tokens; the verbalizer is not applied.
+
+        Args:
+            text: Any text.
+
+        Returns:
+            The tokens and their count, special ones included.
+        """
+        return self.generator.run_tokenizer(text)
+
+
+def _lease(
+    base_model: AnyBaseModel, here: Environment, *, from_request: bool = False
+) -> BaseModelLease:
+    if isinstance(base_model, BaseModel):
+        return BaseModelLease(base_model, here.base_models, None)
+    return here.base_models.acquire(base_model, from_request=from_request)
+
+
+def _generator(
+    lease: BaseModelLease, adapter: AnyPrompt, here: Environment, *, verbalizer: str
+) -> TextGenerator:
+    return TextGenerator(
+        lease,
+        producer_id=PeftPromptTuning.PRODUCER_ID,
+        environment=here,
+        adapter=adapter,
+        verbalizer=verbalizer,
+    )
+
+
+def _require_prompt(adapter: Adapter) -> AnyPrompt:
+    if not isinstance(adapter, SoftPrompt | MultitaskSoftPrompt):
+        raise NotSupportedError(
+            f"module PeftPromptTuning runs tuned prompts, this adapter is {adapter.method}"
+        )
+    return adapter
+
+
+def _tuning_type_of(adapter: AnyPrompt) -> TuningType:
+    is_multitask = isinstance(adapter, MultitaskSoftPrompt)
+    return TuningType.MULTITASK_PROMPT_TUNING if is_multitask else TuningType.PROMPT_TUNING

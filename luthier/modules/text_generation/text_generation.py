@@ -2,13 +2,17 @@
 
 # NOTE: no ``from __future__ import annotations`` here: caikit reads annotations as types.
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Optional, Union
 
+import alog
 from caikit.core import ModuleBase, module
 from caikit.core.data_model import DataStream
 from caikit.interfaces.nlp.tasks import TextGenerationTask, TokenizationTask
 
+from luthier.adapters.full_weights import FullWeights
 from luthier.data_model.generation import (
     GeneratedTextResult,
     GeneratedTextStreamResult,
@@ -16,7 +20,28 @@ from luthier.data_model.generation import (
 )
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.data_model.sampling import SamplingParams
+from luthier.data_model.training_options import FULL_FINE_TUNING_DEFAULTS
+from luthier.files.names import resolve_inside
+from luthier.modules.environment import Environment, environment
+from luthier.modules.text_generation.generator import TextGenerator
+from luthier.modules.text_generation.saved_model import (
+    ARTIFACTS_FOLDER,
+    LogLine,
+    log_lines,
+    read_config,
+    read_logs,
+    text_of,
+    writing_model,
+)
 from luthier.modules.text_generation.task_signature import with_sampling_parameters
+from luthier.modules.text_generation.text_module import TextModule
+from luthier.modules.text_generation.train_plan import TrainingPlan, plan_training
+from luthier.resources.base_model import BaseModel, load_base_model, save_base_model
+from luthier.resources.names import BaseModelLocation
+from luthier.resources.store import BaseModelLease
+from luthier.training.data.verbalizer import DEFAULT_VERBALIZER
+
+log = alog.use_channel(__name__)
 
 
 # NOTE: the first task names the train rpc; the order is part of the wire.
@@ -26,11 +51,22 @@ from luthier.modules.text_generation.task_signature import with_sampling_paramet
     version="0.1.0",
     tasks=[TextGenerationTask, TokenizationTask],
 )
-class TextGeneration(ModuleBase):
+class TextGeneration(TextModule, ModuleBase):
+    """A whole model: a base model as it is, or one whose every weight was tuned.
+
+    Args:
+        generator: Does the work.
+        logs: Lines of the course of its training; empty for a bare base model.
+    """
+
+    def __init__(self, generator: TextGenerator, *, logs: Sequence[LogLine] = ()) -> None:
+        super().__init__(generator)
+        self.training_logs = tuple(logs)
+
     @classmethod
     def train(
         cls,
-        base_model: str,
+        base_model: Union[str, BaseModel],
         train_stream: Union[
             DataStream[GenerationTrainRecord], DataStream[ClassificationTrainRecord]
         ],
@@ -45,20 +81,189 @@ class TextGeneration(ModuleBase):
         use_iterable_dataset: Optional[bool] = True,
         **kwargs: Any,
     ) -> "TextGeneration":
-        raise NotImplementedError
+        """Tune every weight of a copy of a base model.
+
+        Args:
+            base_model: Name, path or BaseModel; it stays as it is.
+            train_stream: Records, or whatever ``read_train_records`` takes.
+            torch_dtype: Precision to train in; None is the server's.
+            max_source_length: Tokens kept of each input.
+            max_target_length: Tokens kept of each output.
+            batch_size: Rows at once.
+            num_epochs: Passes over the data.
+            accumulate_steps: Batches per update.
+            random_seed: Makes the training repeatable.
+            lr: Learning rate.
+            use_iterable_dataset: Changes nothing; for callers of caikit-nlp.
+            **kwargs: ``val_stream``, other fields of ``TrainingOptions`` under any of their names,
+                ``callbacks``, ``should_stop`` and ``from_request``.
+
+        Returns:
+            The tuned model.
+
+        Raises:
+            LuthierError: If an argument, a row or the run itself is wrong.
+        """
+        plan = cls.plan_train(
+            base_model=base_model,
+            train_stream=train_stream,
+            torch_dtype=torch_dtype,
+            max_source_length=max_source_length,
+            max_target_length=max_target_length,
+            batch_size=batch_size,
+            num_epochs=num_epochs,
+            accumulate_steps=accumulate_steps,
+            random_seed=random_seed,
+            lr=lr,
+            use_iterable_dataset=use_iterable_dataset,
+            **kwargs,
+        )
+        with plan.acquire() as base:
+            adapter = FullWeights(base.model)
+            result = plan.tune(base, adapter)
+            tuned = BaseModel.from_memory(adapter.model, base.tokenizer, name=base.name)
+        generator = _generator(tuned, plan.environment, verbalizer=plan.options.verbalizer)
+        return cls(generator, logs=log_lines(result))
+
+    @classmethod
+    def plan_train(cls, **arguments: Any) -> TrainingPlan:
+        """Check everything about a training that can be known without the weights.
+
+        Args:
+            **arguments: Of ``train``.
+
+        Returns:
+            What ``train`` would do.
+
+        Raises:
+            LuthierError: If it would fail.
+        """
+        arguments.pop("use_iterable_dataset", None)
+        return plan_training(
+            arguments,
+            module_id=cls.MODULE_ID,
+            defaults=FULL_FINE_TUNING_DEFAULTS,
+            environment=environment(),
+        )
+
+    @classmethod
+    def bootstrap(
+        cls, base_model: Union[str, os.PathLike[str], BaseModel], torch_dtype: Optional[str] = None
+    ) -> "TextGeneration":
+        """Serve a base model as it is.
+
+        Args:
+            base_model: Name, path or BaseModel.
+            torch_dtype: Precision; None is the server's.
+
+        Returns:
+            The module; it shares the base model's one copy.
+
+        Raises:
+            LuthierError: If there is no such base model.
+        """
+        here = environment()
+        if isinstance(base_model, BaseModel):
+            return cls(_generator(base_model, here))
+        lease = here.base_models.acquire(base_model, dtype=torch_dtype)
+        return cls(TextGenerator(lease, producer_id=cls.PRODUCER_ID, environment=here))
+
+    @classmethod
+    def load(cls, model_path: Union[str, os.PathLike[str]]) -> "TextGeneration":
+        """Read a model that ``save`` or caikit-nlp wrote.
+
+        Args:
+            model_path: Its folder.
+
+        Returns:
+            The module, with a copy of the weights of its own.
+
+        Raises:
+            ArtifactError: If the folder is incomplete, damaged or something else.
+        """
+        folder = Path(model_path)
+        config = read_config(folder)
+        here = environment()
+        artifacts = resolve_inside(
+            folder, text_of(config, "artifact_path"), what="artifact_path", max_parts=2
+        )
+        # Not through the store: a folder may be replaced while its predecessor is in use.
+        base_model = load_base_model(
+            BaseModelLocation(folder.resolve().name, artifacts, "path"),
+            dtype=text_of(config, "torch_dtype", default=here.config.torch_dtype),
+            sources=here.base_models.sources,
+        )
+        verbalizer = text_of(config, "verbalizer", default=DEFAULT_VERBALIZER)
+        generator = _generator(base_model, here, verbalizer=verbalizer)
+        return cls(generator, logs=read_logs(folder, config))
+
+    def save(self, model_path: Union[str, os.PathLike[str]]) -> None:
+        """Write the whole model as a folder; replaces what is there in one step.
+
+        Args:
+            model_path: The folder.
+        """
+        config = {
+            "artifact_path": ARTIFACTS_FOLDER,
+            "base_model_name": self.base_model.name,
+            "eos_token": self.base_model.tokenizer.eos_token,
+            "torch_dtype": str(self.base_model.dtype),
+            "verbalizer": self.verbalizer,
+        }
+        target = Path(model_path)
+        with writing_model(self, target, config=config, logs=self.training_logs) as folder:
+            save_base_model(self.base_model, folder / ARTIFACTS_FOLDER)
+        log.info("saved a whole model", extra={"model": target.name})
 
     @TextGenerationTask.taskmethod()
     @with_sampling_parameters
     def run(self, text: str, sampling: SamplingParams) -> GeneratedTextResult:
-        raise NotImplementedError
+        """Generate, and wait for the whole text.
+
+        Args:
+            text: What to continue or answer.
+            sampling: Given as separate arguments: the fields of ``SamplingParams``.
+
+        Returns:
+            The text, counts and finish reason.
+        """
+        return self.generator.run(text, sampling)
 
     @TextGenerationTask.taskmethod(output_streaming=True)
     @with_sampling_parameters
     def run_stream_out(
         self, text: str, sampling: SamplingParams
     ) -> Iterable[GeneratedTextStreamResult]:
-        raise NotImplementedError
+        """Generate, piece by piece; joined, the pieces are the text of ``run``.
+
+        Args:
+            text: What to continue or answer.
+            sampling: Given as separate arguments: the fields of ``SamplingParams``.
+
+        Returns:
+            The pieces as they come; dropping the iterator ends the generation.
+        """
+        return self.generator.run_stream_out(text, sampling)
 
     @TokenizationTask.taskmethod()
     def run_tokenizer(self, text: str) -> TokenizationResults:
-        raise NotImplementedError
+        """Split a text into the model's tokens.
+
+        Args:
+            text: Any text.
+
+        Returns:
+            The tokens and their count, special ones included.
+        """
+        return self.generator.run_tokenizer(text)
+
+
+def _generator(
+    base_model: BaseModel, here: Environment, *, verbalizer: str = DEFAULT_VERBALIZER
+) -> TextGenerator:
+    return TextGenerator(
+        BaseModelLease(base_model, here.base_models, None),
+        producer_id=TextGeneration.PRODUCER_ID,
+        environment=here,
+        verbalizer=verbalizer,
+    )

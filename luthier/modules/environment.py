@@ -1,0 +1,148 @@
+"""What the modules need to know of the server they run in: the door through which config comes in.
+
+A runtime hands its config over with ``configure``. A Python user does nothing: the first use reads
+config.yml, the files in ``CONFIG_FILES`` and the environment, as a server would.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from luthier.config import Config, load_config
+from luthier.config.caikit_bridge import apply_to_caikit
+from luthier.data_model.sampling import SamplingLimits
+from luthier.data_model.streams import StreamLimits
+from luthier.data_model.tuning import TrainingLimits
+from luthier.inference.options import EngineOptions
+from luthier.resources.names import BaseModelSources
+from luthier.resources.store import BaseModelStore
+
+_lock = threading.RLock()
+_current: Environment | None = None
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Server-level settings as plain values, and what all modules of a process share.
+
+    Args:
+        base_models: One copy of each base model.
+        engine_options: For the engines of those.
+        sampling_limits: What one request may ask for.
+        max_prompt_tokens: Longest prompt of a request, virtual tokens not counted.
+        training_limits: What one training may ask for.
+        stream_limits: What the data of a request may read.
+        source_prompt_base: Folder of source prompts, None for none.
+        verbalizers: Templates that a training may name.
+        allow_request_verbalizers: Whether a request may bring a template's text.
+        config: The settings all of the above were made from.
+    """
+
+    base_models: BaseModelStore
+    engine_options: EngineOptions
+    sampling_limits: SamplingLimits
+    max_prompt_tokens: int
+    training_limits: TrainingLimits
+    stream_limits: StreamLimits
+    source_prompt_base: Path | None
+    verbalizers: Mapping[str, str]
+    allow_request_verbalizers: bool
+    config: Config
+
+    def max_training_rows(self, *, module_id: str, base_model: str) -> int | None:
+        """Most train records that ``training_data_limit`` allows; None is no limit.
+
+        Args:
+            module_id: The module that is trained.
+            base_model: The base model's name, as the caller spells it.
+
+        Returns:
+            Rows, or None.
+        """
+        return self.config.max_training_rows(module_id=module_id, base_model=base_model)
+
+
+def environment() -> Environment:
+    """The environment of this process, made from config on first use. Thread-safe."""
+    global _current
+    with _lock:
+        if _current is None:
+            _current = _from_config(load_config())
+        return _current
+
+
+def configure(config: Config) -> Environment:
+    """Replace the environment of this process; modules made before keep what they have.
+
+    Args:
+        config: A door's settings.
+
+    Returns:
+        The new environment, with an empty store of base models.
+    """
+    global _current
+    made = _from_config(config)
+    with _lock:
+        _current = made
+    return made
+
+
+def configure_caikit() -> None:
+    """Tell caikit the library and the wire's names of this process's config."""
+    apply_to_caikit(environment().config)
+
+
+def _from_config(config: Config) -> Environment:
+    return Environment(
+        base_models=BaseModelStore(_sources(config)),
+        engine_options=EngineOptions(
+            max_running=config.inference.max_running, max_waiting=config.inference.max_waiting
+        ),
+        sampling_limits=_sampling_limits(config),
+        max_prompt_tokens=config.inference.limits.max_prompt_tokens,
+        training_limits=_training_limits(config),
+        stream_limits=StreamLimits(
+            data_roots=tuple(Path(root) for root in config.data_roots),
+            max_rows=config.training.limits.max_rows,
+        ),
+        source_prompt_base=Path(config.source_prompt_base) if config.source_prompt_base else None,
+        verbalizers=config.verbalizers,
+        allow_request_verbalizers=config.allow_request_verbalizers,
+        config=config,
+    )
+
+
+def _sources(config: Config) -> BaseModelSources:
+    return BaseModelSources(
+        base_models_dir=Path(config.base_models_dir) if config.base_models_dir else None,
+        allow_downloads=config.allow_downloads,
+        allow_pickle_weights=config.allow_pickle_weights,
+        trust_remote_code=config.trust_remote_code,
+        default_dtype=config.torch_dtype,
+        default_device=config.device,
+    )
+
+
+def _sampling_limits(config: Config) -> SamplingLimits:
+    limits = config.inference.limits
+    return SamplingLimits(
+        max_new_tokens=limits.max_new_tokens,
+        max_stop_sequences=limits.max_stop_sequences,
+        max_stop_sequence_chars=limits.max_stop_sequence_chars,
+        max_time_seconds=limits.max_time_seconds,
+    )
+
+
+def _training_limits(config: Config) -> TrainingLimits:
+    limits = config.training.limits
+    return TrainingLimits(
+        max_epochs=limits.max_epochs,
+        max_batch_size=limits.max_batch_size,
+        max_accumulate_steps=limits.max_accumulate_steps,
+        max_source_length=limits.max_source_length,
+        max_target_length=limits.max_target_length,
+        max_virtual_tokens=limits.max_virtual_tokens,
+    )

@@ -1,0 +1,341 @@
+"""Text in, results out: what every text generation module does when it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass
+
+from luthier.adapters.base import Adapter
+from luthier.data_model.generation import (
+    FinishReason,
+    GeneratedTextResult,
+    GeneratedTextStreamResult,
+    GeneratedToken,
+    ProducerId,
+    Token,
+    TokenizationResults,
+    TokenStreamDetails,
+)
+from luthier.data_model.sampling import SamplingParams
+from luthier.errors import InvalidInputError
+from luthier.inference.base import GenerationChunk, GenerationRequest, TokenStream
+from luthier.inference.base import Token as EngineToken
+from luthier.inference.registry import engine_for
+from luthier.modules.environment import Environment
+from luthier.modules.text_generation.prompt_encoding import EncodedPrompt, PromptEncoder
+from luthier.resources.base_model import BaseModel
+from luthier.resources.store import BaseModelLease
+from luthier.training.data.verbalizer import DEFAULT_VERBALIZER, Verbalizer
+
+#: Tokenizing this many characters takes about a millisecond: too long for an event loop.
+_MAX_CHARS_ON_LOOP = 4000
+
+
+class TextGenerator:
+    """Generates text from one base model and, if given, one adapter. Thread-safe.
+
+    Args:
+        lease: The base model; the generator releases it, at the latest when it is collected.
+        producer_id: Named in every result.
+        environment: Limits and engine options.
+        adapter: The tuned delta, or None for the bare base model.
+        verbalizer: Template from the user's text to the prompt.
+    """
+
+    def __init__(
+        self,
+        lease: BaseModelLease,
+        *,
+        producer_id: ProducerId,
+        environment: Environment,
+        adapter: Adapter | None = None,
+        verbalizer: str = DEFAULT_VERBALIZER,
+    ) -> None:
+        self._lease = lease
+        self._producer_id = producer_id
+        self._environment = environment
+        self._adapter = adapter
+        self._verbalizer = Verbalizer(verbalizer)
+        self._encoder = PromptEncoder(lease.base_model.tokenizer)
+        # A thread of its own: the collector may run anywhere, even inside the store's lock.
+        release = threading.Thread(target=lease.release, name="lease-release", daemon=True)
+        self._finalizer = weakref.finalize(self, release.start)
+        self._finalizer.atexit = False
+
+    @property
+    def base_model(self) -> BaseModel:
+        """The base model, until ``release``."""
+        return self._lease.base_model
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The tuned delta."""
+        return self._adapter
+
+    @property
+    def verbalizer(self) -> str:
+        """The template."""
+        return self._verbalizer.template
+
+    def release(self) -> None:
+        """Give the base model back; the generator is of no use afterwards. Idempotent."""
+        self._finalizer.detach()
+        self._lease.release()
+
+    def run(self, text: str, sampling: SamplingParams) -> GeneratedTextResult:
+        """Generate and wait for the whole text.
+
+        Args:
+            text: The user's.
+            sampling: Not yet validated.
+
+        Returns:
+            The text with counts, finish reason and what was asked for about tokens.
+
+        Raises:
+            LuthierError: If a parameter or the prompt cannot be, or the engine fails or is full.
+        """
+        answer = self._submit(text, sampling)
+        try:
+            for chunk in answer.stream:
+                answer.add(chunk)
+        finally:
+            answer.stream.cancel()
+        return answer.result()
+
+    def run_stream_out(
+        self, text: str, sampling: SamplingParams
+    ) -> Iterator[GeneratedTextStreamResult]:
+        """Generate, piece by piece; joined, the pieces are the text of ``run``.
+
+        The request is checked and submitted at once, not at the first ``next``.
+
+        Args:
+            text: The user's.
+            sampling: Not yet validated.
+
+        Returns:
+            An iterator; dropping it ends the generation.
+        """
+        return _pieces(self._submit(text, sampling))
+
+    async def arun(self, text: str, sampling: SamplingParams) -> GeneratedTextResult:
+        """``run`` on an event loop: nothing blocks, and cancelling the task frees the row.
+
+        Args:
+            text: The user's.
+            sampling: Not yet validated.
+
+        Returns:
+            As ``run``.
+        """
+        answer = await self._asubmit(text, sampling)
+        try:
+            async for chunk in answer.stream:
+                answer.add(chunk)
+        finally:
+            answer.stream.cancel()
+        return answer.result()
+
+    async def arun_stream_out(
+        self, text: str, sampling: SamplingParams
+    ) -> AsyncGenerator[GeneratedTextStreamResult]:
+        """``run_stream_out`` on an event loop; closing the iterator frees the row.
+
+        Args:
+            text: The user's.
+            sampling: Not yet validated.
+
+        Yields:
+            Pieces, the last one with the finish reason.
+        """
+        answer = await self._asubmit(text, sampling)
+        try:
+            if answer.has_preamble:
+                yield answer.preamble()
+            async for chunk in answer.stream:
+                piece = answer.piece(chunk)
+                if piece is not None:
+                    yield piece
+        finally:
+            answer.stream.cancel()
+
+    def run_tokenizer(self, text: str) -> TokenizationResults:
+        """Split a text into the base model's tokens; the verbalizer is not applied.
+
+        Args:
+            text: The user's.
+
+        Returns:
+            Every token, those that the tokenizer adds included, and their count.
+
+        Raises:
+            InvalidInputError: If ``text`` is no string.
+        """
+        tokens = self._encoder.tokens(_checked_text(text))
+        return TokenizationResults(
+            results=[Token(start=start, end=end, text=piece) for start, end, piece in tokens],
+            token_count=len(tokens),
+        )
+
+    async def arun_tokenizer(self, text: str) -> TokenizationResults:
+        """``run_tokenizer`` on an event loop.
+
+        Args:
+            text: The user's.
+
+        Returns:
+            As ``run_tokenizer``.
+        """
+        if len(_checked_text(text)) <= _MAX_CHARS_ON_LOOP:
+            return self.run_tokenizer(text)
+        return await asyncio.to_thread(self.run_tokenizer, text)
+
+    def _submit(self, text: str, sampling: SamplingParams) -> _Answer:
+        return self._submit_prompt(self._prompt(text, sampling), sampling)
+
+    async def _asubmit(self, text: str, sampling: SamplingParams) -> _Answer:
+        if len(_checked_text(text)) <= _MAX_CHARS_ON_LOOP:
+            return self._submit(text, sampling)
+        prompt = await asyncio.to_thread(self._prompt, text, sampling)
+        return self._submit_prompt(prompt, sampling)
+
+    def _prompt(self, text: str, sampling: SamplingParams) -> EncodedPrompt:
+        sampling.validate(self._environment.sampling_limits)
+        prompt = self._encoder.encode(
+            self._verbalizer, _checked_text(text), max_tokens=sampling.truncate_input_tokens
+        )
+        longest = self._environment.max_prompt_tokens
+        if len(prompt.token_ids) > longest:
+            raise InvalidInputError(
+                f"the prompt has {len(prompt.token_ids)} tokens, at most {longest} are allowed; "
+                "'truncate_input_tokens' would cut it"
+            )
+        return prompt
+
+    def _submit_prompt(self, prompt: EncodedPrompt, sampling: SamplingParams) -> _Answer:
+        base_model = self._lease.base_model
+        engine = engine_for(base_model, options=self._environment.engine_options)
+        request = GenerationRequest(prompt.token_ids, sampling, adapter=self._adapter)
+        # A seq2seq model's output never starts with its input, so there is nothing to preserve.
+        preserves = sampling.preserve_input_text and base_model.kind == "causal"
+        return _Answer(
+            stream=engine.submit(request),
+            sampling=sampling,
+            prompt_text=prompt.text if preserves else "",
+            prompt_tokens=len(prompt.token_ids),
+            producer_id=self._producer_id,
+        )
+
+
+def _checked_text(text: object) -> str:
+    if not isinstance(text, str):
+        raise InvalidInputError(f"'text' must be a string, got {type(text).__name__}")
+    return text
+
+
+def _pieces(answer: _Answer) -> Iterator[GeneratedTextStreamResult]:
+    try:
+        if answer.has_preamble:
+            yield answer.preamble()
+        for chunk in answer.stream:
+            piece = answer.piece(chunk)
+            if piece is not None:
+                yield piece
+    finally:
+        answer.stream.cancel()
+
+
+@dataclass
+class _Answer:
+    """One request's answer, while it grows.
+
+    Args:
+        stream: The engine's.
+        sampling: What was asked.
+        prompt_text: What comes before the generated text; "" if it is not to be given back.
+        prompt_tokens: Length of the prompt.
+        producer_id: Named in every result.
+    """
+
+    stream: TokenStream
+    sampling: SamplingParams
+    prompt_text: str
+    prompt_tokens: int
+    producer_id: ProducerId
+
+    def __post_init__(self) -> None:
+        self._texts: list[str] = []
+        self._tokens: list[EngineToken] = []
+        self._input_tokens: list[EngineToken] = []
+        self._last = GenerationChunk(text="", input_token_count=self.prompt_tokens)
+
+    def add(self, chunk: GenerationChunk) -> None:
+        """Take the next chunk of a result that is given back whole."""
+        self._texts.append(chunk.text)
+        self._tokens.extend(chunk.tokens)
+        self._input_tokens.extend(chunk.input_tokens)
+        self._last = chunk
+
+    def result(self) -> GeneratedTextResult:
+        """The whole answer, after the last chunk."""
+        last = self._last
+        return GeneratedTextResult(
+            generated_text=self.prompt_text + "".join(self._texts),
+            generated_tokens=last.generated_token_count,
+            finish_reason=FinishReason[last.finish_reason.name],
+            producer_id=self.producer_id,
+            input_token_count=last.input_token_count,
+            seed=last.seed,
+            tokens=_reported(self._tokens) if self._reports_tokens else None,
+            input_tokens=_reported(self._input_tokens) if self.sampling.input_tokens else None,
+        )
+
+    @property
+    def has_preamble(self) -> bool:
+        """True if the stream starts with the prompt."""
+        return bool(self.prompt_text)
+
+    def preamble(self) -> GeneratedTextStreamResult:
+        """The stream's first item: the prompt."""
+        return self._item(self.prompt_text, self._last, tokens=None)
+
+    def piece(self, chunk: GenerationChunk) -> GeneratedTextStreamResult | None:
+        """A chunk as an item of the stream; None if there is nothing to say yet."""
+        has_news = chunk.text or chunk.is_last or chunk.input_tokens
+        if not has_news and not (self._reports_tokens and chunk.tokens):
+            return None
+        return self._item(
+            chunk.text, chunk, tokens=_reported(chunk.tokens) if self._reports_tokens else None
+        )
+
+    def _item(
+        self, text: str, chunk: GenerationChunk, *, tokens: list[GeneratedToken] | None
+    ) -> GeneratedTextStreamResult:
+        return GeneratedTextStreamResult(
+            generated_text=text,
+            tokens=tokens,
+            details=TokenStreamDetails(
+                finish_reason=FinishReason[chunk.finish_reason.name],
+                generated_tokens=chunk.generated_token_count,
+                seed=chunk.seed,
+                input_token_count=chunk.input_token_count,
+            ),
+            producer_id=self.producer_id,
+            input_tokens=_reported(chunk.input_tokens) if chunk.input_tokens else None,
+        )
+
+    @property
+    def _reports_tokens(self) -> bool:
+        """Asking for log-probabilities or ranks alone means those of the generated tokens."""
+        wants_detail = self.sampling.token_logprobs or self.sampling.token_ranks
+        return self.sampling.generated_tokens or (wants_detail and not self.sampling.input_tokens)
+
+
+def _reported(tokens: list[EngineToken] | tuple[EngineToken, ...]) -> list[GeneratedToken]:
+    return [
+        GeneratedToken(text=token.text, logprob=token.logprob, rank=token.rank) for token in tokens
+    ]

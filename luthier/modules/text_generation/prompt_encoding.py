@@ -1,0 +1,164 @@
+"""From a user's text to the token ids of a prompt.
+
+What a user writes is text, even where it spells ``<|im_end|>``; what the operator or tuner wrote
+into a verbalizer may be a control token. Texts without such spellings get exactly the ids that the
+tokenizer gives them by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from luthier.training.data.verbalizer import Verbalizer
+
+_PLACEHOLDER = "{{input}}"
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as the model and as people see it.
+
+    Args:
+        text: The verbalized text; of a truncated prompt, what its tokens decode to.
+        token_ids: Special tokens included, [T].
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+class PromptEncoder:
+    """Encodes prompts for one base model. Thread-safe.
+
+    Args:
+        tokenizer: The base model's; its state is never changed.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._control = _control_tokens(tokenizer)
+        self._literal: PreTrainedTokenizerBase | None = None
+        self._lock = threading.Lock()
+        self._leading, self._trailing = _added_around(tokenizer)
+
+    def encode(self, verbalizer: Verbalizer, text: str, *, max_tokens: int = 0) -> EncodedPrompt:
+        """Verbalize and tokenize.
+
+        Args:
+            verbalizer: Names no field but ``input``.
+            text: The user's.
+            max_tokens: Keep the first this many tokens, those that the tokenizer adds included; 0
+                keeps all.
+
+        Returns:
+            The prompt.
+
+        Raises:
+            VerbalizerError: If the verbalizer names another field.
+        """
+        prompt = verbalizer.render({"input": text})
+        if self._control is not None and self._control.search(text):
+            token_ids = self._encode_as_text(verbalizer.template, text)
+        else:
+            token_ids = list(self._tokenizer(prompt, verbose=False)["input_ids"])
+        if max_tokens and len(token_ids) > max_tokens:
+            kept = self._truncated(token_ids, max_tokens)
+            return EncodedPrompt(self._decode(kept), tuple(kept))
+        return EncodedPrompt(prompt, tuple(token_ids))
+
+    def tokens(self, text: str) -> list[tuple[int, int, str]]:
+        """The tokens of a bare text: start and end in it, and the vocabulary's piece.
+
+        Tokens that the tokenizer adds have start and end 0; a tokenizer that knows no offsets
+        gives all of them so.
+
+        Args:
+            text: The user's.
+
+        Returns:
+            One entry per token.
+        """
+        has_control = self._control is not None and self._control.search(text)
+        tokenizer = self._text_only() if has_control else self._tokenizer
+        encoded = tokenizer(text, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+        token_ids = encoded["input_ids"]
+        pieces = tokenizer.convert_ids_to_tokens(token_ids)
+        offsets = encoded.get("offset_mapping") or [(0, 0)] * len(token_ids)
+        return [
+            (int(start), int(end), piece)
+            for (start, end), piece in zip(offsets, pieces, strict=True)
+        ]
+
+    def _encode_as_text(self, template: str, text: str) -> list[int]:
+        token_ids = list(self._leading)
+        for piece, is_control in self._pieces(template, text):
+            if is_control:
+                token_ids.append(self._tokenizer.convert_tokens_to_ids(piece))
+            else:
+                encoded = self._text_only()(piece, add_special_tokens=False, verbose=False)
+                token_ids.extend(encoded["input_ids"])
+        return [*token_ids, *self._trailing]
+
+    def _pieces(self, template: str, text: str) -> Iterator[tuple[str, bool]]:
+        """The prompt, cut at the control tokens of the template and at no others."""
+        assert self._control is not None
+        plain = ""
+        for index, literal in enumerate(template.split(_PLACEHOLDER)):
+            plain += text if index else ""
+            end = 0
+            for match in self._control.finditer(literal):
+                plain += literal[end : match.start()]
+                if plain:
+                    yield plain, False
+                yield match[0], True
+                plain, end = "", match.end()
+            plain += literal[end:]
+        if plain:
+            yield plain, False
+
+    def _text_only(self) -> PreTrainedTokenizerBase:
+        """A copy that knows no control tokens; a shared one would have to be switched back."""
+        with self._lock:
+            if self._literal is None:
+                literal: Any = copy.deepcopy(self._tokenizer)
+                literal.split_special_tokens = True
+                if literal.is_fast:
+                    literal.backend_tokenizer.encode_special_tokens = True
+                self._literal = literal
+            return self._literal
+
+    def _truncated(self, token_ids: list[int], max_tokens: int) -> list[int]:
+        """As transformers truncates: what the tokenizer adds at the end stays at the end."""
+        num_trailing = len(self._trailing)
+        if not num_trailing or num_trailing >= max_tokens:
+            return token_ids[:max_tokens]
+        return token_ids[: max_tokens - num_trailing] + token_ids[-num_trailing:]
+
+    def _decode(self, token_ids: list[int]) -> str:
+        text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    spellings = sorted({*added, *tokenizer.all_special_tokens} - {""}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, spellings))) if spellings else None
+
+
+def _added_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before and after every text."""
+    encoded = tokenizer("a", return_special_tokens_mask=True, verbose=False)
+    token_ids, mask = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+    if 0 not in mask:
+        return token_ids, []
+    first = mask.index(0)
+    last = len(mask) - mask[::-1].index(0)
+    return token_ids[:first], token_ids[last:]

@@ -1,0 +1,174 @@
+"""The folder of a saved module: written whole or not at all, read as data that nobody vouched for.
+
+my-model/
+  config.yml              caikit's module config: ids, and what the module needs to load
+  adapter/                PEFT folder of a tuned prompt; the base model is named, not copied
+  artifacts/              or: a whole model in Hugging Face format
+  training_logs.jsonl     the course of the training
+  manifest.json           size and hash of every other file
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from caikit.core import ModuleBase, ModuleSaver
+
+from luthier.errors import ArtifactError
+from luthier.files.atomic_folder import check_manifest, write_folder_atomically, write_manifest
+from luthier.files.names import resolve_inside
+from luthier.training.results import TrainingResult
+
+CONFIG_NAME = "config.yml"
+ADAPTER_FOLDER = "adapter"
+ARTIFACTS_FOLDER = "artifacts"
+LOGS_NAME = "training_logs.jsonl"
+_MAX_CONFIG_BYTES = 4 << 20
+
+LogLine = Mapping[str, Any]
+
+
+@contextmanager
+def writing_model(
+    module: ModuleBase,
+    target: Path,
+    *,
+    config: Mapping[str, Any],
+    logs: Sequence[LogLine],
+) -> Iterator[Path]:
+    """Yield a folder to put weights into; on leaving, it is complete and stands at ``target``.
+
+    Replaces what is there. If anything fails, what was there stays and nothing else remains.
+
+    Args:
+        module: Whose ids the config names.
+        target: The model's folder.
+        config: What the module needs to load.
+        logs: Lines of the training's course.
+
+    Yields:
+        An empty folder, except for the config that is written last.
+    """
+    with write_folder_atomically(target, overwrite=True) as folder:
+        with ModuleSaver(module, model_path=str(folder)) as saver:
+            saver.update_config({**config, "training_logs": LOGS_NAME})
+            yield folder
+        text = "".join(json.dumps(line) + "\n" for line in logs)
+        (folder / LOGS_NAME).write_text(text, encoding="utf-8")
+        write_manifest(folder)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The module config of a saved model, checked against the folder's manifest if it has one.
+
+    Args:
+        folder: The model's.
+
+    Returns:
+        The config; nothing in it is trustworthy.
+
+    Raises:
+        ArtifactError: If it is missing, too large, no YAML, or files differ from the manifest.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise ArtifactError(f"{folder.name!r}: {CONFIG_NAME} is larger than any config")
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(
+            f"{folder.name!r} is no saved model: it has no {CONFIG_NAME}"
+        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{folder.name!r}: {CONFIG_NAME} is not YAML") from error
+    if not isinstance(config, dict) or not isinstance(config.get("module_id"), str):
+        raise ArtifactError(f"{folder.name!r}: {CONFIG_NAME} names no module_id")
+    check_manifest(folder)
+    return config
+
+
+def text_of(config: Mapping[str, Any], key: str, *, default: str | None = None) -> str:
+    """A text in a saved config.
+
+    Args:
+        config: From ``read_config``.
+        key: Its name.
+        default: For a key that is missing; None refuses that.
+
+    Returns:
+        The text.
+
+    Raises:
+        ArtifactError: If it is missing or no text.
+    """
+    value = config.get(key, default)
+    if not isinstance(value, str):
+        raise ArtifactError(
+            f"saved model: {key!r} in {CONFIG_NAME} must be text, got {value!r:.80}"
+        )
+    return value
+
+
+def read_logs(folder: Path, config: Mapping[str, Any]) -> tuple[LogLine, ...]:
+    """The course of the training that made a saved model; empty where it left none.
+
+    Args:
+        folder: The model's.
+        config: Its config, which names the file.
+
+    Returns:
+        One mapping per line.
+
+    Raises:
+        ArtifactError: If the file is there and unreadable.
+    """
+    name = config.get("training_logs")
+    if not isinstance(name, str) or not name:
+        return ()
+    path = resolve_inside(folder, name, what="training_logs")
+    if not path.is_file():
+        return ()
+    try:
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{folder.name!r}: {name} is not readable JSON lines") from error
+    if not all(isinstance(line, dict) for line in lines):
+        raise ArtifactError(f"{folder.name!r}: {name} holds lines that are no objects")
+    return tuple(lines)
+
+
+def log_lines(result: TrainingResult) -> tuple[LogLine, ...]:
+    """The course of a training in caikit-nlp's format, validation losses under a name of their own.
+
+    Args:
+        result: Of the loop.
+
+    Returns:
+        ``{"name": "loss", "data": {"epoch", "step", "value", "timestamp"}}`` per update.
+    """
+    losses = [
+        {
+            "name": "loss",
+            "data": {
+                "epoch": point.epoch,
+                "step": point.step,
+                "value": point.value,
+                "learning_rate": point.learning_rate,
+                "timestamp": point.timestamp.isoformat(),
+            },
+        }
+        for point in result.losses
+    ]
+    validation = [
+        {
+            "name": "validation_loss",
+            "data": {"epoch": point.epoch, "step": point.step, "value": point.value},
+        }
+        for point in result.validation_losses
+    ]
+    return (*losses, *validation)

@@ -1,0 +1,90 @@
+"""What both text generation modules are, beside how they are trained and saved.
+
+caikit wants each task method written in the module's own class, so ``run``, ``run_stream_out`` and
+``run_tokenizer`` are there, one line each; the rest is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from luthier.adapters.base import Adapter
+from luthier.data_model.generation import (
+    GeneratedTextResult,
+    GeneratedTextStreamResult,
+    TokenizationResults,
+)
+from luthier.data_model.sampling import SamplingParams
+from luthier.modules.text_generation.generator import TextGenerator
+from luthier.resources.base_model import BaseModel
+
+
+class TextModule:
+    """A base model with or without an adapter, ready to generate. Thread-safe.
+
+    No caikit class by itself: caikit would wrap a ``load`` defined in one.
+
+    Args:
+        generator: Does the work.
+    """
+
+    def __init__(self, generator: TextGenerator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    @property
+    def base_model(self) -> BaseModel:
+        """The frozen base model."""
+        return self.generator.base_model
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The tuned delta."""
+        return self.generator.adapter
+
+    @property
+    def verbalizer(self) -> str:
+        """The template from the user's text to the prompt."""
+        return self.generator.verbalizer
+
+    async def arun(self, text: str, **sampling: Any) -> GeneratedTextResult:
+        """``run`` on an event loop; cancelling the task frees the row.
+
+        Args:
+            text: The user's.
+            **sampling: Fields of ``SamplingParams``.
+
+        Returns:
+            As ``run``.
+        """
+        return await self.generator.arun(text, SamplingParams.from_arguments(sampling))
+
+    def arun_stream_out(
+        self, text: str, **sampling: Any
+    ) -> AsyncGenerator[GeneratedTextStreamResult]:
+        """``run_stream_out`` on an event loop; closing the iterator frees the row.
+
+        Args:
+            text: The user's.
+            **sampling: Fields of ``SamplingParams``.
+
+        Returns:
+            The pieces.
+        """
+        return self.generator.arun_stream_out(text, SamplingParams.from_arguments(sampling))
+
+    async def arun_tokenizer(self, text: str) -> TokenizationResults:
+        """``run_tokenizer`` on an event loop.
+
+        Args:
+            text: The user's.
+
+        Returns:
+            As ``run_tokenizer``.
+        """
+        return await self.generator.arun_tokenizer(text)
+
+    def release(self) -> None:
+        """Give the base model back; the module is of no use afterwards. Idempotent."""
+        self.generator.release()

@@ -1,0 +1,309 @@
+"""What a training will do, with everything refused that can be known before weights are loaded.
+
+A runtime makes a plan when a request comes in, to refuse it at once; ``train`` makes the same plan
+and then follows it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import AutoConfig
+
+from luthier.adapters.base import Adapter
+from luthier.data_model.records import GenerationTrainRecord
+from luthier.data_model.streams import StreamLimits, read_train_records
+from luthier.data_model.training_options import (
+    TRAINING_OPTION_ALIASES,
+    TRAINING_OPTION_NAMES,
+    UNLIMITED,
+    TrainingLimits,
+    TrainingOptions,
+)
+from luthier.errors import (
+    ArtifactError,
+    InvalidInputError,
+    TrainingDataError,
+    VerbalizerError,
+    did_you_mean,
+)
+from luthier.modules.environment import Environment
+from luthier.resources.base_model import BaseModel, BaseModelKind, kind_of
+from luthier.resources.hardware import parse_device, pick_training_dtype
+from luthier.resources.names import BaseModelLocation, resolve_base_model
+from luthier.resources.store import BaseModelLease
+from luthier.training.callbacks.base import TrainingCallback
+from luthier.training.data.verbalizer import DEFAULT_VERBALIZER, Verbalizer
+from luthier.training.loop import tune
+from luthier.training.results import TrainingResult
+
+AnyBaseModel = str | os.PathLike[str] | BaseModel
+#: Arguments of ``train`` that no wire has: caikit leaves ``**kwargs`` out of the messages.
+HOOK_NAMES = ("callbacks", "should_stop", "from_request")
+
+
+@dataclass(frozen=True)
+class TrainingHooks:
+    """How a runtime watches and stops a training.
+
+    Args:
+        callbacks: Told what happens.
+        should_stop: Asked between batches; True ends the training with ``CancelledError``.
+        from_request: True if somebody else chose names, files and numbers: they are then confined
+            to what the operator allows.
+    """
+
+    callbacks: tuple[TrainingCallback, ...] = ()
+    should_stop: Callable[[], bool] = bool
+    from_request: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A training that nothing known so far speaks against.
+
+    Args:
+        base_model: What to tune, as the caller gave it.
+        base_model_name: As it is found again.
+        kind: Of the base model.
+        records: Training data, at least one record.
+        validation_records: May be empty.
+        options: Hyperparameters, checked; the verbalizer is the template, not its name.
+        hooks: The caller's.
+        environment: Where it happens.
+    """
+
+    base_model: AnyBaseModel
+    base_model_name: str
+    kind: BaseModelKind
+    records: tuple[GenerationTrainRecord, ...]
+    validation_records: tuple[GenerationTrainRecord, ...]
+    options: TrainingOptions
+    hooks: TrainingHooks
+    environment: Environment
+
+    def acquire(self) -> BaseModelLease:
+        """Lease the base model in the precision to train in, loading it if need be."""
+        store = self.environment.base_models
+        if isinstance(self.base_model, BaseModel):
+            _require_dtype(self.base_model, self.options.torch_dtype)
+            return BaseModelLease(self.base_model, store, None)
+        device = parse_device(self.options.device or store.sources.default_device)
+        return store.acquire(
+            self.base_model,
+            dtype=pick_training_dtype(
+                self.options.torch_dtype or store.sources.default_dtype, device=device
+            ),
+            device=device,
+            from_request=self.hooks.from_request,
+        )
+
+    def tune(self, base_model: BaseModel, adapter: Adapter) -> TrainingResult:
+        """Follow the plan.
+
+        Args:
+            base_model: From ``acquire``.
+            adapter: Learned in place.
+
+        Returns:
+            How it went.
+        """
+        return tune(
+            base_model,
+            adapter,
+            self.records,
+            validation=self.validation_records,
+            options=self.options,
+            callbacks=self.hooks.callbacks,
+            should_stop=self.hooks.should_stop,
+        )
+
+
+def plan_training(
+    arguments: Mapping[str, Any],
+    *,
+    module_id: str,
+    required: tuple[str, ...] = ("base_model", "train_stream"),
+    defaults: TrainingOptions,
+    environment: Environment,
+) -> TrainingPlan:
+    """Check the arguments of ``train`` and read its data. Loads no weights.
+
+    Args:
+        arguments: ``base_model``, ``train_stream``, ``val_stream``, hooks, and hyperparameters
+            under any of their names. One that has its default counts as not given, so that a
+            signature's default does not fight with an alias.
+        module_id: What is to be trained.
+        required: Arguments that must be there.
+        defaults: Of the module.
+        environment: Limits and what is allowed.
+
+    Returns:
+        The plan.
+
+    Raises:
+        LuthierError: Naming the argument, its value and the limit, or the row.
+    """
+    for name in required:
+        if arguments.get(name) is None:
+            raise InvalidInputError(f"train() missing 1 required argument: {name!r}")
+    hooks = _hooks(arguments)
+    options = _options(arguments, defaults)
+    template = _resolve_verbalizer(options.verbalizer, environment, hooks)
+    options = replace(options, verbalizer=template)
+    options.validate(limits_for(hooks, environment))
+    if options.device is not None:
+        parse_device(options.device)
+    base_model = arguments["base_model"]
+    name, kind = _describe(base_model, environment, hooks)
+    records = _read(arguments["train_stream"], "train_stream", template, hooks, environment)
+    if not records:
+        raise TrainingDataError("train_stream cannot be empty")
+    _check_row_limit(len(records), module_id, {name, _spelling(base_model)}, environment)
+    return TrainingPlan(
+        base_model=base_model,
+        base_model_name=name,
+        kind=kind,
+        records=records,
+        validation_records=_read(
+            arguments.get("val_stream"), "val_stream", template, hooks, environment
+        ),
+        options=options,
+        hooks=hooks,
+        environment=environment,
+    )
+
+
+def limits_for(hooks: TrainingHooks, environment: Environment) -> TrainingLimits:
+    """The server's limits for a request; a Python caller uses their own machine.
+
+    Args:
+        hooks: Say whose training it is.
+        environment: Has the limits.
+
+    Returns:
+        The limits that hold.
+    """
+    return environment.training_limits if hooks.from_request else UNLIMITED
+
+
+def _hooks(arguments: Mapping[str, Any]) -> TrainingHooks:
+    given = {name: arguments[name] for name in HOOK_NAMES if arguments.get(name) is not None}
+    return TrainingHooks(**{**given, "callbacks": tuple(given.get("callbacks", ()))})
+
+
+def _options(arguments: Mapping[str, Any], defaults: TrainingOptions) -> TrainingOptions:
+    others = {"base_model", "train_stream", "val_stream", *HOOK_NAMES}
+    given = {
+        name: value
+        for name, value in arguments.items()
+        if name not in others and not _is_default(name, value, defaults)
+    }
+    options = TrainingOptions.from_mapping(given, defaults=defaults)
+    return options if options.is_device_given else replace(options, device=None)
+
+
+def _is_default(name: str, value: object, defaults: TrainingOptions) -> bool:
+    option = TRAINING_OPTION_ALIASES.get(name, name)
+    if option not in TRAINING_OPTION_NAMES:
+        return False
+    default = getattr(defaults, option)
+    return type(value) is type(default) and value == default
+
+
+def _resolve_verbalizer(given: object, environment: Environment, hooks: TrainingHooks) -> str:
+    """The template that is named, or brought along where that is allowed."""
+    if isinstance(given, str) and given in environment.verbalizers:
+        return environment.verbalizers[given]
+    may_bring = environment.allow_request_verbalizers or not hooks.from_request
+    if not may_bring and given != DEFAULT_VERBALIZER:
+        known = sorted(environment.verbalizers)
+        raise VerbalizerError(
+            f"verbalizer {str(given)[:80]!r} is not one of those that the server names: "
+            f"{', '.join(known) or 'none'}{did_you_mean(str(given)[:80], known)}"
+        )
+    verbalizer = Verbalizer(given)  # type: ignore[arg-type]  # it refuses what is no string
+    verbalizer.require_trainable()
+    return verbalizer.template
+
+
+def _describe(
+    base_model: AnyBaseModel, environment: Environment, hooks: TrainingHooks
+) -> tuple[str, BaseModelKind]:
+    """Name and kind of a base model, from its config alone."""
+    if isinstance(base_model, BaseModel):
+        return base_model.name, base_model.kind
+    if not isinstance(base_model, str | os.PathLike):
+        raise InvalidInputError(
+            f"'base_model' must be a name, a path or a BaseModel, got {type(base_model).__name__}"
+        )
+    in_memory = environment.base_models.in_memory(os.fspath(base_model))
+    if in_memory is not None:
+        return in_memory.name, in_memory.kind
+    sources = environment.base_models.sources
+    location = resolve_base_model(base_model, sources, from_request=hooks.from_request)
+    return location.name, _kind_at(location, trust_remote_code=sources.trust_remote_code)
+
+
+def _kind_at(location: BaseModelLocation, *, trust_remote_code: bool) -> BaseModelKind:
+    if location.is_gguf:
+        return "causal"  # all that GGUF is read as
+    try:
+        config = AutoConfig.from_pretrained(
+            location.path, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"base model {location.name!r}: config.json is not usable: {error}"
+        ) from error
+    return kind_of(config, name=location.name)
+
+
+def _read(
+    stream: Any, name: str, template: str, hooks: TrainingHooks, environment: Environment
+) -> tuple[GenerationTrainRecord, ...]:
+    """Records of which each can be verbalized and has something to learn."""
+    if stream is None:
+        return ()
+    limits = environment.stream_limits if hooks.from_request else StreamLimits()
+    records = read_train_records(stream, limits, name=name)
+    verbalizer = Verbalizer(template)
+    for row, record in enumerate(records, start=1):
+        verbalizer.render({"input": record.input, "output": record.output}, row=row)
+        if not record.output:
+            raise TrainingDataError(
+                f"{name} row {row}: field 'output' is empty, so there is nothing to learn"
+            )
+    return tuple(records)
+
+
+def _check_row_limit(
+    num_rows: int, module_id: str, base_model_names: set[str], environment: Environment
+) -> None:
+    limits = [
+        environment.max_training_rows(module_id=module_id, base_model=name)
+        for name in base_model_names
+    ]
+    limit = min((limit for limit in limits if limit is not None), default=None)
+    if limit is not None and num_rows > limit:
+        raise TrainingDataError(
+            f"Number of examples ({num_rows}) exceeds the maximum number of examples allowed "
+            f"({limit}) for this model"
+        )
+
+
+def _spelling(base_model: AnyBaseModel) -> str:
+    return base_model.name if isinstance(base_model, BaseModel) else os.fspath(base_model)
+
+
+def _require_dtype(base_model: BaseModel, requested: str | None) -> None:
+    """A resource in memory is never converted: others may be using it."""
+    dtype = str(base_model.dtype).removeprefix("torch.")
+    if requested is not None and requested != dtype:
+        raise InvalidInputError(
+            f"base model {base_model.name!r} is in memory as {dtype}, 'torch_dtype' asks for "
+            f"{requested}; bring a copy in that precision"
+        )
