@@ -19,6 +19,8 @@ import torch
 from safetensors.torch import save_file
 
 from luthier.adapters.base import Adapter
+from luthier.adapters.lora_building import read_lora
+from luthier.adapters.lora_peft import PEFT_TYPE as LORA_TYPE
 from luthier.adapters.multitask_soft_prompt import MultitaskSoftPrompt
 from luthier.adapters.soft_prompt import (
     MAX_VIRTUAL_TOKENS,
@@ -39,7 +41,8 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 _MAX_CONFIG_BYTES = 1_000_000
 _PROMPT_KEY = "prompt_embeddings"
 _MULTITASK_KEYS = frozenset({_PROMPT_KEY, "prefix_task_cols", "prefix_task_rows"})
-_PEFT_TYPES = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "LUTHIER_DECODER_PROMPT_TUNING")
+_PROMPT_TYPES = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "LUTHIER_DECODER_PROMPT_TUNING")
+_PEFT_TYPES = (*_PROMPT_TYPES, LORA_TYPE)
 
 
 def save_adapter(
@@ -73,7 +76,7 @@ def save_adapter(
         write_manifest(partial, adapter=about)
 
 
-def load_adapter(folder: Path, *, base_model: BaseModel) -> SoftPrompt | MultitaskSoftPrompt:
+def load_adapter(folder: Path, *, base_model: BaseModel) -> Adapter:
     """Read an adapter from a PEFT folder, ours or PEFT's own, onto the base model's device.
 
     Nothing that the config names is imported or fetched.
@@ -96,13 +99,18 @@ def load_adapter(folder: Path, *, base_model: BaseModel) -> SoftPrompt | Multita
             f"adapter {folder.name!r} is of type {str(peft_type)[:80]!r}; known are "
             f"{', '.join(_PEFT_TYPES)}"
         )
-    if config.get("task_type") != PEFT_TASK_TYPES[base_model.kind]:
+    # PEFT's LoRA may leave the task open; a soft prompt cannot.
+    is_open = peft_type == LORA_TYPE and config.get("task_type") is None
+    if not is_open and config.get("task_type") != PEFT_TASK_TYPES[base_model.kind]:
         raise ArtifactError(
             f"adapter {folder.name!r} is for task type {str(config.get('task_type'))[:80]!r}, base "
             f"model {base_model.name!r} is {PEFT_TASK_TYPES[base_model.kind]!r}"
         )
     state = _read_state(folder)
     try:
+        if peft_type == LORA_TYPE:
+            return read_lora(config, state, base_model.model)
+        _require_prompt(state)
         adapter = _build(config, state, base_model=base_model, about=about)
     except InvalidInputError as error:
         raise ArtifactError(f"adapter {folder.name!r}: {error}") from error
@@ -169,17 +177,18 @@ def _are_ones(tensor: torch.Tensor) -> bool:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise ArtifactError(
-                f"{CONFIG_NAME} of {folder.name!r} exceeds {_MAX_CONFIG_BYTES} bytes"
-            )
-        config = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(_MAX_CONFIG_BYTES + 1)
+        config = json.loads(content.decode("utf-8")) if len(content) <= _MAX_CONFIG_BYTES else None
     except FileNotFoundError as error:
         raise ArtifactError(f"adapter {folder.name!r} has no {CONFIG_NAME}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{CONFIG_NAME} of {folder.name!r} is not readable JSON") from error
     if not isinstance(config, dict):
-        raise ArtifactError(f"{CONFIG_NAME} of {folder.name!r} is not a JSON object")
+        raise ArtifactError(
+            f"{CONFIG_NAME} of {folder.name!r} is no JSON object of at most "
+            f"{_MAX_CONFIG_BYTES} bytes"
+        )
     return config
 
 
@@ -196,16 +205,19 @@ def _read_state(folder: Path) -> dict[str, torch.Tensor]:
             )
         raise ArtifactError(f"adapter {folder.name!r} has no {WEIGHTS_NAME}")
     state = read_safetensors(path)
-    if _PROMPT_KEY not in state or not state.keys() <= _MULTITASK_KEYS:
-        raise ArtifactError(
-            f"adapter {folder.name!r}: its weights must be {_PROMPT_KEY!r} (and those of multitask "
-            f"prompt tuning), got {sorted(state)[:5]}"
-        )
     for name, tensor in state.items():
         if not tensor.is_floating_point():
             raise ArtifactError(f"adapter {folder.name!r}: {name!r} holds {tensor.dtype}")
         require_finite(tensor, what=f"adapter {folder.name!r}: {name!r}")
     return state
+
+
+def _require_prompt(state: Mapping[str, torch.Tensor]) -> None:
+    if _PROMPT_KEY not in state or not state.keys() <= _MULTITASK_KEYS:
+        raise InvalidInputError(
+            f"its weights must be {_PROMPT_KEY!r} (and those of multitask prompt tuning), "
+            f"got {sorted(state)[:5]}"
+        )
 
 
 def _without_path(name: str) -> str:

@@ -22,11 +22,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 
-from luthier.errors import ArtifactError, UnsafeWeightsError
+from luthier.errors import ArtifactError, LuthierError, UnsafeWeightsError
 
 MAX_ADAPTER_BYTES = 2**31
 MAX_HEADER_BYTES = 50_000_000
 MAX_PICKLE_BYTES = 16_000_000
+#: About sixty describe one tensor.
+MAX_OPCODES = 1_000_000
 MAX_ZIP_ENTRIES = 100_000
 
 _SAFETENSORS_BITS = {
@@ -287,6 +289,8 @@ class _Archive:
             raise ArtifactError(f"{self._name!r}: data.pkl exceeds {MAX_PICKLE_BYTES} bytes")
         try:
             return _Machine(self._storage, name=self._name).run(self._archive.read(entry))
+        except LuthierError:
+            raise
         except (IndexError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{self._name!r}: its structure is corrupt") from error
 
@@ -318,7 +322,9 @@ class _Machine:
         self._memo: dict[int, object] = {}
 
     def run(self, program: bytes) -> object:
-        for opcode, argument, _ in pickletools.genops(program):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
+            if count >= MAX_OPCODES:
+                raise ValueError("too many opcodes")
             if opcode.name == "STOP":
                 (result,) = self._stack
                 return result
@@ -376,10 +382,10 @@ class _Machine:
             items = stack[index:]
             del stack[index:]
             return items
-        index = next(i for i in range(len(stack) - 1, -1, -1) if isinstance(stack[i], _Mark))
-        items = stack[index + 1 :]
-        del stack[index:]
-        return items
+        items = []
+        while not isinstance(item := stack.pop(), _Mark):
+            items.append(item)
+        return items[::-1]
 
     def _set_items(self, target: object, items: list[object]) -> None:
         if not isinstance(target, dict):
