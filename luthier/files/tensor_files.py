@@ -291,14 +291,15 @@ class _Archive:
             return _Machine(self._storage, name=self._name).run(self._archive.read(entry))
         except LuthierError:
             raise
-        except (IndexError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ArtifactError(f"{self._name!r}: its structure is corrupt") from error
 
     def _storage(self, persistent_id: object) -> torch.Tensor:
         if not isinstance(persistent_id, tuple) or persistent_id[0] != "storage":
             raise ValueError("not a storage")
         _, kind, key, _, num_elements = persistent_id
-        if not isinstance(key, str):
+        # The type is checked before it is hashed: hashing a deeply nested tuple ends the process.
+        if not isinstance(key, str) or not isinstance(kind, _Global):
             raise ValueError("not the key of a storage")
         dtype = _STORAGES[kind]
         if key not in self._storages:
@@ -357,8 +358,8 @@ class _Machine:
                 raise TypeError("append to something else")
             stack[-1].extend(items)
         elif opcode in ("GLOBAL", "STACK_GLOBAL"):
-            module = argument if opcode == "GLOBAL" else "{} {}".format(*self._pop("2"))
-            stack.append(self._known_global(_Global(str(module).replace(" ", "."))))
+            words = [argument] if opcode == "GLOBAL" else self._pop("2")
+            stack.append(self._known_global(words))
         elif opcode == "BINPERSID":
             stack.append(self._load_storage(stack.pop()))
         elif opcode == "REDUCE":
@@ -395,7 +396,10 @@ class _Machine:
                 raise TypeError("a key that is no text")
             target[key] = value
 
-    def _known_global(self, name: _Global) -> _Global:
+    def _known_global(self, words: list[object]) -> _Global:
+        if not all(isinstance(word, str) for word in words):
+            raise TypeError("a name that is no text")
+        name = _Global(" ".join(map(str, words)).replace(" ", "."))
         if name not in _KNOWN_GLOBALS:
             raise UnsafeWeightsError(
                 f"{self._name!r} asks for {name.name[:80]!r}; only tensors are read"
