@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import copy
 from itertools import chain
-from typing import cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+from luthier.errors import NotSupportedError
 
 
 class LabelHead(nn.Module):
@@ -69,9 +70,14 @@ def install_label_head(model: PreTrainedModel) -> LabelHead:
     Returns:
         The layer. Its ``keeps_hidden`` is True if a linear layer is the last thing that the model
         does, so that hidden states and weights are all that a loss needs.
+
+    Raises:
+        NotSupportedError: If the model makes its logits by other means.
     """
-    head = cast(nn.Module, model.get_output_embeddings())
-    name = next(name for name, layer in model.named_modules() if layer is head)
+    head = model.get_output_embeddings()
+    name = next((name for name, layer in model.named_modules() if layer is head), None)
+    if head is None or name is None:
+        raise _unknown_head(model)
     label_head = LabelHead(head)
     model.set_submodule(name, label_head)
     label_head.keeps_hidden = isinstance(head, nn.Linear) and _is_last(model, label_head)
@@ -86,5 +92,12 @@ def _is_last(model: PreTrainedModel, label_head: LabelHead) -> bool:
     label_head.choose(torch.tensor([0, 0], device=device), torch.tensor([0, 1], device=device))
     decoder_inputs = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
     logits = model(input_ids=tokens, use_cache=False, **decoder_inputs).logits
-    assert label_head.hidden is not None
-    return torch.equal(logits[0], label_head.head(label_head.hidden))
+    if label_head.hidden is None:
+        raise _unknown_head(model)
+    return torch.equal(logits[0].float(), label_head.head(label_head.hidden).float())
+
+
+def _unknown_head(model: PreTrainedModel) -> NotSupportedError:
+    return NotSupportedError(
+        f"a base model of type {model.config.model_type!r} has no output layer that training knows"
+    )

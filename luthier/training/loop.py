@@ -27,7 +27,13 @@ from luthier.training.callbacks.base import (
     TrainingCallback,
 )
 from luthier.training.callbacks.progress_bar import ProgressBar
-from luthier.training.data.bucketing import Window, num_windows, plan_epoch, plan_evaluation
+from luthier.training.data.bucketing import (
+    Window,
+    num_batches,
+    num_windows,
+    plan_epoch,
+    plan_evaluation,
+)
 from luthier.training.data.collation import TokenBatch, collate
 from luthier.training.data.examples import MAX_LISTED_ROWS, TrainingData
 from luthier.training.data.tokenization import TrainRecord
@@ -137,22 +143,21 @@ class _Training:
             base_dropout=options.base_dropout,
             gradient_checkpointing=options.gradient_checkpointing,
         )
-        self._windows_per_epoch = num_windows(
+        self._lengths = data.lengths
+        self._num_steps = options.num_epochs * num_windows(
             len(data), batch_size=options.batch_size, accumulate_steps=options.accumulate_steps
         )
-        self._num_steps = self._windows_per_epoch * options.num_epochs
 
     def run(self, validation: TrainingData | None) -> None:
         """All epochs: the loop itself."""
         self._tell_start()
         for epoch in range(self._options.num_epochs):
-            started, first = time.monotonic(), len(self.losses)
+            started = time.monotonic()
             epoch_loss, epoch_labels = 0.0, 0
             for window in self._plan(epoch):
                 loss, num_labels = self._learn(window, epoch)
                 epoch_loss, epoch_labels = epoch_loss + loss * num_labels, epoch_labels + num_labels
             seconds = time.monotonic() - started
-            log.debug("epoch %d: %d updates", epoch, len(self.losses) - first)
             if validation is not None:
                 self._evaluate(validation, epoch)
             event = EpochEvent(epoch, self.step, epoch_loss / epoch_labels, seconds)
@@ -214,16 +219,15 @@ class _Training:
             callback.on_batch(event)
         return loss_sum.detach()
 
-    @torch.no_grad()
     def _evaluate(self, data: TrainingData, epoch: int) -> None:
         """The mean loss over all label tokens of ``data``."""
-        lengths = [len(example.input_ids) for example in data.examples]
         total, num_labels = 0.0, 0
-        for rows in plan_evaluation(lengths, batch_size=self._options.batch_size):
-            self._stop_if_asked()
-            batch = self._collate(rows, data)
-            total += float(self._network.loss_sum(batch))
-            num_labels += batch.num_label_tokens
+        with self._network.evaluating():
+            for rows in plan_evaluation(data.lengths, batch_size=self._options.batch_size):
+                self._stop_if_asked()
+                batch = self._collate(rows, data)
+                total += float(self._network.loss_sum(batch))
+                num_labels += batch.num_label_tokens
         point = EvaluationPoint(epoch, self.step, total / num_labels)
         self.validation_losses.append(point)
         for callback in self._callbacks:
@@ -269,7 +273,7 @@ class _Training:
 
     def _plan(self, epoch: int) -> list[Window]:
         return plan_epoch(
-            [len(example.input_ids) for example in self._data.examples],
+            self._lengths,
             batch_size=self._options.batch_size,
             accumulate_steps=self._options.accumulate_steps,
             seed=self._options.seed,
@@ -278,12 +282,17 @@ class _Training:
         )
 
     def _tell_start(self) -> None:
-        num_rows, batch_size = len(self._data), self._options.batch_size
+        num_rows, options = len(self._data), self._options
         event = StartEvent(
-            options=self._options,
+            options=options,
             num_rows=num_rows,
             num_steps=self._num_steps,
-            num_batches=self._options.num_epochs * sum(len(window) for window in self._plan(0)),
+            num_batches=options.num_epochs
+            * num_batches(
+                num_rows,
+                batch_size=options.batch_size,
+                accumulate_steps=options.accumulate_steps,
+            ),
             num_trainable=sum(parameter.numel() for parameter in self._parameters),
             truncation=self._data.truncation,
         )
@@ -292,7 +301,7 @@ class _Training:
             self._adapter.method,
             num_rows,
             self._num_steps,
-            batch_size,
+            options.batch_size,
             event.num_trainable,
         )
         for callback in self._callbacks:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 from transformers import DynamicCache
@@ -9,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.model_inputs import prepare_inputs
+from luthier.errors import NotSupportedError
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.collation import TokenBatch
 from luthier.training.data.examples import IGNORED_LABEL
@@ -37,6 +41,9 @@ class TrainingNetwork:
         gradient_checkpointing: Whether activations are computed twice instead of kept.
         shares_prefix: Whether the virtual tokens of a causal model may be computed once per batch
             instead of once per row. Loss and gradient are the same up to rounding.
+
+    Raises:
+        NotSupportedError: If the base model has no checkpointing or no output layer to speak of.
     """
 
     def __init__(
@@ -50,13 +57,18 @@ class TrainingNetwork:
     ) -> None:
         self._base_model = base_model
         self._adapter = adapter
-        self._model = own_module_tree(adapter.tuned_model(base_model.model))
-        self._model.train(base_dropout or gradient_checkpointing)
+        self._model = own_module_tree(adapter.tuned_model(base_model.model)).eval()
+        self._label_head = install_label_head(self._model)
+        self._is_training = base_dropout or gradient_checkpointing
+        self._model.train(self._is_training)
         if gradient_checkpointing:
-            self._model.gradient_checkpointing_enable({"use_reentrant": False})
+            if not self._model.supports_gradient_checkpointing:
+                raise NotSupportedError(
+                    f"base model {base_model.name!r} does not offer gradient checkpointing"
+                )
+            self._model.activation_checkpointing_enable()
             if not base_dropout:
                 _remove_dropout(self._model)
-        self._label_head = install_label_head(self._model)
         self._embed: nn.Module = self._model.get_input_embeddings()
         self._shares_prefix = (
             shares_prefix
@@ -102,6 +114,16 @@ class TrainingNetwork:
             assert hidden is not None
             return projected_cross_entropy_sum(hidden, head.weight, head.bias, labels)
         return cross_entropy_sum(output.logits[0], labels)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """No dropout and no gradients, for as long as this lasts."""
+        self._model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._model.train(self._is_training)
 
     def _loss_sum_with_shared_prefix(
         self, batch: TokenBatch, rows: torch.Tensor, columns: torch.Tensor

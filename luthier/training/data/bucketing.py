@@ -74,6 +74,12 @@ def num_windows(num_rows: int, *, batch_size: int, accumulate_steps: int) -> int
     return -(-num_rows // (batch_size * accumulate_steps))
 
 
+def num_batches(num_rows: int, *, batch_size: int, accumulate_steps: int) -> int:
+    """Batches per epoch: those of the whole windows, and of the short one."""
+    whole, rest = divmod(num_rows, batch_size * accumulate_steps)
+    return whole * accumulate_steps + -(-rest // batch_size)
+
+
 def _block_rows(window_rows: int) -> int:
     """The smallest whole number of windows with at least ``_BLOCK_ROWS`` rows."""
     return window_rows * -(-_BLOCK_ROWS // window_rows)

@@ -88,5 +88,10 @@ class TrainingData:
     examples: tuple[Example, ...]
     truncation: TruncationReport
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens and labels per example: what batches of like length go by, [N]."""
+        return [len(example.input_ids) + len(example.labels) for example in self.examples]
+
     def __len__(self) -> int:
         return len(self.examples)

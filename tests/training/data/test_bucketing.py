@@ -5,7 +5,13 @@ from itertools import chain, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.training.data.bucketing import Window, num_windows, plan_epoch, plan_evaluation
+from luthier.training.data.bucketing import (
+    Window,
+    num_batches,
+    num_windows,
+    plan_epoch,
+    plan_evaluation,
+)
 
 LENGTHS = [(7 * index * index + 3 * index) % 97 + 1 for index in range(700)]
 
@@ -40,9 +46,9 @@ def test_every_row_appears_once_and_no_batch_is_too_large(
     assert sorted(chain.from_iterable(batches)) == list(range(len(lengths)))
     assert max(map(len, batches)) <= batch_size
     assert max(map(len, windows)) <= accumulate_steps
-    assert len(windows) == num_windows(
-        len(lengths), batch_size=batch_size, accumulate_steps=accumulate_steps
-    )
+    sizes = {"batch_size": batch_size, "accumulate_steps": accumulate_steps}
+    assert len(windows) == num_windows(len(lengths), **sizes)
+    assert len(batches) == num_batches(len(lengths), **sizes)
 
 
 def test_k_batches_of_b_learn_from_the_rows_of_one_batch_of_k_times_b() -> None:
