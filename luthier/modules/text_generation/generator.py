@@ -26,6 +26,7 @@ from luthier.inference.base import Token as EngineToken
 from luthier.inference.registry import engine_for
 from luthier.modules.environment import Environment
 from luthier.modules.text_generation.prompt_encoding import EncodedPrompt, PromptEncoder
+from luthier.modules.text_generation.space_cleaning import SpaceCleaner
 from luthier.resources.base_model import BaseModel
 from luthier.resources.store import BaseModelLease
 from luthier.training.data.verbalizer import DEFAULT_VERBALIZER, Verbalizer
@@ -43,6 +44,7 @@ class TextGenerator:
         environment: Limits and engine options.
         adapter: The tuned delta, or None for the bare base model.
         verbalizer: Template from the user's text to the prompt.
+        cleans_up_spaces: Take spaces out of texts as caikit-nlp did, for models it saved.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class TextGenerator:
         environment: Environment,
         adapter: Adapter | None = None,
         verbalizer: str = DEFAULT_VERBALIZER,
+        cleans_up_spaces: bool = False,
     ) -> None:
+        self.cleans_up_spaces = cleans_up_spaces
         self._lease = lease
         self._producer_id = producer_id
         self._environment = environment
@@ -228,6 +232,7 @@ class TextGenerator:
             prompt_text=prompt.text if preserves else "",
             prompt_tokens=len(prompt.token_ids),
             producer_id=self._producer_id,
+            cleaner=SpaceCleaner(is_active=self.cleans_up_spaces),
         )
 
 
@@ -259,6 +264,7 @@ class _Answer:
         prompt_text: What comes before the generated text; "" if it is not to be given back.
         prompt_tokens: Length of the prompt.
         producer_id: Named in every result.
+        cleaner: Sees all text, the prompt's first.
     """
 
     stream: TokenStream
@@ -266,6 +272,7 @@ class _Answer:
     prompt_text: str
     prompt_tokens: int
     producer_id: ProducerId
+    cleaner: SpaceCleaner
 
     def __post_init__(self) -> None:
         self._texts: list[str] = []
@@ -284,7 +291,7 @@ class _Answer:
         """The whole answer, after the last chunk."""
         last = self._last
         return GeneratedTextResult(
-            generated_text=self.prompt_text + "".join(self._texts),
+            generated_text=self._whole_text(),
             generated_tokens=last.generated_token_count,
             finish_reason=FinishReason[last.finish_reason.name],
             producer_id=self.producer_id,
@@ -301,16 +308,23 @@ class _Answer:
 
     def preamble(self) -> GeneratedTextStreamResult:
         """The stream's first item: the prompt."""
-        return self._item(self.prompt_text, self._last, tokens=None)
+        return self._item(self.cleaner.push(self.prompt_text), self._last, tokens=None)
 
     def piece(self, chunk: GenerationChunk) -> GeneratedTextStreamResult | None:
         """A chunk as an item of the stream; None if there is nothing to say yet."""
-        has_news = chunk.text or chunk.is_last or chunk.input_tokens
+        text = self.cleaner.push(chunk.text)
+        if chunk.is_last:
+            text += self.cleaner.flush()
+        has_news = text or chunk.is_last or chunk.input_tokens
         if not has_news and not (self._reports_tokens and chunk.tokens):
             return None
         return self._item(
-            chunk.text, chunk, tokens=_reported(chunk.tokens) if self._reports_tokens else None
+            text, chunk, tokens=_reported(chunk.tokens) if self._reports_tokens else None
         )
+
+    def _whole_text(self) -> str:
+        text = self.cleaner.push(self.prompt_text + "".join(self._texts))
+        return text + self.cleaner.flush()
 
     def _item(
         self, text: str, chunk: GenerationChunk, *, tokens: list[GeneratedToken] | None

@@ -3,7 +3,6 @@
 # NOTE: no ``from __future__ import annotations`` here: caikit reads annotations as types.
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -35,15 +34,17 @@ from luthier.modules.text_generation.generator import TextGenerator
 from luthier.modules.text_generation.prompt_plan import PromptTuningPlan, plan_prompt_tuning
 from luthier.modules.text_generation.saved_model import (
     ADAPTER_FOLDER,
+    CLEAN_SPACES_KEY,
     LogLine,
     log_lines,
     read_config,
     read_logs,
     text_of,
+    wants_clean_spaces,
     writing_model,
 )
 from luthier.modules.text_generation.task_signature import with_sampling_parameters
-from luthier.modules.text_generation.text_module import TextModule
+from luthier.modules.text_generation.text_module import AnyBaseModel, AnyPath, TextModule
 from luthier.resources.base_model import BaseModel
 from luthier.resources.store import BaseModelLease
 from luthier.training.data.verbalizer import DEFAULT_VERBALIZER
@@ -51,8 +52,6 @@ from luthier.training.data.verbalizer import DEFAULT_VERBALIZER
 log = alog.use_channel(__name__)
 
 AnyPrompt = Union[SoftPrompt, MultitaskSoftPrompt]
-AnyBaseModel = Union[str, os.PathLike[str], BaseModel]
-AnyPath = Union[str, os.PathLike[str]]
 
 
 # NOTE: the first task names the train rpc; the order is part of the wire.
@@ -212,28 +211,9 @@ class PeftPromptTuning(TextModule, ModuleBase):
         return cls(generator, tuning_type=_tuning_type_of(prompt))
 
     @classmethod
-    def load(
-        cls, model_path: AnyPath, base_model: Optional[AnyBaseModel] = None
-    ) -> "PeftPromptTuning":
-        """Read a prompt that ``save`` or caikit-nlp wrote, and find its base model by name.
-
-        Args:
-            model_path: The prompt's folder.
-            base_model: The base model, where its name does not find it here.
-
-        Returns:
-            The module; it shares the base model's one copy.
-
-        Raises:
-            ArtifactError: If the folder is incomplete, damaged or something else.
-            BaseModelNotFoundError: If the base model is not here.
-        """
-        folder = Path(model_path)
-        return (
-            cls._load_archive(folder, base_model)
-            if is_caikit_archive(folder)
-            else cls._load_own(folder, base_model)
-        )
+    def _load_folder(cls, folder: Path, base_model: Optional[AnyBaseModel]) -> "PeftPromptTuning":
+        load = cls._load_archive if is_caikit_archive(folder) else cls._load_own
+        return load(folder, base_model)
 
     @classmethod
     def _load_own(cls, folder: Path, base_model: Optional[AnyBaseModel]) -> "PeftPromptTuning":
@@ -252,6 +232,7 @@ class PeftPromptTuning(TextModule, ModuleBase):
                 adapter,
                 here,
                 verbalizer=text_of(config, "verbalizer", default=DEFAULT_VERBALIZER),
+                cleans_up_spaces=wants_clean_spaces(config),
             )
         except BaseException:
             lease.release()
@@ -271,6 +252,7 @@ class PeftPromptTuning(TextModule, ModuleBase):
                 _require_prompt(archive.make_adapter(lease.base_model)),
                 here,
                 verbalizer=archive.verbalizer or DEFAULT_VERBALIZER,
+                cleans_up_spaces=True,
             )
         except BaseException:
             lease.release()
@@ -288,6 +270,7 @@ class PeftPromptTuning(TextModule, ModuleBase):
         base, prompt = self.base_model, self._prompt
         config = {
             "adapter_path": ADAPTER_FOLDER,
+            CLEAN_SPACES_KEY: self.generator.cleans_up_spaces,
             "base_model_fingerprint": fingerprint(base),
             "base_model_name": base.name,
             "eos_token": base.tokenizer.eos_token,
@@ -360,7 +343,12 @@ def _lease(
 
 
 def _generator(
-    lease: BaseModelLease, adapter: AnyPrompt, here: Environment, *, verbalizer: str
+    lease: BaseModelLease,
+    adapter: AnyPrompt,
+    here: Environment,
+    *,
+    verbalizer: str,
+    cleans_up_spaces: bool = False,
 ) -> TextGenerator:
     return TextGenerator(
         lease,
@@ -368,6 +356,7 @@ def _generator(
         environment=here,
         adapter=adapter,
         verbalizer=verbalizer,
+        cleans_up_spaces=cleans_up_spaces,
     )
 
 

@@ -28,6 +28,8 @@ CONFIG_NAME = "config.yml"
 ADAPTER_FOLDER = "adapter"
 ARTIFACTS_FOLDER = "artifacts"
 LOGS_NAME = "training_logs.jsonl"
+#: Says that texts are cleaned up as caikit-nlp did; it wrote no such key and always did it.
+CLEAN_SPACES_KEY = "clean_up_spaces"
 _MAX_CONFIG_BYTES = 4 << 20
 
 LogLine = Mapping[str, Any]
@@ -112,6 +114,18 @@ def text_of(config: Mapping[str, Any], key: str, *, default: str | None = None) 
             f"saved model: {key!r} in {CONFIG_NAME} must be text, got {value!r:.80}"
         )
     return value
+
+
+def wants_clean_spaces(config: Mapping[str, Any]) -> bool:
+    """Whether a saved model's texts are cleaned up as caikit-nlp did.
+
+    Args:
+        config: From ``read_config``.
+
+    Returns:
+        What Luthier saved; True for what caikit-nlp saved.
+    """
+    return bool(config.get(CLEAN_SPACES_KEY, "caikit_nlp_version" in config))
 
 
 def read_logs(folder: Path, config: Mapping[str, Any]) -> tuple[LogLine, ...]:

@@ -2,7 +2,6 @@
 
 # NOTE: no ``from __future__ import annotations`` here: caikit reads annotations as types.
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -21,20 +20,23 @@ from luthier.data_model.generation import (
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.data_model.sampling import SamplingParams
 from luthier.data_model.training_options import FULL_FINE_TUNING_DEFAULTS
+from luthier.errors import InvalidInputError
 from luthier.files.names import resolve_inside
 from luthier.modules.environment import Environment, environment
 from luthier.modules.text_generation.generator import TextGenerator
 from luthier.modules.text_generation.saved_model import (
     ARTIFACTS_FOLDER,
+    CLEAN_SPACES_KEY,
     LogLine,
     log_lines,
     read_config,
     read_logs,
     text_of,
+    wants_clean_spaces,
     writing_model,
 )
 from luthier.modules.text_generation.task_signature import with_sampling_parameters
-from luthier.modules.text_generation.text_module import TextModule
+from luthier.modules.text_generation.text_module import AnyBaseModel, AnyPath, TextModule
 from luthier.modules.text_generation.train_plan import TrainingPlan, plan_training
 from luthier.resources.base_model import BaseModel, load_base_model, save_base_model
 from luthier.resources.names import BaseModelLocation
@@ -148,7 +150,7 @@ class TextGeneration(TextModule, ModuleBase):
 
     @classmethod
     def bootstrap(
-        cls, base_model: Union[str, os.PathLike[str], BaseModel], torch_dtype: Optional[str] = None
+        cls, base_model: AnyBaseModel, torch_dtype: Optional[str] = None
     ) -> "TextGeneration":
         """Serve a base model as it is.
 
@@ -169,35 +171,29 @@ class TextGeneration(TextModule, ModuleBase):
         return cls(TextGenerator(lease, producer_id=cls.PRODUCER_ID, environment=here))
 
     @classmethod
-    def load(cls, model_path: Union[str, os.PathLike[str]]) -> "TextGeneration":
-        """Read a model that ``save`` or caikit-nlp wrote.
-
-        Args:
-            model_path: Its folder.
-
-        Returns:
-            The module, with a copy of the weights of its own.
-
-        Raises:
-            ArtifactError: If the folder is incomplete, damaged or something else.
-        """
-        folder = Path(model_path)
+    def _load_folder(cls, folder: Path, base_model: Optional[AnyBaseModel]) -> "TextGeneration":
+        if base_model is not None:
+            raise InvalidInputError(f"{folder.name!r} is a whole model: it takes no 'base_model'")
         config = read_config(folder)
         here = environment()
         artifacts = resolve_inside(
             folder, text_of(config, "artifact_path"), what="artifact_path", max_parts=2
         )
         # Not through the store: a folder may be replaced while its predecessor is in use.
-        base_model = load_base_model(
+        loaded = load_base_model(
             BaseModelLocation(folder.resolve().name, artifacts, "path"),
             dtype=text_of(config, "torch_dtype", default=here.config.torch_dtype),
             sources=here.base_models.sources,
         )
-        verbalizer = text_of(config, "verbalizer", default=DEFAULT_VERBALIZER)
-        generator = _generator(base_model, here, verbalizer=verbalizer)
+        generator = _generator(
+            loaded,
+            here,
+            verbalizer=text_of(config, "verbalizer", default=DEFAULT_VERBALIZER),
+            cleans_up_spaces=wants_clean_spaces(config),
+        )
         return cls(generator, logs=read_logs(folder, config))
 
-    def save(self, model_path: Union[str, os.PathLike[str]]) -> None:
+    def save(self, model_path: AnyPath) -> None:
         """Write the whole model as a folder; replaces what is there in one step.
 
         Args:
@@ -209,6 +205,7 @@ class TextGeneration(TextModule, ModuleBase):
             "eos_token": self.base_model.tokenizer.eos_token,
             "torch_dtype": str(self.base_model.dtype),
             "verbalizer": self.verbalizer,
+            CLEAN_SPACES_KEY: self.generator.cleans_up_spaces,
         }
         target = Path(model_path)
         with writing_model(self, target, config=config, logs=self.training_logs) as folder:
@@ -259,11 +256,16 @@ class TextGeneration(TextModule, ModuleBase):
 
 
 def _generator(
-    base_model: BaseModel, here: Environment, *, verbalizer: str = DEFAULT_VERBALIZER
+    base_model: BaseModel,
+    here: Environment,
+    *,
+    verbalizer: str = DEFAULT_VERBALIZER,
+    cleans_up_spaces: bool = False,
 ) -> TextGenerator:
     return TextGenerator(
         BaseModelLease(base_model, here.base_models, None),
         producer_id=TextGeneration.PRODUCER_ID,
         environment=here,
         verbalizer=verbalizer,
+        cleans_up_spaces=cleans_up_spaces,
     )

@@ -6,8 +6,11 @@ caikit wants each task method written in the module's own class, so ``run``, ``r
 
 from __future__ import annotations
 
+import os
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from luthier.adapters.base import Adapter
 from luthier.data_model.generation import (
@@ -19,11 +22,15 @@ from luthier.data_model.sampling import SamplingParams
 from luthier.modules.text_generation.generator import TextGenerator
 from luthier.resources.base_model import BaseModel
 
+AnyPath = str | os.PathLike[str]
+AnyBaseModel = str | os.PathLike[str] | BaseModel
 
-class TextModule:
+
+class TextModule(ABC):
     """A base model with or without an adapter, ready to generate. Thread-safe.
 
-    No caikit class by itself: caikit would wrap a ``load`` defined in one.
+    No caikit class by itself: caikit wraps a ``load`` defined in one, reads the config a second
+    time and carries all of it into the next ``save``.
 
     Args:
         generator: Does the work.
@@ -32,6 +39,28 @@ class TextModule:
     def __init__(self, generator: TextGenerator) -> None:
         super().__init__()
         self.generator = generator
+
+    @classmethod
+    def load(cls, model_path: AnyPath, base_model: AnyBaseModel | None = None) -> Self:
+        """Read a model that ``save`` or caikit-nlp wrote.
+
+        Args:
+            model_path: The model's folder.
+            base_model: The base model of a tuned prompt, where its name does not find it here.
+
+        Returns:
+            The module. A tuned prompt shares its base model's one copy.
+
+        Raises:
+            ArtifactError: If the folder is incomplete, damaged or something else.
+            BaseModelNotFoundError: If the base model is not here.
+        """
+        return cls._load_folder(Path(model_path), base_model)
+
+    @classmethod
+    @abstractmethod
+    def _load_folder(cls, folder: Path, base_model: AnyBaseModel | None) -> Self:
+        """Do what ``load`` says."""
 
     @property
     def base_model(self) -> BaseModel:
