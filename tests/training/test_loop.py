@@ -116,7 +116,7 @@ class _Recorder(TrainingCallback):
     ("make_adapter", "learning_rate"),
     [
         (_soft_prompt_everywhere, 0.1),
-        (_multitask, 0.1),
+        (_multitask, 0.3),
         (lambda base: FullWeights(base.model), 3e-3),
     ],
     ids=["prompt_tuning", "multitask_prompt_tuning", "full_fine_tuning"],
