@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ BaseModelKind = Literal["causal", "seq2seq"]
 _CLASSES = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
 #: Attention by distance: these have no largest position, whatever their config says.
 _UNBOUNDED_TYPES = frozenset({"t5", "mt5", "umt5", "longt5", "bloom", "mpt"})
+#: transformers builds models under process-wide switches; two loads at once corrupt each other.
+_LOADING = threading.Lock()
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length")
 
 
@@ -123,7 +126,7 @@ def load_base_model(
     device: str | torch.device | None = None,
     sources: BaseModelSources,
 ) -> BaseModel:
-    """Read a base model from disk, all checks before the first weight.
+    """Read a base model from disk, all checks before the first weight. One at a time per process.
 
     Args:
         location: From ``resolve_base_model``.
@@ -141,7 +144,8 @@ def load_base_model(
     torch_device = parse_device(device or sources.default_device)
     name, folder = location.name, location.path
     if location.is_gguf:
-        folder = dequantise_to_folder(location.path, cache_dir=sources.cache_dir)
+        with _LOADING:
+            folder = dequantise_to_folder(location.path, cache_dir=sources.cache_dir)
     _refuse_own_code(folder, name=name, sources=sources)
     config = _read_config(folder, name=name, sources=sources)
     kind = kind_of(config, name=name)
@@ -246,16 +250,17 @@ def _read_model(
 ) -> PreTrainedModel:
     weights = _weight_arguments(folder, name=name, sources=sources)
     try:
-        model, info = _network_class(config, kind).from_pretrained(
-            None if "state_dict" in weights else folder,
-            config=config,
-            dtype=dtype,
-            attn_implementation=_attention(config, kind),
-            local_files_only=True,
-            trust_remote_code=sources.trust_remote_code,
-            output_loading_info=True,
-            **weights,
-        )
+        with _LOADING:
+            model, info = _network_class(config, kind).from_pretrained(
+                None if "state_dict" in weights else folder,
+                config=config,
+                dtype=dtype,
+                attn_implementation=_attention(config, kind),
+                local_files_only=True,
+                trust_remote_code=sources.trust_remote_code,
+                output_loading_info=True,
+                **weights,
+            )
     except ImportError as error:
         raise NotSupportedError(f"base model {name!r} needs a package: {error}") from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
