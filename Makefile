@@ -20,10 +20,10 @@ demo: $(VENV)/.has-demo  ## tune a soft prompt on a real model and generate from
 	@$(BIN)/python examples/demo/main.py
 
 test: $(VENV)/.has-dev  ## everything CI checks: tests, lint, types, layers, docstrings, package
-	@$(BIN)/tox run
+	@$(BIN)/tox run --no-list-dependencies
 
 check: $(VENV)/.has-dev  ## the quick half of test: no test on the real model, no package
-	@$(BIN)/tox run -e lint,types,layers,py311
+	@$(BIN)/tox run --no-list-dependencies -e lint,types,layers,py311
 
 bench: $(VENV)/.has-dev  ## measure: one JSON line per benchmark
 	@set -e; for program in benchmarks/*.py; do $(BIN)/python "$$program"; done
