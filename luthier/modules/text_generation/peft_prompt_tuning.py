@@ -3,7 +3,7 @@
 # NOTE: no ``from __future__ import annotations`` here: caikit reads annotations as types.
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -31,14 +31,12 @@ from luthier.files.names import resolve_inside
 from luthier.modules.environment import Environment, environment
 from luthier.modules.text_generation.fingerprint import fingerprint, require_same_base
 from luthier.modules.text_generation.generator import TextGenerator
+from luthier.modules.text_generation.history import NO_HISTORY, TrainingHistory
 from luthier.modules.text_generation.prompt_plan import PromptTuningPlan, plan_prompt_tuning
 from luthier.modules.text_generation.saved_model import (
     ADAPTER_FOLDER,
     CLEAN_SPACES_KEY,
-    LogLine,
-    log_lines,
     read_config,
-    read_logs,
     text_of,
     wants_clean_spaces,
     writing_model,
@@ -67,7 +65,7 @@ class PeftPromptTuning(TextModule, ModuleBase):
     Args:
         generator: Does the work.
         tuning_type: How the virtual tokens were tuned.
-        logs: Lines of the course of the training.
+        history: How they were tuned.
     """
 
     def __init__(
@@ -75,11 +73,10 @@ class PeftPromptTuning(TextModule, ModuleBase):
         generator: TextGenerator,
         *,
         tuning_type: TuningType = TuningType.PROMPT_TUNING,
-        logs: Sequence[LogLine] = (),
+        history: TrainingHistory = NO_HISTORY,
     ) -> None:
-        super().__init__(generator)
+        super().__init__(generator, history=history)
         self.tuning_type = tuning_type
-        self.training_logs = tuple(logs)
 
     @classmethod
     def train(
@@ -161,7 +158,11 @@ class PeftPromptTuning(TextModule, ModuleBase):
             lease.release()
             raise
         generator = _generator(lease, adapter, plan.environment, verbalizer=plan.options.verbalizer)
-        return cls(generator, tuning_type=plan.tuning_type, logs=log_lines(result))
+        return cls(
+            generator,
+            tuning_type=plan.tuning_type,
+            history=TrainingHistory.of(result, plan.options),
+        )
 
     @classmethod
     def plan_train(cls, **arguments: Any) -> PromptTuningPlan:
@@ -237,7 +238,11 @@ class PeftPromptTuning(TextModule, ModuleBase):
         except BaseException:
             lease.release()
             raise
-        return cls(generator, tuning_type=_tuning_type_of(adapter), logs=read_logs(folder, config))
+        return cls(
+            generator,
+            tuning_type=_tuning_type_of(adapter),
+            history=TrainingHistory.read(folder, config),
+        )
 
     @classmethod
     def _load_archive(cls, folder: Path, base_model: Optional[AnyBaseModel]) -> "PeftPromptTuning":
@@ -257,7 +262,7 @@ class PeftPromptTuning(TextModule, ModuleBase):
         except BaseException:
             lease.release()
             raise
-        return cls(generator, logs=archive.training_logs)
+        return cls(generator, history=TrainingHistory(lines=tuple(archive.training_logs)))
 
     def save(self, model_path: AnyPath) -> None:
         """Write the prompt as a folder; the base model is named in it, not copied.
@@ -282,7 +287,7 @@ class PeftPromptTuning(TextModule, ModuleBase):
             "verbalizer": self.verbalizer,
         }
         target = Path(model_path)
-        with writing_model(self, target, config=config, logs=self.training_logs) as folder:
+        with writing_model(self, target, config=config, history=self.history) as folder:
             save_adapter(prompt, folder / ADAPTER_FOLDER, base_model_name=base.name)
         log.info("saved a tuned prompt", extra={"model": target.name})
 

@@ -80,7 +80,7 @@ class PromptTuningPlan(TrainingPlan):
             source_prompt=self.source_prompt,
             source_task=self.source_task,
             output_model_types=self.output_model_types,
-            seed=max(self.options.seed, 0),
+            seed=self.options.seed,
         )
 
 

@@ -10,8 +10,7 @@ my-model/
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,14 @@ from caikit.core import ModuleBase, ModuleSaver
 
 from luthier.errors import ArtifactError
 from luthier.files.atomic_folder import check_manifest, write_folder_atomically, write_manifest
-from luthier.files.names import resolve_inside
-from luthier.training.results import TrainingResult
+from luthier.modules.text_generation.history import TrainingHistory
 
 CONFIG_NAME = "config.yml"
 ADAPTER_FOLDER = "adapter"
 ARTIFACTS_FOLDER = "artifacts"
-LOGS_NAME = "training_logs.jsonl"
 #: Says that texts are cleaned up as caikit-nlp did; it wrote no such key and always did it.
 CLEAN_SPACES_KEY = "clean_up_spaces"
 _MAX_CONFIG_BYTES = 4 << 20
-
-LogLine = Mapping[str, Any]
 
 
 @contextmanager
@@ -41,7 +36,7 @@ def writing_model(
     target: Path,
     *,
     config: Mapping[str, Any],
-    logs: Sequence[LogLine],
+    history: TrainingHistory,
 ) -> Iterator[Path]:
     """Yield a folder to put weights into; on leaving, it is complete and stands at ``target``.
 
@@ -51,17 +46,16 @@ def writing_model(
         module: Whose ids the config names.
         target: The model's folder.
         config: What the module needs to load.
-        logs: Lines of the training's course.
+        history: How the module was trained.
 
     Yields:
         An empty folder, except for the config that is written last.
     """
     with write_folder_atomically(target, overwrite=True) as folder:
         with ModuleSaver(module, model_path=str(folder)) as saver:
-            saver.update_config({**config, "training_logs": LOGS_NAME})
+            saver.update_config({**config, **history.config})
             yield folder
-        text = "".join(json.dumps(line) + "\n" for line in logs)
-        (folder / LOGS_NAME).write_text(text, encoding="utf-8")
+        history.write(folder)
         write_manifest(folder)
 
 
@@ -126,63 +120,3 @@ def wants_clean_spaces(config: Mapping[str, Any]) -> bool:
         What Luthier saved; True for what caikit-nlp saved.
     """
     return bool(config.get(CLEAN_SPACES_KEY, "caikit_nlp_version" in config))
-
-
-def read_logs(folder: Path, config: Mapping[str, Any]) -> tuple[LogLine, ...]:
-    """The course of the training that made a saved model; empty where it left none.
-
-    Args:
-        folder: The model's.
-        config: Its config, which names the file.
-
-    Returns:
-        One mapping per line.
-
-    Raises:
-        ArtifactError: If the file is there and unreadable.
-    """
-    name = config.get("training_logs")
-    if not isinstance(name, str) or not name:
-        return ()
-    path = resolve_inside(folder, name, what="training_logs")
-    if not path.is_file():
-        return ()
-    try:
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{folder.name!r}: {name} is not readable JSON lines") from error
-    if not all(isinstance(line, dict) for line in lines):
-        raise ArtifactError(f"{folder.name!r}: {name} holds lines that are no objects")
-    return tuple(lines)
-
-
-def log_lines(result: TrainingResult) -> tuple[LogLine, ...]:
-    """The course of a training in caikit-nlp's format, validation losses under a name of their own.
-
-    Args:
-        result: Of the loop.
-
-    Returns:
-        ``{"name": "loss", "data": {"epoch", "step", "value", "timestamp"}}`` per update.
-    """
-    losses = [
-        {
-            "name": "loss",
-            "data": {
-                "epoch": point.epoch,
-                "step": point.step,
-                "value": point.value,
-                "learning_rate": point.learning_rate,
-                "timestamp": point.timestamp.isoformat(),
-            },
-        }
-        for point in result.losses
-    ]
-    validation = [
-        {
-            "name": "validation_loss",
-            "data": {"epoch": point.epoch, "step": point.step, "value": point.value},
-        }
-        for point in result.validation_losses
-    ]
-    return (*losses, *validation)

@@ -2,7 +2,7 @@
 
 # NOTE: no ``from __future__ import annotations`` here: caikit reads annotations as types.
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -24,13 +24,11 @@ from luthier.errors import InvalidInputError
 from luthier.files.names import resolve_inside
 from luthier.modules.environment import Environment, environment
 from luthier.modules.text_generation.generator import TextGenerator
+from luthier.modules.text_generation.history import TrainingHistory
 from luthier.modules.text_generation.saved_model import (
     ARTIFACTS_FOLDER,
     CLEAN_SPACES_KEY,
-    LogLine,
-    log_lines,
     read_config,
-    read_logs,
     text_of,
     wants_clean_spaces,
     writing_model,
@@ -58,12 +56,8 @@ class TextGeneration(TextModule, ModuleBase):
 
     Args:
         generator: Does the work.
-        logs: Lines of the course of its training; empty for a bare base model.
+        history: How it was trained; empty for a bare base model.
     """
-
-    def __init__(self, generator: TextGenerator, *, logs: Sequence[LogLine] = ()) -> None:
-        super().__init__(generator)
-        self.training_logs = tuple(logs)
 
     @classmethod
     def train(
@@ -125,7 +119,7 @@ class TextGeneration(TextModule, ModuleBase):
             result = plan.tune(base, adapter)
             tuned = BaseModel.from_memory(adapter.model, base.tokenizer, name=base.name)
         generator = _generator(tuned, plan.environment, verbalizer=plan.options.verbalizer)
-        return cls(generator, logs=log_lines(result))
+        return cls(generator, history=TrainingHistory.of(result, plan.options))
 
     @classmethod
     def plan_train(cls, **arguments: Any) -> TrainingPlan:
@@ -191,7 +185,7 @@ class TextGeneration(TextModule, ModuleBase):
             verbalizer=text_of(config, "verbalizer", default=DEFAULT_VERBALIZER),
             cleans_up_spaces=wants_clean_spaces(config),
         )
-        return cls(generator, logs=read_logs(folder, config))
+        return cls(generator, history=TrainingHistory.read(folder, config))
 
     def save(self, model_path: AnyPath) -> None:
         """Write the whole model as a folder; replaces what is there in one step.
@@ -208,7 +202,7 @@ class TextGeneration(TextModule, ModuleBase):
             CLEAN_SPACES_KEY: self.generator.cleans_up_spaces,
         }
         target = Path(model_path)
-        with writing_model(self, target, config=config, logs=self.training_logs) as folder:
+        with writing_model(self, target, config=config, history=self.history) as folder:
             save_base_model(self.base_model, folder / ARTIFACTS_FOLDER)
         log.info("saved a whole model", extra={"model": target.name})
 

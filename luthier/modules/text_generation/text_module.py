@@ -20,6 +20,7 @@ from luthier.data_model.generation import (
 )
 from luthier.data_model.sampling import SamplingParams
 from luthier.modules.text_generation.generator import TextGenerator
+from luthier.modules.text_generation.history import NO_HISTORY, LogLine, TrainingHistory
 from luthier.resources.base_model import BaseModel
 
 AnyPath = str | os.PathLike[str]
@@ -34,11 +35,13 @@ class TextModule(ABC):
 
     Args:
         generator: Does the work.
+        history: How it was trained.
     """
 
-    def __init__(self, generator: TextGenerator) -> None:
+    def __init__(self, generator: TextGenerator, *, history: TrainingHistory = NO_HISTORY) -> None:
         super().__init__()
         self.generator = generator
+        self.history = history
 
     @classmethod
     def load(cls, model_path: AnyPath, base_model: AnyBaseModel | None = None) -> Self:
@@ -71,6 +74,11 @@ class TextModule(ABC):
     def adapter(self) -> Adapter | None:
         """The tuned delta."""
         return self.generator.adapter
+
+    @property
+    def training_logs(self) -> tuple[LogLine, ...]:
+        """The course of the training: ``{"name": "loss", "data": {"step", "value", ...}}``."""
+        return self.history.lines
 
     @property
     def verbalizer(self) -> str:

@@ -38,6 +38,7 @@ from luthier.resources.store import BaseModelLease
 from luthier.training.callbacks.base import TrainingCallback
 from luthier.training.data.verbalizer import DEFAULT_VERBALIZER, Verbalizer
 from luthier.training.loop import tune
+from luthier.training.preparation import settle_options
 from luthier.training.results import TrainingResult
 
 AnyBaseModel = str | os.PathLike[str] | BaseModel
@@ -71,7 +72,8 @@ class TrainingPlan:
         kind: Of the base model.
         records: Training data, at least one record.
         validation_records: May be empty.
-        options: Hyperparameters, checked; the verbalizer is the template, not its name.
+        options: Hyperparameters, checked; the verbalizer is the template, not its name, and the
+            seed is drawn.
         hooks: The caller's.
         environment: Where it happens.
     """
@@ -155,6 +157,7 @@ def plan_training(
     template = _resolve_verbalizer(options.verbalizer, environment, hooks)
     options = replace(options, verbalizer=template)
     options.validate(limits_for(hooks, environment))
+    options = settle_options(options)
     if options.device is not None:
         parse_device(options.device)
     base_model = arguments["base_model"]
