@@ -68,7 +68,7 @@ def generate(
 
 
 def _print_stream(client: Client, model_id: str, prompt: str, parameters: dict[str, Any]) -> None:
-    for chunk in client.stream(model_id, prompt, **parameters):
+    for chunk in client.stream(model_id, prompt, preserve_input_text=False, **parameters):
         sys.stdout.write(chunk.text)
         sys.stdout.flush()
     sys.stdout.write("\n")

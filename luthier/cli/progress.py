@@ -31,7 +31,6 @@ class TrainingProgress:
             disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task("queued", total=None, loss="-")
-        self._num_steps = 0
         self._last_step = 0
 
     def __enter__(self) -> Self:
@@ -50,19 +49,20 @@ class TrainingProgress:
         """Show a status and the metrics that are new; fits ``Client.wait``."""
         self._bar.update(self._task, description=status.state.lower())
         for metric in metrics:
-            if metric.event == "start":
-                self._num_steps = metric.num_steps
-                self._bar.update(self._task, total=metric.num_steps or None)
-            elif metric.event == "step":
+            if metric.name == "loss":
                 self._show_step(metric)
-            elif metric.event == "evaluation":
-                self._say(f"epoch {metric.epoch + 1}: validation loss {metric.loss:.4f}")
+            else:
+                name = metric.name.replace("_", " ")
+                self._say(f"epoch {metric.epoch + 1}: {name} {metric.value:.4f}")
 
     def _show_step(self, metric: TrainingMetric) -> None:
-        self._bar.update(self._task, completed=metric.step, loss=f"{metric.loss:.4f}")
-        is_due = metric.step == self._num_steps or metric.step - self._last_step >= LINE_STEPS
+        loss = f"{metric.value:.4f}"
+        self._bar.update(
+            self._task, completed=metric.step, total=metric.num_steps or None, loss=loss
+        )
+        is_due = metric.step == metric.num_steps or metric.step - self._last_step >= LINE_STEPS
         if not self._console.is_terminal and is_due:
-            self._say(f"step {metric.step}/{self._num_steps}  loss {metric.loss:.4f}")
+            self._say(f"step {metric.step}/{metric.num_steps}  loss {loss}")
             self._last_step = metric.step
 
     def _say(self, line: str) -> None:

@@ -138,13 +138,12 @@ def model_list(body: Any) -> list[ModelInfo]:
 
 def _training_metric(entry: Any) -> TrainingMetric:
     line = mapping(entry)
-    loss = line.get("loss")
     return TrainingMetric(
-        event=str(line.get("event") or ""),
+        name=str(line.get("name") or ""),
         step=int(line.get("step") or 0),
-        epoch=int(line.get("epoch") or 0),
-        loss=None if loss is None else float(loss),
+        value=float(line.get("value") or 0.0),
         num_steps=int(line.get("num_steps") or 0),
+        epoch=int(line.get("epoch") or 0),
         fields=line,
     )
 

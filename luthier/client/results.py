@@ -135,19 +135,19 @@ class TrainingMetric:
     """One line of a training's metrics.
 
     Args:
-        event: ``start``, ``step``, ``evaluation``, ``epoch`` or ``finish``.
+        name: What was measured: ``loss``, ``validation_loss``.
         step: Updates done so far.
+        value: The number.
+        num_steps: Updates of the whole run; 0 where unknown.
         epoch: From 0.
-        loss: Of the update, the pass or the validation data; None where the event has none.
-        num_steps: Updates of the whole run, with ``start`` and ``finish``; else 0.
         fields: The whole line.
     """
 
-    event: str
-    step: int = 0
-    epoch: int = 0
-    loss: float | None = None
+    name: str
+    step: int
+    value: float
     num_steps: int = 0
+    epoch: int = 0
     fields: dict[str, Any] = field(default_factory=dict)
 
 

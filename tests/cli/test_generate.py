@@ -16,7 +16,7 @@ def test_generate_prints_the_stream(run, serve) -> None:
     assert api.last_body == {
         "model_id": "intents",
         "inputs": "where is it?",
-        "parameters": {"max_new_tokens": 5},
+        "parameters": {"max_new_tokens": 5, "preserve_input_text": False},
     }
 
 
@@ -27,6 +27,7 @@ def test_options_become_sampling_parameters(run, serve) -> None:
         "--stop", "!", "--url", url,
     )  # fmt: skip
     assert api.last_body["parameters"] == {
+        "preserve_input_text": False,
         "decoding_method": "SAMPLING",
         "temperature": 0.7,
         "seed": 5,

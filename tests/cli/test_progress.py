@@ -7,7 +7,7 @@ RUNNING = TrainingStatus("t", JobState.RUNNING)
 
 
 def step(number: int, loss: float) -> TrainingMetric:
-    return TrainingMetric("step", step=number, loss=loss)
+    return TrainingMetric("loss", number, loss, num_steps=13)
 
 
 def test_without_a_terminal_there_is_a_line_for_some_steps_and_for_the_last(
@@ -15,7 +15,6 @@ def test_without_a_terminal_there_is_a_line_for_some_steps_and_for_the_last(
 ) -> None:
     with TrainingProgress() as progress:
         progress.update(TrainingStatus("t", JobState.QUEUED), [])
-        progress.update(RUNNING, [TrainingMetric("start", num_steps=13)])
         progress.update(RUNNING, [step(number, 1 / number) for number in range(1, 12)])
         progress.update(RUNNING, [step(12, 0.5), step(13, 0.25)])
     assert capsys.readouterr().err.splitlines() == [

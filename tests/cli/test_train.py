@@ -23,9 +23,11 @@ def metrics(*lines: dict) -> httpx.Response:
 DONE = {
     STATUS: state("COMPLETED"),
     METRICS: metrics(
-        {"event": "start", "num_steps": 20},
-        *({"event": "step", "step": step, "loss": 3.0 - step / 10} for step in range(1, 21)),
-        {"event": "evaluation", "epoch": 0, "step": 20, "loss": 0.75},
+        *(
+            {"name": "loss", "step": step, "num_steps": 20, "value": 3.0 - step / 10}
+            for step in range(1, 21)
+        ),
+        {"name": "validation_loss", "epoch": 0, "step": 20, "value": 0.75},
     ),
 }
 

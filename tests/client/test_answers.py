@@ -56,15 +56,10 @@ def test_tokenization_counts_and_shows_tokens() -> None:
 
 
 def test_metric_keeps_what_it_does_not_know() -> None:
-    line = {"event": "step", "step": 2, "loss": 0.5, "epoch": 1, "learning_rate": 0.1}
+    line = {"name": "loss", "step": 2, "num_steps": 9, "value": 0.5, "learning_rate": 0.1}
     (metric,) = answers.training_metrics({"metrics": [line]})
-    assert (metric.event, metric.step, metric.loss) == ("step", 2, 0.5)
+    assert (metric.name, metric.step, metric.num_steps, metric.value) == ("loss", 2, 9, 0.5)
     assert metric.fields["learning_rate"] == 0.1
-
-
-def test_metric_without_a_loss_has_none() -> None:
-    (metric,) = answers.training_metrics({"metrics": [{"event": "start", "num_steps": 9}]})
-    assert (metric.loss, metric.num_steps) == (None, 9)
 
 
 def test_list_where_an_object_was_due_is_an_error() -> None:

@@ -56,14 +56,14 @@ async def test_wait_ends_with_the_final_status() -> None:
         {
             "GET /management/trainings": [state("RUNNING"), state("COMPLETED")],
             "GET /management/trainings/metrics": httpx.Response(
-                200, json={"metrics": [{"event": "step", "step": 1, "loss": 0.5}]}
+                200, json={"metrics": [{"name": "loss", "step": 1, "value": 0.5}]}
             ),
         }
     ) as client:
         final = await client.wait(
             "t",
             poll_seconds=0,
-            on_progress=lambda status, metrics: seen.extend(m.loss for m in metrics),
+            on_progress=lambda status, metrics: seen.extend(m.value for m in metrics),
         )
     assert final.state is JobState.COMPLETED
     assert seen == [0.5]

@@ -33,7 +33,7 @@ def status(state: str, **more: object) -> httpx.Response:
 
 
 def losses(*values: float) -> httpx.Response:
-    lines = [{"event": "step", "step": i, "loss": v} for i, v in enumerate(values, start=1)]
+    lines = [{"name": "loss", "step": i, "value": v} for i, v in enumerate(values, start=1)]
     return httpx.Response(200, json={"metrics": lines})
 
 
@@ -88,7 +88,7 @@ def test_wait_reports_each_metric_once_and_returns_the_final_status(
 
     def on_progress(status: object, metrics: list) -> None:
         states.append(status.state)  # type: ignore[attr-defined]
-        seen.extend(metric.loss for metric in metrics)
+        seen.extend(metric.value for metric in metrics)
 
     final = client.wait("t1", on_progress=on_progress, poll_seconds=0)
     assert final.state is JobState.COMPLETED
