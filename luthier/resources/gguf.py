@@ -127,12 +127,15 @@ def _build_tokenizer(fields: dict[str, object], *, name: str) -> PreTrainedToken
             f"{sorted(_PRE_TOKENIZERS)}. Use the model's safetensors instead"
         )
     tokens = _list_of(fields["ggml.tokens"], str)
-    merges = [
-        (left, right)
-        for left, _, right in (m.partition(" ") for m in _list_of(fields["ggml.merges"], str))
-    ]
+    ids = {token: index for index, token in enumerate(tokens)}
+    merges = []
+    for merge in _list_of(fields["ggml.merges"], str):
+        left, _, right = merge.partition(" ")
+        if not {left, right, left + right} <= ids.keys():
+            raise ValueError(f"merge {merge[:80]!r} is of unknown tokens")
+        merges.append((left, right))
     types = _list_of(fields["ggml.token_type"], int)
-    bpe = models.BPE({token: i for i, token in enumerate(tokens)}, merges, fuse_unk=False)
+    bpe = models.BPE(ids, merges, fuse_unk=False)
     tokenizer = Tokenizer(bpe)
     tokenizer.pre_tokenizer = _PRE_TOKENIZERS[pre]()
     tokenizer.decoder = decoders.ByteLevel()
