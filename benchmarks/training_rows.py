@@ -1,0 +1,39 @@
+"""Short messages to train on: from a CSV file of ``text,label``, or made up."""
+
+from __future__ import annotations
+
+import csv
+import random
+from pathlib import Path
+
+from luthier.data_model.records import GenerationTrainRecord
+
+VERBALIZER = "Message: {{input}} Label : "
+
+_OPENINGS = ["Hi", "Hello there", "Sorry", "URGENT!", "Hey, are you up?", "Dear customer", "Ok"]
+_MIDDLES = [
+    "I'll be home at {n} tonight",
+    "you have won a £{n} prize, call 0800{n}{n} now to claim",
+    "can you pick me up from the station at {n}",
+    "your account {n} will be closed unless you reply YES to {n}",
+    "the meeting has moved to room {n}, bring the papers",
+    "free entry in our weekly draw, text WIN to {n}",
+]
+_ENDINGS = ["see you", "thanks a lot", "T&Cs apply, 18+", "love you", "reply STOP to end", ""]
+
+
+def read_rows(path: Path | None, num_rows: int) -> list[GenerationTrainRecord]:
+    """The first ``num_rows`` records of a file, or as many made-up ones of like length."""
+    if path is None:
+        return [_made_up(random.Random(number)) for number in range(num_rows)]
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row, _ in zip(csv.DictReader(file), range(num_rows), strict=False)]
+    return [GenerationTrainRecord(input=row["text"], output=row["label"]) for row in rows]
+
+
+def _made_up(generator: random.Random) -> GenerationTrainRecord:
+    middles = generator.sample(_MIDDLES, generator.randint(1, 3))
+    text = ", ".join([generator.choice(_OPENINGS), *middles, generator.choice(_ENDINGS)])
+    spam = any(word in text for word in ("won", "closed", "free"))
+    text = text.replace("{n}", str(generator.randint(1, 9999)))
+    return GenerationTrainRecord(input=text, output="spam" if spam else "ham")
