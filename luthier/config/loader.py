@@ -18,7 +18,7 @@ import alog
 from luthier.config.caikit_keys import find_caikit_key, find_caikit_variable
 from luthier.config.schema import Config
 from luthier.config.settings import all_settings, fields_of, is_level, suggest
-from luthier.config.values import converted, from_environment, shown
+from luthier.config.values import converted, from_environment, is_scalar, shown
 from luthier.config.yaml_text import parse_yaml
 from luthier.errors import ConfigError, did_you_mean
 
@@ -91,9 +91,9 @@ def _flattened(
     for name, value in content.items():
         here = (*path, str(name))
         key = ".".join(here)
+        if value is None and name in known and not is_scalar(known[name]):
+            continue  # "grpc:" or "verbalizers:" with everything below it commented out
         if name in known and is_level(known[name]):
-            if value is None:  # "grpc:" with everything below it commented out
-                continue
             if not isinstance(value, Mapping):
                 raise ConfigError(
                     f"'{key}' must hold keys and values, got {shown(value)} (from {source})"

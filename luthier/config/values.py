@@ -70,6 +70,11 @@ def from_environment(text: str, annotation: Any) -> Any:
     return parse_yaml(text) if text.strip() else text
 
 
+def is_scalar(annotation: Any) -> bool:
+    """True if a type of the schema is bool, int, float or str, whatever its bounds."""
+    return _split(annotation)[0] in _SCALARS
+
+
 def shown(value: Any) -> str:
     """A value for a message, cut if it is long."""
     text = repr(value)

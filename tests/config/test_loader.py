@@ -164,6 +164,7 @@ def test_both_variables_of_the_row_limit_count():
         ("runtime: {http: 80}", "'runtime.http' must hold keys and values, got 80"),
         ("runtime: {http: {port: eighty}}", "'runtime.http.port' must be int, got 'eighty' (from"),
         ("runtime: {http: {port: 08080}}", "'runtime.http.port' must be int, got '08080'"),
+        ("device:", "'device' must be str, got None"),
         ("device: 3", "'device' must be str, got 3 (put quotes around text)"),
         ("runtime:\n  host: a\n  host: b", "key 'host' stands twice (line 3)"),
         ("- 1", "must hold keys and values, got [1]"),
@@ -192,7 +193,9 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path):
         load_config({}, files=[path])
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "runtime:\n  grpc:\n  # port: 1\n"])
+@pytest.mark.parametrize(
+    "text", ["", "# nothing\n", "runtime:\n  grpc:\n  # port: 1\n", "verbalizers:\n"]
+)
 def test_a_file_with_everything_commented_out_changes_nothing(write, text):
     assert load_config({}, files=[write(text)]) == load_config({})
 
