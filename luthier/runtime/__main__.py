@@ -41,8 +41,11 @@ def main() -> int:
 
 async def _serve(config: Config) -> None:
     # Torch and transformers take seconds; a wrong setting must not wait for them.
+    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
+
     from luthier.runtime.server import Runtime  # noqa: PLC0415
 
+    transformers_logging.disable_progress_bar()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

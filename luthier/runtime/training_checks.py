@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.data_model.records import GenerationTrainRecord
-from luthier.runtime.jobs.training_call import as_arguments, module_class_of, train_argument_types
+from luthier.modules import plan_train
+from luthier.runtime.jobs.training_call import (
+    TRAIN_STREAM,
+    VALIDATION_STREAM,
+    as_arguments,
+    module_class_of,
+    train_argument_types,
+)
 
 
 def check_training(
@@ -26,13 +33,8 @@ def check_training(
     Raises:
         LuthierError: Naming the parameter, its value and the limit, or the row.
     """
-    module_class = module_class_of(module_id)
-    check = getattr(module_class, "check_training", None)
-    if check is not None:
-        arguments = as_arguments(parameters, train_argument_types(module_class))
-        check(
-            train_stream=records,
-            val_stream=validation_records or None,
-            from_request=True,
-            **arguments,
-        )
+    types = train_argument_types(module_class_of(module_id))
+    arguments = as_arguments(parameters, types)
+    arguments[TRAIN_STREAM] = records
+    arguments[VALIDATION_STREAM] = validation_records or None
+    plan_train(module_id, arguments | {"from_request": True})

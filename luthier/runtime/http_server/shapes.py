@@ -268,7 +268,7 @@ class Object(Shape):
         return schema
 
     def decode(self, value: Any, place: Place, errors: Errors) -> Any:
-        """Key to checked value, absent keys left out."""
+        """Key to checked value, absent keys left out, as protobuf's constructors take it."""
         if not isinstance(value, dict):
             errors.add("dict_type", place, "Input should be a valid object")
             return {}
@@ -277,6 +277,9 @@ class Object(Shape):
             shape = self.fields.get(key)
             if shape is None:
                 errors.add("extra_forbidden", (*place, key[:80]), "Extra inputs are not permitted")
+            elif isinstance(shape, OneOf) and item is not None:
+                # On the protobuf wire the chosen member stands here itself.
+                decoded |= shape.decode(item, (*place, key), errors)
             elif item is not None:
                 decoded[key] = shape.decode(item, (*place, key), errors)
         for key in self.required:

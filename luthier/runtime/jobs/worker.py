@@ -18,6 +18,8 @@ from types import FrameType
 
 import alog
 
+from luthier.config import load_config
+from luthier.config.caikit_bridge import configure_logging
 from luthier.errors import CancelledError, LuthierError
 from luthier.runtime.folders import publish_folder
 from luthier.runtime.jobs.executor import MODULE_PACKAGES_VARIABLE, PARENT_PID_VARIABLE
@@ -66,6 +68,7 @@ def _watch_parent(parent: int) -> None:
 
 def _work(folder: JobFolder) -> Outcome:
     try:
+        configure_logging(load_config().log)
         for package in os.environ.get(MODULE_PACKAGES_VARIABLE, "luthier.modules").split(","):
             importlib.import_module(package)
         spec = folder.read_spec()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import alog
 
-from luthier.errors import CapacityError
+from luthier.errors import CapacityError, LuthierError
 from luthier.runtime.registry.model_folder import ModelsDir, Version
 from luthier.runtime.registry.served_module import LoadModule, ServedModule
 
@@ -147,7 +147,14 @@ class ModelRegistry:
     async def _load_in_thread(self, model_id: str) -> ServedModule:
         folder = self.models.folder_of(model_id)
         loop = asyncio.get_running_loop()
-        module = await loop.run_in_executor(self._threads, self._load, folder)
+        version = self.models.version_of(model_id)
+        try:
+            module = await loop.run_in_executor(self._threads, self._load, folder)
+        except LuthierError:
+            if self.models.version_of(model_id) == version:
+                raise
+            # The folder was replaced while it was read: half of each is nobody's fault.
+            module = await loop.run_in_executor(self._threads, self._load, folder)
         log.info("model loaded: model_id=%s", model_id)
         return module
 

@@ -56,14 +56,16 @@ class ModelsService:
         final = self._models.folder_of(model_id)
         _check_files(files)
         self._require_free(model_id)
-        staged = self._models.path / f"{HIDDEN_PREFIX}deploy-{uuid.uuid4().hex}"
+        staging = self._models.path / f"{HIDDEN_PREFIX}deploy-{uuid.uuid4().hex}"
+        # Under its own name already: errors of the loader name the folder.
+        staged = staging / model_id
         try:
             await asyncio.to_thread(_write_files, staged, files)
             await asyncio.to_thread(self._try, staged)
             self._require_free(model_id)
             await asyncio.to_thread(publish_folder, staged, final)
         finally:
-            await asyncio.to_thread(shutil.rmtree, staged, ignore_errors=True)
+            await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
         log.info("model deployed: model_id=%s", model_id)
         return self._info(model_id)
 
@@ -142,7 +144,7 @@ def _check_files(files: Mapping[str, bytes]) -> None:
 
 
 def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name, content in files.items():
         file = folder / name
         try:

@@ -46,9 +46,7 @@ class Bench:
             "num_epochs": 3,
             "tuning_config": {"num_virtual_tokens": 5},
         }
-        spec = TrainingSpec(
-            MODULE_ID, job_id, parameters, self.folder / "models" / job_id, 2, 1
-        )
+        spec = TrainingSpec(MODULE_ID, job_id, parameters, self.folder / "models" / job_id, 2, 1)
         folder = JobFolder(self.folder / "jobs" / job_id)
         records = [{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]
         folder.create(spec, records, records[:1])

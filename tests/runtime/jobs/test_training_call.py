@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional, Union
-
 import pytest
 from caikit.core.data_model import DataStream
 
@@ -21,7 +19,7 @@ from luthier.runtime.jobs.training_call import (
 
 def test_a_structured_parameter_becomes_its_data_object():
     given = {"tuning_config": {"num_virtual_tokens": 4, "output_model_types": ["DECODER"]}}
-    arguments = as_arguments(given, {"tuning_config": Optional[TuningConfig]})
+    arguments = as_arguments(given, {"tuning_config": TuningConfig | None})
     assert isinstance(arguments["tuning_config"], TuningConfig)
     assert arguments["tuning_config"].num_virtual_tokens == 4
     assert arguments["tuning_config"].output_model_types == ["DECODER"]
@@ -38,8 +36,8 @@ def test_plain_parameters_stay_as_they_are():
     "kind",
     [
         DataStream[GenerationTrainRecord],
-        Optional[DataStream[GenerationTrainRecord]],
-        Union[DataStream[GenerationTrainRecord], DataStream[ClassificationTrainRecord]],
+        DataStream[GenerationTrainRecord] | None,
+        DataStream[GenerationTrainRecord] | DataStream[ClassificationTrainRecord],
     ],
 )
 def test_records_have_the_class_of_the_streams_first_member(kind):

@@ -1,0 +1,215 @@
+"""Trainings are refused at once or accepted for good."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from caikit.core.data_model import JobStatus
+from caikit.interfaces.common.data_model.stream_sources import S3Path
+
+from luthier.data_model.streams import StreamLimits
+from luthier.errors import (
+    CapacityError,
+    ConflictError,
+    InvalidInputError,
+    JobNotFoundError,
+    NameNotAllowedError,
+    NotSupportedError,
+    TrainingDataError,
+)
+from luthier.runtime.jobs.base import Job, JobExecutor, JobState, TrainingSpec
+from luthier.runtime.jobs.job_folder import JobFolder
+from luthier.runtime.jobs.memory_store import MemoryJobStore
+from luthier.runtime.registry.model_folder import ModelsDir
+from luthier.runtime.services.training import (
+    JOBS_FOLDER,
+    TrainingChecks,
+    TrainingPlaces,
+    TrainingRequest,
+    TrainingService,
+    as_status,
+)
+
+RECORDS = [{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]
+
+
+class StillExecutor(JobExecutor):
+    """Keeps jobs waiting for ever."""
+
+    def __init__(self, store: MemoryJobStore) -> None:
+        self.store = store
+        self.is_full = False
+
+    def submit(self, job: Job) -> None:
+        if self.is_full:
+            raise CapacityError("full")
+        self.store.add(job)
+
+    async def cancel(self, job_id: str) -> Job:
+        job = self.store.get(job_id)
+        return job if job.state.is_final else self.store.move(job_id, JobState.CANCELED)
+
+    async def stop(self) -> None:
+        pass
+
+
+@pytest.fixture
+def bench(tmp_path) -> SimpleNamespace:
+    store = MemoryJobStore()
+    executor = StillExecutor(store)
+    checked: list[tuple[Any, ...]] = []
+    served = ModelsDir(tmp_path / "models")
+    service = TrainingService(
+        store,
+        executor,
+        places=TrainingPlaces(tmp_path / "models", served=served, max_model_name_chars=20),
+        checks=TrainingChecks(StreamLimits((), 3), lambda *given: checked.append(given)),
+    )
+    return SimpleNamespace(
+        service=service, store=store, executor=executor, checked=checked, models=tmp_path / "models"
+    )
+
+
+def request(**changes: Any) -> TrainingRequest:
+    given = TrainingRequest("module", "tuned", {"base_model": "tiny"}, RECORDS)
+    return replace(given, **changes)
+
+
+async def test_an_accepted_training_has_an_id_nobody_can_guess_and_its_files(bench):
+    started = await bench.service.submit(request())
+    other = await bench.service.submit(request())
+    assert len(started.training_id) == 36 and started.training_id != other.training_id
+    assert started.model_name == "tuned"
+    job = bench.store.get(started.training_id)
+    assert job.spec.model_folder == bench.models / "tuned"
+    folder = JobFolder(bench.models / JOBS_FOLDER / started.training_id)
+    assert folder.read_spec() == job.spec
+    assert list(folder.read_records(folder.train_file)) == RECORDS
+    assert bench.service.status(started.training_id).state is JobStatus.QUEUED
+
+
+async def test_the_module_is_asked_before_a_job_is_made(bench):
+    await bench.service.submit(request(validation_source=RECORDS[:1]))
+    [(module_id, parameters, train, validation)] = bench.checked
+    assert (module_id, parameters["base_model"]) == ("module", "tiny")
+    assert [record.output for record in train] == ["b", "d"]
+    assert len(validation) == 1
+
+
+@pytest.mark.parametrize("source", [None, []])
+async def test_a_training_without_records_is_refused(bench, source):
+    with pytest.raises(TrainingDataError, match="train_stream cannot be empty"):
+        await bench.service.submit(request(train_source=source))
+    assert bench.store.list_jobs() == ()
+
+
+async def test_a_bad_row_is_named_by_its_number(bench):
+    with pytest.raises(TrainingDataError, match="row 2"):
+        await bench.service.submit(request(train_source=[RECORDS[0], {"input": "x"}]))
+    with pytest.raises(TrainingDataError, match="most that are allowed"):
+        await bench.service.submit(request(train_source=RECORDS * 2))
+    assert not (bench.models / JOBS_FOLDER).exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/abs", "a/b", "x\0", "", "x" * 10_000, ".jobs", "x" * 21]
+)
+async def test_a_model_name_that_leaves_the_folder_is_refused(bench, name):
+    with pytest.raises(NameNotAllowedError):
+        await bench.service.submit(request(model_name=name))
+    assert list(bench.models.iterdir()) == []
+
+
+async def test_a_model_name_that_differs_in_case_alone_is_refused(bench):
+    (bench.models / "Tuned").mkdir()
+    (bench.models / "Tuned" / "config.yml").write_text("")
+    with pytest.raises(ConflictError, match="'Tuned'"):
+        await bench.service.submit(request())
+
+
+async def test_an_output_path_is_below_the_output_folder_or_refused(bench):
+    started = await bench.service.submit(request(output_path=S3Path(path="team/a")))
+    job = bench.store.get(started.training_id)
+    assert job.spec.model_folder == bench.models / "team" / "a" / "tuned"
+    await bench.service.submit(request(output_path=S3Path()))
+    with pytest.raises(NotSupportedError, match="S3"):
+        await bench.service.submit(request(output_path=S3Path(bucket="b", path="x")))
+    for path in ("../x", "/etc"):
+        with pytest.raises(NameNotAllowedError):
+            await bench.service.submit(request(output_path=S3Path(path=path)))
+
+
+async def test_models_are_saved_under_the_training_id_if_asked_for(tmp_path):
+    places = TrainingPlaces(tmp_path, save_with_id=True)
+    assert places.model_folder(request(), "id-1") == tmp_path / "id-1" / "tuned"
+
+
+async def test_a_full_queue_leaves_nothing_behind(bench):
+    bench.executor.is_full = True
+    with pytest.raises(CapacityError):
+        await bench.service.submit(request())
+    assert list((bench.models / JOBS_FOLDER).iterdir()) == []
+
+
+async def test_cancel_answers_with_the_state_afterwards(bench):
+    started = await bench.service.submit(request())
+    assert (await bench.service.cancel(started.training_id)).state is JobStatus.CANCELED
+    assert (await bench.service.cancel(started.training_id)).state is JobStatus.CANCELED
+
+
+async def test_an_unknown_or_missing_id_is_refused(bench):
+    with pytest.raises(JobNotFoundError, match="Unknown training_id"):
+        bench.service.status("nobody")
+    with pytest.raises(InvalidInputError, match="training_id"):
+        await bench.service.cancel("")
+    with pytest.raises(JobNotFoundError):
+        await bench.service.metrics("nobody")
+
+
+async def test_metrics_are_those_of_the_progress_file(bench):
+    started = await bench.service.submit(request())
+    assert await bench.service.metrics(started.training_id) == []
+    job = bench.store.get(started.training_id)
+    line = {"event": "step", "epoch": 0, "step": 1, "loss": 2.5}
+    JobFolder(job.folder).metrics_file.write_text(json.dumps(line) + "\n")
+    [metric] = await bench.service.metrics(started.training_id)
+    assert (metric["name"], metric["value"], metric["step"]) == ("loss", 2.5, 1)
+
+
+async def test_the_loop_goes_on_while_a_large_training_is_read(bench):
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.001)
+            ticks += 1
+
+    ticking = asyncio.ensure_future(tick())
+    service = TrainingService(
+        bench.store,
+        bench.executor,
+        places=TrainingPlaces(bench.models),
+        checks=TrainingChecks(StreamLimits((), 100_000)),
+    )
+    await service.submit(request(train_source=RECORDS * 10_000))
+    ticking.cancel()
+    assert ticks > 3
+
+
+def test_a_job_in_the_words_of_the_wire():
+    spec = TrainingSpec("module", "m", {}, Path("/m"), 1)
+    now = datetime.now(UTC)
+    job = Job("id", spec, Path("/j"), JobState.ERRORED, now, now, now, ("training_failed: NaN",))
+    status = as_status(job)
+    assert status.to_proto().state == 5
+    assert json.loads(status.to_json())["state"] == "ERRORED"
+    assert status.reasons == ["training_failed: NaN"]
+    assert status.completion_timestamp == now
