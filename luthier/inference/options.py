@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -14,8 +16,19 @@ class EngineOptions:
         max_waiting: Requests accepted and not started, at most; the next one is refused with
             ``CapacityError``.
         num_threads: Threads of the plain engine, one row each, never more than ``max_running``.
+        max_kv_bytes: Keys and values of all rows of the batched engine, in bytes.
+        max_step_tokens: Tokens that one step of the batched engine computes; None is what suits
+            the device. Fewer mean steadier streams, more mean faster prompts.
     """
 
     max_running: int = 32
     max_waiting: int = 1024
     num_threads: int = 4
+    max_kv_bytes: int = 2**30
+    max_step_tokens: int | None = None
+
+    def step_tokens_on(self, device: torch.device) -> int:
+        """``max_step_tokens``, or the device's own: a core is busy with far fewer than a GPU."""
+        if self.max_step_tokens is not None:
+            return self.max_step_tokens
+        return 128 if device.type == "cpu" else 2048

@@ -55,12 +55,14 @@ def prepare_prompt(base_model: BaseModel, request: GenerationRequest) -> Prompt:
 
     Raises:
         InvalidInputError: If the prompt is empty, too long (naming both lengths), or holds an id
-            that the vocabulary lacks.
+            that the vocabulary lacks; if the adapter's rows are too wide or too narrow.
     """
     adapter = request.adapter
     if adapter is not None:
         adapter = adapter.to(device=base_model.device, dtype=base_model.dtype)
     soft_prompt = _detached_soft_prompt(adapter)
+    for part in (soft_prompt.encoder, soft_prompt.decoder):
+        _check_width(base_model, part)
     is_seq2seq = base_model.kind == "seq2seq"
     leading = soft_prompt.encoder if is_seq2seq else soft_prompt.decoder
     token_ids = _or_beginning(base_model, request.input_ids, num_virtual=_num_virtual(leading))
@@ -88,6 +90,14 @@ def _detached_soft_prompt(adapter: Adapter | None) -> SoftPromptTensors:
         decoder=None if tensors.decoder is None else tensors.decoder.detach(),
         encoder=None if tensors.encoder is None else tensors.encoder.detach(),
     )
+
+
+def _check_width(base_model: BaseModel, soft_prompt: torch.Tensor | None) -> None:
+    if soft_prompt is not None and soft_prompt.shape[1:] != (base_model.hidden_size,):
+        raise InvalidInputError(
+            f"the adapter's soft prompt has shape {tuple(soft_prompt.shape)}, base model "
+            f"{base_model.name!r} takes rows of {base_model.hidden_size} numbers"
+        )
 
 
 def _or_beginning(

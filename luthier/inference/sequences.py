@@ -77,6 +77,7 @@ class GeneratedSequence:
             sampling.stop_sequences, is_kept=sampling.include_stop_sequence is not False
         )
         self._input_tokens: tuple[Token, ...] = ()
+        self._num_reported = min(1, len(prompt.token_ids))  # the first token has nothing to report
         if sampling.input_tokens:
             self._input_tokens = tuple(vocabulary.token(i) for i in prompt.token_ids)
 
@@ -96,17 +97,32 @@ class GeneratedSequence:
         sampling = self.request.sampling
         return sampling.input_tokens and (sampling.token_logprobs or sampling.token_ranks)
 
-    def report_prompt(self, logits: torch.Tensor) -> None:
+    @property
+    def num_unreported_prompt(self) -> int:
+        """Prompt tokens whose log-probability is asked for and was not reported yet."""
+        if not self.wants_prompt_logits:
+            return 0
+        return len(self.prompt.token_ids) - self._num_reported
+
+    def report_prompt(self, logits: torch.Tensor, *, start: int = 0) -> None:
         """Give the prompt's tokens their log-probabilities and ranks; causal models only.
 
         Args:
-            logits: Unprocessed, [T, V]: row t predicts token t + 1. The last row is not used.
+            logits: Unprocessed, [N, V]: row n predicts prompt token ``start + n + 1``; rows beyond
+                the last, and for tokens that were reported before, are not used.
+            start: The prompt token that row 0 was computed from.
         """
         ids = self.prompt.token_ids
-        following = torch.tensor(ids[1:], device=logits.device, dtype=torch.long)
-        measured = logprob_and_rank(logits[: len(following)], following)
-        rest = (self._token(i, *pair) for i, pair in zip(ids[1:], measured, strict=True))
-        self._input_tokens = (*self._input_tokens[:1], *rest)
+        skipped = self._num_reported - start - 1
+        following = ids[self._num_reported : max(0, start + len(logits) + 1)]
+        targets = torch.tensor(following, device=logits.device, dtype=torch.long)
+        rows = logits[skipped : skipped + len(following)]
+        measured = logprob_and_rank(rows, targets)
+        new = tuple(self._token(i, *pair) for i, pair in zip(following, measured, strict=True))
+        done = self._num_reported + len(new)
+        before, after = self._input_tokens[: self._num_reported], self._input_tokens[done:]
+        self._input_tokens = (*before, *new, *after)
+        self._num_reported = done
 
     def advance(self, logits: torch.Tensor, *, token_id: int | None = None) -> GenerationChunk:
         """Choose the next token and say what it adds to the stream.

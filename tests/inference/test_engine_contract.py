@@ -17,7 +17,7 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from luthier.adapters.base import Adapter
 from luthier.data_model.sampling import SAMPLING, SamplingParams
-from luthier.errors import CapacityError, EngineError, InvalidInputError
+from luthier.errors import CapacityError, EngineError, InvalidInputError, NotSupportedError
 from luthier.inference.base import (
     Engine,
     FinishReason,
@@ -25,11 +25,12 @@ from luthier.inference.base import (
     GenerationRequest,
     TokenStream,
 )
+from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
 from luthier.resources.base_model import BaseModel
 
-ENGINES: dict[str, Callable[..., Engine]] = {"plain": PlainEngine}
+ENGINES: dict[str, Callable[..., Engine]] = {"plain": PlainEngine, "batched": BatchedEngine}
 PROMPTS = (
     "hello world",
     "Tweet text : @foo what a cute dog! Label :",
@@ -45,7 +46,10 @@ def make_engine(request: pytest.FixtureRequest) -> Iterator[Callable[..., Engine
     made: list[Engine] = []
 
     def make(base_model: BaseModel, **options: int) -> Engine:
-        made.append(ENGINES[request.param](base_model, EngineOptions(**options)))
+        try:
+            made.append(ENGINES[request.param](base_model, EngineOptions(**options)))
+        except NotSupportedError as error:
+            pytest.skip(str(error))
         return made[-1]
 
     yield make
@@ -559,16 +563,71 @@ def test_a_broken_adapter_ends_its_own_row_only(
     alone = list(engine.submit(good))
     part = {"causal": "decoder", "seq2seq": "encoder"}[base_model.kind]
     nan = torch.full((4, base_model.hidden_size), float("nan"))
-    wrong_width = torch.zeros(4, base_model.hidden_size + 1)
-    streams = []
-    for tensor in (nan, wrong_width):
-        broken = ask(base_model, "hello", adapter=given_prompt(**{part: tensor}))
-        streams.append((engine.submit(good), engine.submit(broken)))
-    for healthy, failing in streams:
-        with pytest.raises(EngineError):
-            list(failing)
-        assert same(list(healthy), alone)
+    broken = ask(base_model, "hello", adapter=given_prompt(**{part: nan}))
+    streams = [engine.submit(request) for request in (good, broken, good, broken, good)]
+    for index in (1, 3):
+        with pytest.raises(EngineError, match="no usable score"):
+            list(streams[index])
+    assert all(same(list(streams[index]), alone) for index in (0, 2, 4))
     wait_until(lambda: is_idle(engine))
+    assert engine.status().is_healthy
+
+
+def test_an_adapter_of_another_width_is_refused(
+    engine: Engine, base_model: BaseModel, given_prompt: Any
+) -> None:
+    part = {"causal": "decoder", "seq2seq": "encoder"}[base_model.kind]
+    wide = given_prompt(**{part: torch.zeros(4, base_model.hidden_size + 1)})
+    with pytest.raises(InvalidInputError, match=r"shape \(4, 33\).* rows of 32 numbers"):
+        engine.submit(ask(base_model, "hello", adapter=wide))
+
+
+def with_forward(
+    base_model: BaseModel, before_forward: Callable[[torch.Tensor | None], None]
+) -> BaseModel:
+    """The same weights, with something that happens before every forward pass."""
+
+    class Watched(type(base_model.model)):  # type: ignore[misc]
+        def forward(
+            self,
+            input_ids: torch.Tensor | None = None,
+            position_ids: torch.Tensor | None = None,
+            inputs_embeds: torch.Tensor | None = None,
+            logits_to_keep: Any = 0,
+            **others: Any,
+        ) -> Any:
+            before_forward(inputs_embeds)
+            return super().forward(
+                input_ids=input_ids,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                logits_to_keep=logits_to_keep,
+                **others,
+            )
+
+    model = Watched(base_model.model.config).eval()
+    model.load_state_dict(base_model.model.state_dict())
+    return replace(base_model, model=model)
+
+
+def test_a_row_whose_forward_pass_raises_ends_alone(
+    make_engine: Callable[..., Engine], causal_base: BaseModel
+) -> None:
+    poison = causal_base.embedding_weight[399]
+
+    def refuse_poison(inputs_embeds: torch.Tensor | None) -> None:
+        if inputs_embeds is not None and (inputs_embeds == poison).all(-1).any():
+            raise RuntimeError("poisoned")
+
+    engine = make_engine(with_forward(causal_base, refuse_poison))
+    good = ask(causal_base, "hello world", max_new_tokens=20)
+    alone = list(engine.submit(good))
+    bad = GenerationRequest((5, 399, 6), SamplingParams())
+    streams = [engine.submit(request) for request in (good, bad, good, bad, good)]
+    for index in (1, 3):
+        with pytest.raises(EngineError, match="poisoned"):
+            list(streams[index])
+    assert all(same(list(streams[index]), alone) for index in (0, 2, 4))
     assert engine.status().is_healthy
 
 
@@ -592,13 +651,14 @@ def test_a_dead_engine_is_unhealthy_and_nobody_waits_for_it(
     make_engine: Callable[..., Engine], causal_base: BaseModel
 ) -> None:
     """SystemExit is no ordinary error of a row: it ends the thread it is raised in."""
+    is_deadly = threading.Event()
 
-    class Deadly(type(causal_base.model)):  # type: ignore[misc]
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def die(inputs_embeds: torch.Tensor | None) -> None:
+        if is_deadly.is_set():
             raise SystemExit("killed")
 
-    model = Deadly(causal_base.model.config).eval()
-    engine = make_engine(replace(causal_base, model=model), max_running=1, num_threads=1)
+    engine = make_engine(with_forward(causal_base, die), max_running=1, num_threads=1)
+    is_deadly.set()
     streams = []
     for _ in range(3):
         try:

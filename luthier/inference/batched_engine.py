@@ -1,0 +1,249 @@
+"""The engine for many requests: one thread, one forward pass for all rows at every step.
+
+```
+    submit ──► waiting ──► [ plan ─► forward pass ─► choose tokens ─► deliver ] ──► streams
+                                ▲        rows join and leave between steps │
+                                └──────────────────────────────────────────┘
+```
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import weakref
+
+import alog
+
+from luthier.errors import CapacityError, EngineError, InvalidInputError, LuthierError
+from luthier.inference.base import (
+    Engine,
+    EngineStatus,
+    FinishReason,
+    GenerationRequest,
+    TokenStream,
+)
+from luthier.inference.batch_rows import BatchRow, RowSlice, SliceLogits
+from luthier.inference.channels import ChannelStream, Item, deliver
+from luthier.inference.model_runner import PackedRunner
+from luthier.inference.options import EngineOptions
+from luthier.inference.plain_engine import PlainEngine
+from luthier.inference.prompts import Prompt, prepare_prompt
+from luthier.inference.row_forward import prior_token_ids
+from luthier.inference.scheduler import Scheduler
+from luthier.inference.sequences import GeneratedSequence, Vocabulary
+from luthier.resources.base_model import BaseModel
+
+log = alog.use_channel(__name__)
+
+
+class BatchedEngine(Engine):
+    """Continuous batching for one base model and any mix of soft prompts on it.
+
+    Args:
+        base_model: A causal one whose attention can be replaced. Read, never changed.
+        options: Limits.
+
+    Raises:
+        NotSupportedError: If the model cannot be run in packed rows.
+    """
+
+    def __init__(self, base_model: BaseModel, options: EngineOptions | None = None) -> None:
+        self._options = options or EngineOptions()
+        # A view of its own, so that the last lease can free the model while this engine lives.
+        self._base_model = dataclasses.replace(base_model)
+        self._owner = weakref.ref(base_model)
+        self._vocabulary = Vocabulary(base_model.tokenizer, frozenset(base_model.eos_token_ids))
+        self._runner = PackedRunner(
+            self._base_model,
+            max_kv_bytes=self._options.max_kv_bytes,
+            max_rows=self._options.max_running,
+        )
+        self._scheduler = Scheduler(
+            self._runner.allocator,
+            num_ready=self._runner.num_ready,
+            move=self._runner.move,
+            max_rows=self._options.max_running,
+            max_step_tokens=self._options.step_tokens_on(base_model.device),
+        )
+        # Re-entrant: dropping a stream cancels its row, and the garbage collector may do that
+        # while this thread holds the lock.
+        self._state = threading.Condition(threading.RLock())
+        self._is_closed = False
+        self._failure = ""
+        self._whole_models: PlainEngine | None = None
+        self._thread = threading.Thread(target=self._live, name="batched-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest) -> TokenStream:
+        """Accept a request; see ``Engine``."""
+        adapter = request.adapter
+        model = self._base_model.model
+        if adapter is not None and adapter.tuned_model(model) is not model:
+            return self._engine_for_whole_models().submit(request)
+        prompt = self._fitting(prepare_prompt(self._base_model, request))
+        sequence = GeneratedSequence(
+            request,
+            prompt=prompt,
+            vocabulary=self._vocabulary,
+            prior_token_ids=prior_token_ids(self._base_model, prompt),
+        )
+        key = adapter.content_hash() if adapter is not None else ""
+        row = BatchRow(sequence, adapter_key=key, on_cancel=self._drop_if_waiting)
+        with self._state:
+            self._check_accepts()
+            self._scheduler.waiting.add(row)
+            self._state.notify()
+        return ChannelStream(row.channel, keep_alive=self._owner())
+
+    def status(self) -> EngineStatus:
+        """How the engine is doing; see ``Engine``."""
+        with self._state:
+            detail = self._failure or ("closed" if self._is_closed else "")
+            return EngineStatus(
+                is_healthy=not detail,
+                num_running=len(self._scheduler.running),
+                num_waiting=len(self._scheduler.waiting),
+                detail=detail,
+            )
+
+    def close(self) -> None:
+        """End every stream and the thread; see ``Engine``."""
+        with self._state:
+            self._is_closed = True
+            self._state.notify_all()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+        if self._whole_models is not None:
+            self._whole_models.close()
+
+    def _engine_for_whole_models(self) -> PlainEngine:
+        """Adapters that replace the network share no forward pass with anybody."""
+        with self._state:
+            self._check_accepts()
+            if self._whole_models is None:
+                options = dataclasses.replace(self._options, num_threads=1)
+                self._whole_models = PlainEngine(self._base_model, options)
+            return self._whole_models
+
+    def _fitting(self, prompt: Prompt) -> Prompt:
+        """The prompt with its room cut to what the arena holds."""
+        num_held = self._runner.allocator.num_tokens
+        num_used = prompt.num_decoder_virtual_tokens + len(prompt.token_ids)
+        if num_used >= num_held:
+            raise InvalidInputError(
+                f"the prompt has {num_used} tokens, virtual ones included; the engine's key-value "
+                f"cache holds {num_held}"
+            )
+        room = num_held - num_used if prompt.room is None else min(prompt.room, num_held - num_used)
+        return dataclasses.replace(prompt, room=room)
+
+    def _check_accepts(self) -> None:
+        if self._failure:
+            raise EngineError(f"the engine has stopped: {self._failure}")
+        if self._is_closed:
+            raise EngineError("the engine is closed")
+        if len(self._scheduler.waiting) >= self._options.max_waiting:
+            raise CapacityError(
+                f"{len(self._scheduler.waiting)} requests wait for base model "
+                f"{self._base_model.name!r}, at most {self._options.max_waiting} may"
+            )
+
+    def _drop_if_waiting(self, row: BatchRow) -> None:
+        with self._state:
+            if not self._scheduler.waiting.remove(row):
+                return  # the next step looks at the channel
+        deliver([(row.channel, row.sequence.end(FinishReason.CANCELLED))])
+
+    def _live(self) -> None:
+        """The thread's life. However it ends, nobody is left waiting."""
+        failure = ""
+        try:
+            while self._wait_for_rows():
+                self._step()
+        except BaseException as error:
+            failure = f"its thread died of {type(error).__name__}: {error}"
+            log.error("Engine died", exc_info=True)
+        finally:
+            self._end_all(failure)
+
+    def _wait_for_rows(self) -> bool:
+        """Block while there is nothing to do; False when the engine is closed."""
+        with self._state:
+            while not self._is_closed:
+                if self._scheduler.running or len(self._scheduler.waiting):
+                    return True
+                self._state.wait()
+        return False
+
+    def _end_all(self, failure: str) -> None:
+        with self._state:
+            self._failure = failure
+            lost = self._scheduler.take_all()
+        for row in lost:
+            if failure:
+                item: Item = EngineError(f"the engine has stopped: {failure}")
+            else:
+                item = row.sequence.end(FinishReason.CANCELLED)
+            deliver([(row.channel, item)])
+
+    def _step(self) -> None:
+        """One round: drop who is gone, plan, compute, choose, tell."""
+        items = self._end_early()
+        with self._state:
+            slices = self._scheduler.plan()
+        results = self._run(slices)
+        for each in slices:
+            error = results.get(each.row)
+            if isinstance(error, LuthierError):
+                items.append((each.row, error))
+                continue
+            each.row.num_computed = each.stop
+            if error is not None:
+                items.extend(self._advance(error))
+        with self._state:
+            for row, item in items:
+                if isinstance(item, LuthierError) or item.is_last:
+                    self._scheduler.release(row)
+        deliver((row.channel, item) for row, item in items)
+
+    def _end_early(self) -> list[tuple[BatchRow, Item]]:
+        with self._state:
+            rows = [*self._scheduler.running, *self._scheduler.waiting]
+            items: list[tuple[BatchRow, Item]] = []
+            for row in rows:
+                if row.channel.is_cancelled:
+                    items.append((row, row.sequence.end(FinishReason.CANCELLED)))
+                elif row.sequence.is_overdue:
+                    items.append((row, row.sequence.end(FinishReason.TIME_LIMIT)))
+            for row, _ in items:
+                self._scheduler.release(row)
+        return items
+
+    def _run(self, slices: list[RowSlice]) -> dict[BatchRow, SliceLogits | LuthierError]:
+        """Compute the slices together; if that fails, one by one, so that only the broken fail."""
+        try:
+            self._runner.begin(slices)
+            return {each.slice.row: each for each in self._runner.run(slices)} if slices else {}
+        except Exception as error:
+            log.error("Step failed", exc_info=True)
+            if len(slices) == 1:
+                return {slices[0].row: EngineError(f"generation failed: {error}")}
+            results: dict[BatchRow, SliceLogits | LuthierError] = {}
+            for each in slices:
+                results.update(self._run([each]))
+            return results
+
+    def _advance(self, result: SliceLogits) -> list[tuple[BatchRow, Item]]:
+        row, sequence = result.slice.row, result.slice.row.sequence
+        if sequence.num_unreported_prompt:
+            sequence.report_prompt(result.logits, start=result.slice.start - row.num_virtual)
+        if not result.slice.reaches_end:
+            return []
+        try:
+            return [(row, sequence.advance(result.logits[-1]))]
+        except LuthierError as error:
+            return [(row, error)]
+        except Exception as error:
+            log.error("Choosing a token failed", exc_info=True)
+            return [(row, EngineError(f"generation failed: {error}"))]

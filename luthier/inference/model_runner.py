@@ -1,0 +1,197 @@
+"""One forward pass for slices of many rows: any mix of prompts, single tokens and adapters."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import alog
+import torch
+
+from luthier.errors import NotSupportedError
+from luthier.inference.batch_rows import RowSlice, SliceLogits
+from luthier.inference.kv_cache import KvArena, KvShape, RangeAllocator, SoftPromptKv
+from luthier.inference.packed_attention import (
+    PackedBatch,
+    PackedRow,
+    ShapeProbe,
+    with_packed_attention,
+)
+from luthier.resources.base_model import BaseModel
+
+log = alog.use_channel(__name__)
+
+_PROBE_TOKENS = 6
+#: Largest difference of logits from the model's own, in units of their largest size.
+_TOLERANCE = 1e-3
+
+
+class PackedRunner:
+    """Runs a causal model on rows laid end to end, with keys and values in an arena.
+
+    Works for any model that lets its attention be replaced; whether it gives the model's own logits
+    is measured when it is made.
+
+    Args:
+        base_model: A causal one. Its weights are shared, not copied.
+        max_kv_bytes: Size of the arena, and of what is kept of soft prompts, each.
+        max_rows: Rows at the same time, at most.
+
+    Raises:
+        NotSupportedError: If the model cannot be run this way; the message says why.
+    """
+
+    def __init__(self, base_model: BaseModel, *, max_kv_bytes: int, max_rows: int) -> None:
+        _require_packable(base_model)
+        self._device, self._dtype = base_model.device, base_model.dtype
+        self._model = with_packed_attention(base_model.model)
+        self._embed = self._model.get_input_embeddings()
+        shape = self._probe(base_model)
+        num_tokens = max_kv_bytes // shape.bytes_per_token(self._dtype)
+        if base_model.max_positions is not None:
+            num_tokens = min(num_tokens, max_rows * (base_model.max_positions + 64))
+        self.allocator = RangeAllocator(num_tokens)
+        self._arena = KvArena(shape, num_tokens, dtype=self._dtype, device=self._device)
+        self._soft_prompts = SoftPromptKv(max_kv_bytes)
+
+    def begin(self, slices: Sequence[RowSlice]) -> None:
+        """Put shared soft prompts before rows that have nothing computed yet.
+
+        Args:
+            slices: Of the next step, planned with ``num_ready`` in mind.
+        """
+        for each in slices:
+            row = each.row
+            if row.num_computed == 0 and each.start > 0:
+                tokens = self._soft_prompts.get(row.adapter_key)
+                assert tokens is not None
+                assert row.kv is not None
+                self._arena.copy_in(row.kv.start, tokens)
+
+    def num_ready(self, adapter_key: str) -> int:
+        """Virtual tokens of this adapter whose keys and values need not be computed again."""
+        tokens = self._soft_prompts.get(adapter_key) if adapter_key else None
+        return 0 if tokens is None else tokens.shape[2]
+
+    def move(self, source: int, target: int, count: int) -> None:
+        """Follow a row's range to its new place."""
+        self._arena.move(source, target, count)
+
+    def run(self, slices: Sequence[RowSlice]) -> list[SliceLogits]:
+        """Compute the slices and store their keys and values.
+
+        Running the same slices again gives the same.
+
+        Args:
+            slices: One per row; each row's range holds everything before its slice and has room
+                for the slice.
+
+        Returns:
+            The logits of those slices that need any.
+        """
+        batch, ends = self._pack(slices)
+        with torch.inference_mode():
+            output = self._model(
+                inputs_embeds=self._embeddings(slices),
+                position_ids=self._positions(slices),
+                use_cache=False,
+                return_dict=True,
+                logits_to_keep=torch.tensor(ends, dtype=torch.long, device=self._device),
+                packed_batch=batch,
+            )
+        self._keep_soft_prompts(slices)
+        measured = [each for each in slices if each.num_logits]
+        parts = output.logits[0].split([each.num_logits for each in measured]) if measured else ()
+        return [SliceLogits(*pair) for pair in zip(measured, parts, strict=True)]
+
+    def _pack(self, slices: Sequence[RowSlice]) -> tuple[PackedBatch, list[int]]:
+        """The attention's view of a step, and the indices of the tokens whose logits are needed."""
+        slots: list[int] = []
+        rows: list[PackedRow] = []
+        ends: list[int] = []
+        for each in slices:
+            assert each.row.kv is not None
+            start = each.row.kv.start
+            first = len(slots)
+            slots.extend(range(start + each.start, start + each.stop))
+            ends.extend(range(len(slots) - each.num_logits, len(slots)))
+            mask = self._mask(each) if each.count > 1 and each.start > 0 else None
+            rows.append(PackedRow(first, each.count, start, start + each.stop, mask))
+        where = torch.tensor(slots, dtype=torch.long, device=self._device)
+        return PackedBatch(self._arena, where, tuple(rows)), ends
+
+    def _mask(self, each: RowSlice) -> torch.Tensor:
+        ones = torch.ones(each.count, each.stop, dtype=torch.bool, device=self._device)
+        return ones.tril(diagonal=each.start)
+
+    def _positions(self, slices: Sequence[RowSlice]) -> torch.Tensor:
+        flat = [position for each in slices for position in range(each.start, each.stop)]
+        return torch.tensor([flat], dtype=torch.long, device=self._device)
+
+    def _embeddings(self, slices: Sequence[RowSlice]) -> torch.Tensor:
+        ids = [i for each in slices for i in each.row.token_ids(each.start, each.stop)]
+        rows: torch.Tensor = self._embed(torch.tensor([ids], device=self._device))
+        first = 0
+        for each in slices:
+            soft_prompt = each.row.sequence.prompt.soft_prompt.decoder
+            if soft_prompt is not None and each.start < each.row.num_virtual:
+                virtual = soft_prompt[each.start : each.stop]
+                rows[0, first : first + len(virtual)] = virtual
+            first += each.count
+        return rows
+
+    def _keep_soft_prompts(self, slices: Sequence[RowSlice]) -> None:
+        for each in slices:
+            row = each.row
+            is_complete = each.start < row.num_virtual <= each.stop
+            if is_complete and not self.num_ready(row.adapter_key):
+                assert row.kv is not None
+                tokens = self._arena.copy_out(row.kv.start, row.num_virtual)
+                self._soft_prompts.put(row.adapter_key, tokens)
+
+    def _probe(self, base_model: BaseModel) -> KvShape:
+        """Learn the shapes, and compare logits with the model's own on a few tokens."""
+        ids = torch.arange(_PROBE_TOKENS, device=self._device)[None] % base_model.vocab_size
+        probe = ShapeProbe()
+        with torch.inference_mode():
+            expected = base_model.model(input_ids=ids, use_cache=False).logits
+            got = self._model(
+                inputs_embeds=self._embed(ids),
+                position_ids=torch.arange(_PROBE_TOKENS, device=self._device)[None],
+                use_cache=False,
+                packed_batch=probe,
+            ).logits
+        difference = ((got - expected).abs().max() / expected.abs().max()).item()
+        if not difference < _TOLERANCE:
+            raise NotSupportedError(
+                f"packed rows give base model {base_model.name!r} other logits than its own: they "
+                f"differ by {difference:.2g} of their size"
+            )
+        shapes = set(probe.by_layer.values())
+        if sorted(probe.by_layer) != list(range(len(probe.by_layer))) or len(shapes) != 1:
+            raise NotSupportedError(f"the layers of base model {base_model.name!r} differ")
+        ((num_kv_heads, key_dim, value_dim),) = shapes
+        if key_dim != value_dim:
+            raise NotSupportedError(
+                f"base model {base_model.name!r} has keys of {key_dim} and values of {value_dim}"
+            )
+        return KvShape(len(probe.by_layer), num_kv_heads, key_dim)
+
+
+def _require_packable(base_model: BaseModel) -> None:
+    model = base_model.model
+    name = f"base model {base_model.name!r}"
+    if base_model.kind != "causal":
+        raise NotSupportedError(f"{name} is no causal model")
+    if not getattr(model, "_supports_attention_backend", False):
+        raise NotSupportedError(f"{name} does not let its attention be replaced")
+    accepted = inspect.signature(model.forward).parameters
+    for argument in ("position_ids", "inputs_embeds", "logits_to_keep"):
+        if argument not in accepted:
+            raise NotSupportedError(f"{name} takes no {argument!r}")
+    config = model.config
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        raise NotSupportedError(f"{name} attends through a sliding window")
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise NotSupportedError(f"{name} mixes layers of sorts {sorted(kinds)}")
