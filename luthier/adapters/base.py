@@ -70,13 +70,17 @@ class Adapter(ABC):
         return model
 
     def content_hash(self) -> str:
-        """Hex SHA-256 over the method, its settings and its parameters, computed on each call."""
+        """Hex SHA-256 over the method, its settings and its tensors, computed on each call."""
         digest = hashlib.sha256(f"{self.method} {json.dumps(self._settings())}".encode())
-        for name, parameter in sorted(self.named_parameters()):
-            tensor = parameter.detach().cpu().contiguous()
+        for name, tensor in sorted(self._hashed_tensors(), key=lambda item: item[0]):
+            tensor = tensor.detach().cpu().contiguous()
             digest.update(f" {name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
             digest.update(tensor.flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    def _hashed_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor that has a say in what the model gives, by name."""
+        yield from self.named_parameters()
 
     def _settings(self) -> list[object]:
         """What beside the parameters tells two adapters of one method apart; JSON values."""

@@ -140,9 +140,13 @@ class LoraAdapter(Adapter):
             state[f"{path}.lora_B.weight"] = lora_b
             if factors.magnitude is not None:
                 state[f"{path}.lora_magnitude_vector"] = factors.magnitude
+        seen: set[int] = set()
         for path, module in self.saved.items():
             for name, tensor in module.network.state_dict().items():
-                state[f"{path}.{name}"] = tensor
+                # A safetensors file has no room for one tensor under two names.
+                is_shared = tensor.data_ptr() in seen
+                seen.add(tensor.data_ptr())
+                state[f"{path}.{name}"] = tensor.clone() if is_shared else tensor
         return {TENSOR_PREFIX + name: tensor.detach() for name, tensor in state.items()}
 
     def to(self, *, device: torch.device, dtype: torch.dtype) -> Self:
@@ -168,6 +172,9 @@ class LoraAdapter(Adapter):
                 for path, module in self.saved.items()
             },
         )
+
+    def _hashed_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self.peft_state().items()
 
     def _settings(self) -> list[object]:
         return [self.peft_config()]

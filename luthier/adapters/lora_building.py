@@ -123,8 +123,8 @@ def _new_factors(
         generator=generator,
     )
     device, dtype = layer.weight.device, factor_dtype(model)
-    lora_a = start.lora_a.to(device=device, dtype=dtype)
-    lora_b = start.lora_b.to(device=device, dtype=dtype)
+    lora_a = start.lora_a.to(device=device, dtype=dtype).contiguous()
+    lora_b = start.lora_b.to(device=device, dtype=dtype).contiguous()
     factors = LoraFactors(
         lora_a=nn.Parameter(lora_a),
         lora_b=nn.Parameter(lora_b, requires_grad=start.trains_b),
