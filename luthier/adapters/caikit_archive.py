@@ -14,7 +14,8 @@ import yaml
 from luthier.adapters.soft_prompt import BaseModelKind, PromptPlace, SoftPrompt
 from luthier.errors import ArtifactError, InvalidInputError, NotSupportedError
 from luthier.files.names import check_name, resolve_inside
-from luthier.files.tensor_files import read_torch_tensor, require_finite
+from luthier.files.tensor_files import require_finite
+from luthier.files.torch_files import read_torch_tensor
 
 if TYPE_CHECKING:
     from luthier.resources.base_model import BaseModel

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from luthier.adapters.multitask_soft_prompt import NUM_RANKS, MultitaskSoftPrompt
-from luthier.adapters.soft_prompt import PromptPlace, SoftPrompt, check_places
+from luthier.adapters.soft_prompt import (
+    MAX_VIRTUAL_TOKENS,
+    PromptPlace,
+    SoftPrompt,
+    check_places,
+)
 from luthier.adapters.source_prompt import SourcePrompt
 from luthier.data_model.tuning import PromptOutputModelType, PromptTuningInit, TuningType
 from luthier.errors import ArtifactError, InvalidInputError
@@ -64,9 +69,9 @@ def make_adapter(
         tuple(_PLACES[PromptOutputModelType(word)] for word in output_model_types) or (default,),
         kind=base_model.kind,
     )
-    if num_virtual_tokens < 1:
+    if not 1 <= num_virtual_tokens <= MAX_VIRTUAL_TOKENS:
         raise InvalidInputError(
-            f"'num_virtual_tokens' must be at least 1, got {num_virtual_tokens}"
+            f"'num_virtual_tokens' must be from 1 to {MAX_VIRTUAL_TOKENS}, got {num_virtual_tokens}"
         )
     shape = (num_virtual_tokens * len(places), base_model.hidden_size)
     generator = torch.Generator().manual_seed(seed)

@@ -10,10 +10,12 @@ from torch import nn
 
 from luthier.adapters.base import Adapter, SoftPromptTensors
 from luthier.adapters.soft_prompt import (
+    MULTITASK_TYPE,
     BaseModelKind,
     PromptPlace,
     check_places,
     check_prompt,
+    multitask_config,
     peft_type_of,
     prompt_config,
     share_out,
@@ -85,17 +87,10 @@ class MultitaskSoftPrompt(Adapter):
 
     def peft_config(self) -> dict[str, Any]:
         """PEFT's ``MultitaskPromptTuningConfig``."""
-        only_decoder = self.kind == "seq2seq" and self.places == ("decoder",)
-        return {
-            **prompt_config(
-                self,
-                peft_type=peft_type_of(self.places) if only_decoder else "MULTITASK_PROMPT_TUNING",
-            ),
-            "num_ranks": self.prefix_task_cols.shape[2],
-            "num_tasks": self.prefix_task_cols.shape[0],
-            "prompt_tuning_init_state_dict_path": None,
-            "prompt_tuning_init_task": 0,
-        }
+        peft_type = peft_type_of(self.kind, self.places, method_type=MULTITASK_TYPE)
+        num_tasks, _, rank = self.prefix_task_cols.shape
+        config = prompt_config(self, peft_type=peft_type)
+        return multitask_config(config, num_tasks=num_tasks, rank=rank)
 
     def peft_state(self) -> Mapping[str, torch.Tensor]:
         """The three parameters, detached."""

@@ -16,6 +16,9 @@ PromptPlace = Literal["encoder", "decoder"]
 BaseModelKind = Literal["causal", "seq2seq"]
 PEFT_TASK_TYPES: dict[BaseModelKind, str] = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
 MAX_VIRTUAL_TOKENS = 4096
+PROMPT_TUNING_TYPE = "PROMPT_TUNING"
+MULTITASK_TYPE = "MULTITASK_PROMPT_TUNING"
+DECODER_ONLY_TYPE = "LUTHIER_DECODER_PROMPT_TUNING"
 
 
 class SoftPrompt(Adapter):
@@ -63,26 +66,17 @@ class SoftPrompt(Adapter):
         return share_out(self.prompt_embeddings, self.places)
 
     def peft_config(self) -> dict[str, Any]:
-        """PEFT's ``PromptTuningConfig``, or for more places the config that computes the same.
-
-        PEFT puts virtual tokens of prompt tuning before the encoder of a seq2seq model only. For
-        encoder and decoder both, the folder says multitask prompt tuning with factors of one.
-        """
-        if is_peft_prompt_tuning(self.kind, self.places):
-            return prompt_config(self, peft_type="PROMPT_TUNING")
-        return {
-            **prompt_config(self, peft_type=peft_type_of(self.places)),
-            "num_tasks": 1,
-            "num_ranks": 1,
-            "prompt_tuning_init_state_dict_path": None,
-            "prompt_tuning_init_task": 0,
-        }
+        """PEFT's ``PromptTuningConfig``; before encoder and decoder both, its
+        ``MultitaskPromptTuningConfig`` with factors of one, which computes the same."""
+        peft_type = peft_type_of(self.kind, self.places, method_type=PROMPT_TUNING_TYPE)
+        config = prompt_config(self, peft_type=peft_type)
+        return multitask_config(config, num_tasks=1, rank=1) if len(self.places) == 2 else config
 
     def peft_state(self) -> Mapping[str, torch.Tensor]:
-        """``prompt_embeddings``, and factors of one where ``peft_config`` asks for them."""
+        """``prompt_embeddings``, and factors of one where ``peft_config`` is a multitask one."""
         prompt = self.prompt_embeddings.detach()
         state = {"prompt_embeddings": prompt}
-        if not is_peft_prompt_tuning(self.kind, self.places):
+        if len(self.places) == 2:
             state["prefix_task_cols"] = prompt.new_ones(1, prompt.shape[0], 1)
             state["prefix_task_rows"] = prompt.new_ones(1, 1, prompt.shape[1])
         return state
@@ -140,18 +134,16 @@ def share_out(rows: torch.Tensor, places: tuple[PromptPlace, ...]) -> SoftPrompt
     return SoftPromptTensors(decoder=by_place.get("decoder"), encoder=by_place.get("encoder"))
 
 
-def is_peft_prompt_tuning(kind: str, places: tuple[PromptPlace, ...]) -> bool:
-    """True if plain PEFT's prompt tuning puts virtual tokens into exactly these places."""
-    return kind == "causal" or places == ("encoder",)
+def peft_type_of(kind: str, places: tuple[PromptPlace, ...], *, method_type: str) -> str:
+    """The ``peft_type`` under which PEFT computes what the adapter computes.
 
-
-def peft_type_of(places: tuple[PromptPlace, ...]) -> str:
-    """The ``peft_type`` of virtual tokens before a seq2seq decoder.
-
-    PEFT can express encoder and decoder together. The decoder alone it cannot, so the folder gets
-    a type that PEFT refuses rather than one that it would silently run as something else.
+    PEFT's prompt tuning puts virtual tokens before a seq2seq encoder only; its multitask prompt
+    tuning can put them before encoder and decoder. The decoder alone it cannot express, so the
+    folder gets a type that PEFT refuses, rather than one it would run as something else.
     """
-    return "MULTITASK_PROMPT_TUNING" if len(places) == 2 else "LUTHIER_DECODER_PROMPT_TUNING"
+    if kind == "seq2seq" and places == ("decoder",):
+        return DECODER_ONLY_TYPE
+    return MULTITASK_TYPE if len(places) == 2 else method_type
 
 
 def prompt_config(prompt: Any, *, peft_type: str) -> dict[str, Any]:
@@ -172,4 +164,15 @@ def prompt_config(prompt: Any, *, peft_type: str) -> dict[str, Any]:
         "token_dim": prompt.hidden_size,
         "tokenizer_kwargs": None,
         "tokenizer_name_or_path": None,
+    }
+
+
+def multitask_config(config: dict[str, Any], *, num_tasks: int, rank: int) -> dict[str, Any]:
+    """``config`` with the keys that PEFT's multitask prompt tuning adds."""
+    return {
+        **config,
+        "num_ranks": rank,
+        "num_tasks": num_tasks,
+        "prompt_tuning_init_state_dict_path": None,
+        "prompt_tuning_init_task": 0,
     }

@@ -21,14 +21,8 @@ from safetensors.torch import save_file
 from luthier.adapters.base import Adapter
 from luthier.adapters.lora_building import read_lora
 from luthier.adapters.lora_peft import PEFT_TYPE as LORA_TYPE
-from luthier.adapters.multitask_soft_prompt import MultitaskSoftPrompt
-from luthier.adapters.soft_prompt import (
-    MAX_VIRTUAL_TOKENS,
-    PEFT_TASK_TYPES,
-    PromptPlace,
-    SoftPrompt,
-    check_prompt,
-)
+from luthier.adapters.prompt_reading import PROMPT_TYPES, read_prompt
+from luthier.adapters.soft_prompt import PEFT_TASK_TYPES
 from luthier.errors import ArtifactError, InvalidInputError, NotSupportedError, UnsafeWeightsError
 from luthier.files.atomic_folder import check_manifest, write_folder_atomically, write_manifest
 from luthier.files.tensor_files import read_safetensors, require_finite
@@ -39,10 +33,7 @@ if TYPE_CHECKING:
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _MAX_CONFIG_BYTES = 1_000_000
-_PROMPT_KEY = "prompt_embeddings"
-_MULTITASK_KEYS = frozenset({_PROMPT_KEY, "prefix_task_cols", "prefix_task_rows"})
-_PROMPT_TYPES = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "LUTHIER_DECODER_PROMPT_TUNING")
-_PEFT_TYPES = (*_PROMPT_TYPES, LORA_TYPE)
+_PEFT_TYPES = (*PROMPT_TYPES, LORA_TYPE)
 
 
 def save_adapter(
@@ -110,68 +101,17 @@ def load_adapter(folder: Path, *, base_model: BaseModel) -> Adapter:
     try:
         if peft_type == LORA_TYPE:
             return read_lora(config, state, base_model.model)
-        _require_prompt(state)
-        adapter = _build(config, state, base_model=base_model, about=about)
+        adapter = read_prompt(
+            config,
+            state,
+            kind=base_model.kind,
+            hidden_size=base_model.hidden_size,
+            method=about.get("method"),
+            task_id=about.get("task_id", 0),
+        )
     except InvalidInputError as error:
         raise ArtifactError(f"adapter {folder.name!r}: {error}") from error
-    dtype = state[_PROMPT_KEY].dtype
-    return adapter.to(device=base_model.device, dtype=dtype)
-
-
-def _build(
-    config: Mapping[str, Any],
-    state: dict[str, torch.Tensor],
-    *,
-    base_model: BaseModel,
-    about: Mapping[str, Any],
-) -> SoftPrompt | MultitaskSoftPrompt:
-    kind = base_model.kind
-    num_virtual_tokens = _positive_int(config, "num_virtual_tokens", MAX_VIRTUAL_TOKENS)
-    # PEFT's default: a seq2seq model has two stacks, whether or not both get virtual tokens.
-    default_places = 2 if kind == "seq2seq" else 1
-    num_places = (
-        default_places
-        if config.get("num_transformer_submodules") is None
-        else _positive_int(config, "num_transformer_submodules", default_places)
-    )
-    prompt = state[_PROMPT_KEY]
-    if list(prompt.shape) != [num_virtual_tokens * num_places, base_model.hidden_size]:
-        raise InvalidInputError(
-            f"its prompt is {list(prompt.shape)}, must be "
-            f"{[num_virtual_tokens * num_places, base_model.hidden_size]}: {num_virtual_tokens} "
-            f"virtual tokens in {num_places} place(s), hidden size of {base_model.name!r}"
-        )
-    check_prompt(prompt, num_places=num_places)
-    places = _places(config, num_places, kind=kind)
-    if config["peft_type"] == "PROMPT_TUNING":
-        # PEFT puts the first rows before the encoder and the rest nowhere.
-        return SoftPrompt(prompt[:num_virtual_tokens], kind=kind, places=places[:1])
-    columns, rows = state.get("prefix_task_cols"), state.get("prefix_task_rows")
-    if columns is None or rows is None:
-        raise InvalidInputError(f"its weights lack {sorted(_MULTITASK_KEYS - state.keys())}")
-    if about.get("method") == SoftPrompt.method and _are_ones(columns) and _are_ones(rows):
-        return SoftPrompt(prompt, kind=kind, places=places)
-    task_id = about.get("task_id", 0)
-    if isinstance(task_id, bool) or not isinstance(task_id, int):
-        raise InvalidInputError("'task_id' in its manifest is no number")
-    return MultitaskSoftPrompt(prompt, columns, rows, kind=kind, places=places, task_id=task_id)
-
-
-def _places(config: Mapping[str, Any], num_places: int, *, kind: str) -> tuple[PromptPlace, ...]:
-    if kind == "causal" or config["peft_type"] == "LUTHIER_DECODER_PROMPT_TUNING":
-        return ("decoder",)
-    return ("encoder", "decoder")[:num_places]  # type: ignore[return-value]
-
-
-def _positive_int(config: Mapping[str, Any], key: str, maximum: int) -> int:
-    value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
-        raise InvalidInputError(f"{key!r} must be from 1 to {maximum}, got {str(value)[:80]!r}")
-    return value
-
-
-def _are_ones(tensor: torch.Tensor) -> bool:
-    return bool((tensor == 1).all())
+    return adapter.to(device=base_model.device, dtype=adapter.prompt_embeddings.dtype)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -210,14 +150,6 @@ def _read_state(folder: Path) -> dict[str, torch.Tensor]:
             raise ArtifactError(f"adapter {folder.name!r}: {name!r} holds {tensor.dtype}")
         require_finite(tensor, what=f"adapter {folder.name!r}: {name!r}")
     return state
-
-
-def _require_prompt(state: Mapping[str, torch.Tensor]) -> None:
-    if _PROMPT_KEY not in state or not state.keys() <= _MULTITASK_KEYS:
-        raise InvalidInputError(
-            f"its weights must be {_PROMPT_KEY!r} (and those of multitask prompt tuning), "
-            f"got {sorted(state)[:5]}"
-        )
 
 
 def _without_path(name: str) -> str:

@@ -28,7 +28,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from luthier.errors import ArtifactError, InvalidInputError, NotSupportedError, UnsafeWeightsError
-from luthier.files.tensor_files import check_safetensors_header, read_torch_file
+from luthier.files.tensor_files import check_safetensors_header
+from luthier.files.torch_files import read_torch_file
 from luthier.resources.gguf import dequantise_to_folder
 from luthier.resources.hardware import parse_device, parse_dtype
 from luthier.resources.names import BaseModelLocation, BaseModelSources

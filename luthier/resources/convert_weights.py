@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from luthier.errors import ArtifactError, LuthierError
 from luthier.files.atomic_folder import write_folder_atomically
-from luthier.files.tensor_files import read_torch_file
+from luthier.files.torch_files import read_torch_file
 
 _WEIGHTS = {"pytorch_model": "model.safetensors", "adapter_model": "adapter_model.safetensors"}
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.md")

@@ -1,0 +1,95 @@
+"""Soft prompts out of what a PEFT folder holds: its config and its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from luthier.adapters.multitask_soft_prompt import MultitaskSoftPrompt
+from luthier.adapters.soft_prompt import (
+    DECODER_ONLY_TYPE,
+    MAX_VIRTUAL_TOKENS,
+    MULTITASK_TYPE,
+    PROMPT_TUNING_TYPE,
+    BaseModelKind,
+    PromptPlace,
+    SoftPrompt,
+)
+from luthier.errors import InvalidInputError
+
+PROMPT_TYPES = (PROMPT_TUNING_TYPE, MULTITASK_TYPE, DECODER_ONLY_TYPE)
+_PROMPT = "prompt_embeddings"
+_FACTORS = ("prefix_task_cols", "prefix_task_rows")
+
+
+def read_prompt(
+    config: Mapping[str, object],
+    state: Mapping[str, torch.Tensor],
+    *,
+    kind: BaseModelKind,
+    hidden_size: int,
+    method: object = None,
+    task_id: object = 0,
+) -> SoftPrompt | MultitaskSoftPrompt:
+    """Build the adapter that a PEFT config of ``PROMPT_TYPES`` and its tensors describe.
+
+    Args:
+        config: ``adapter_config.json``.
+        state: Float tensors by PEFT's names.
+        kind: Of the base model.
+        hidden_size: Of the base model, D.
+        method: What our manifest says it is; None for a folder of PEFT's own.
+        task_id: Which task of multitask prompt tuning to use.
+
+    Raises:
+        InvalidInputError: If config, tensors and base model do not fit each other.
+    """
+    if _PROMPT not in state or not state.keys() <= {_PROMPT, *_FACTORS}:
+        raise InvalidInputError(
+            f"its weights must be {_PROMPT!r} (and those of multitask prompt tuning), "
+            f"got {sorted(state)[:5]}"
+        )
+    prompt = state[_PROMPT]
+    num_virtual_tokens = _positive_int(config, "num_virtual_tokens", MAX_VIRTUAL_TOKENS)
+    # PEFT's default: a seq2seq model has two stacks, whether or not both get virtual tokens.
+    max_places = 2 if kind == "seq2seq" else 1
+    num_places = _positive_int(config, "num_transformer_submodules", max_places, default=max_places)
+    if list(prompt.shape) != [num_virtual_tokens * num_places, hidden_size]:
+        raise InvalidInputError(
+            f"its prompt is {list(prompt.shape)}, must be "
+            f"{[num_virtual_tokens * num_places, hidden_size]}: {num_virtual_tokens} virtual "
+            f"tokens in {num_places} place(s), hidden size of the base model"
+        )
+    places: tuple[PromptPlace, ...] = ("encoder", "decoder")
+    if kind == "causal" or config["peft_type"] == DECODER_ONLY_TYPE:
+        places = ("decoder",)
+    if config["peft_type"] == PROMPT_TUNING_TYPE:
+        # PEFT puts the first rows before the encoder and the rest nowhere.
+        return SoftPrompt(prompt[:num_virtual_tokens], kind=kind, places=places[:1])
+    places = places[:num_places]
+    if method == SoftPrompt.method and _factors_do_nothing(state):
+        return SoftPrompt(prompt, kind=kind, places=places)
+    missing = [name for name in _FACTORS if name not in state]
+    if missing:
+        raise InvalidInputError(f"its weights lack {missing}")
+    if isinstance(task_id, bool) or not isinstance(task_id, int):
+        raise InvalidInputError(f"'task_id' must be a number, got {str(task_id)[:80]!r}")
+    columns, rows = (state[name] for name in _FACTORS)
+    return MultitaskSoftPrompt(prompt, columns, rows, kind=kind, places=places, task_id=task_id)
+
+
+def _factors_do_nothing(state: Mapping[str, torch.Tensor]) -> bool:
+    """True if the task matrices are absent or ones, as ``SoftPrompt.peft_state`` writes them."""
+    return all(bool((state[name] == 1).all()) for name in _FACTORS if name in state)
+
+
+def _positive_int(
+    config: Mapping[str, object], key: str, maximum: int, *, default: int | None = None
+) -> int:
+    value = config.get(key)
+    if value is None and default is not None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
+        raise InvalidInputError(f"{key!r} must be from 1 to {maximum}, got {str(value)[:80]!r}")
+    return value
