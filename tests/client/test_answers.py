@@ -67,5 +67,3 @@ def test_list_where_an_object_was_due_is_an_error() -> None:
         answers.model_list([])
 
 
-def test_job_states_that_are_final() -> None:
-    assert {state for state in JobState if state.is_final} == {"COMPLETED", "CANCELED", "ERRORED"}
