@@ -1,0 +1,65 @@
+"""The door through which config comes to the modules."""
+
+import threading
+
+import pytest
+
+from luthier.config import load_config
+from luthier.errors import ConfigError
+from luthier.modules import environment as environment_module
+from luthier.modules.environment import configure, environment
+
+
+def test_config_becomes_plain_values(tmp_path, tiny_base_models_dir):
+    made = configure(
+        load_config(
+            {
+                "BASE_MODELS_DIR": str(tiny_base_models_dir),
+                "SOURCE_PROMPT_BASE": str(tmp_path),
+                "ALLOW_DOWNLOADS": "true",
+                "TORCH_DTYPE": "bfloat16",
+                "INFERENCE_LIMITS_MAX_NEW_TOKENS": "77",
+                "INFERENCE_LIMITS_MAX_PROMPT_TOKENS": "78",
+                "INFERENCE_MAX_WAITING": "79",
+                "TRAINING_LIMITS_MAX_EPOCHS": "80",
+                "TRAINING_LIMITS_MAX_ROWS": "81",
+                "ALLOW_REQUEST_VERBALIZERS": "false",
+            }
+        )
+    )
+    assert made.base_models.sources.base_models_dir == tiny_base_models_dir
+    assert made.base_models.sources.allow_downloads
+    assert not made.base_models.sources.trust_remote_code
+    assert made.base_models.sources.default_dtype == "bfloat16"
+    assert made.source_prompt_base == tmp_path
+    assert made.sampling_limits.max_new_tokens == 77
+    assert made.max_prompt_tokens == 78
+    assert made.engine_options.max_waiting == 79
+    assert made.training_limits.max_epochs == 80
+    assert made.stream_limits.max_rows == 81
+    assert made.stream_limits.data_roots == ()
+    assert not made.allow_request_verbalizers
+
+
+def test_python_users_get_the_environment_of_the_process(monkeypatch, tiny_base_models_dir):
+    monkeypatch.setattr(environment_module, "_current", None)
+    monkeypatch.setenv("BASE_MODELS_DIR", str(tiny_base_models_dir))
+    assert environment().base_models.sources.base_models_dir == tiny_base_models_dir
+
+
+def test_there_is_one_environment_however_many_threads_ask_first(monkeypatch):
+    monkeypatch.setattr(environment_module, "_current", None)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(environment())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(each) for each in found}) == 1
+
+
+def test_a_bad_setting_is_refused_when_it_is_first_needed(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment_module, "_current", None)
+    monkeypatch.setenv("BASE_MODELS_DIR", str(tmp_path / "missing"))
+    with pytest.raises(ConfigError, match="base_models_dir"):
+        environment()
