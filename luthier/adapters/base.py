@@ -64,6 +64,11 @@ class Adapter(ABC):
     def to(self, *, device: torch.device, dtype: torch.dtype) -> Self:
         """A copy on ``device`` in ``dtype`` (self if nothing changes)."""
 
+    @property
+    def has_dropout(self) -> bool:
+        """Whether training draws random numbers."""
+        return False
+
     def tuned_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The network to run for this adapter: ``model``, the base's own, unless the method
         replaces it. Changes nothing."""
