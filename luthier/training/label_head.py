@@ -8,9 +8,6 @@ still happens.
 
 from __future__ import annotations
 
-import copy
-from itertools import chain
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -49,16 +46,6 @@ class LabelHead(nn.Module):
             return self.hidden.new_zeros((1, 0, 1))
         logits: torch.Tensor = self.head(self.hidden)
         return logits[None]
-
-
-def own_module_tree(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the layers around the same tensors: milliseconds, no memory.
-
-    Modes, hooks, replaced layers and the config belong to the copy; weights are shared. So
-    training can set up the copy as it likes, while others generate from ``model``.
-    """
-    tensors = chain(model.parameters(), model.buffers())
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def install_label_head(model: PreTrainedModel) -> LabelHead:

@@ -263,7 +263,7 @@ class _Training:
     @contextlib.contextmanager
     def _dropout_randomness(self) -> Iterator[None]:
         """Repeatable dropout, where there is any: torch offers it no generator of its own."""
-        if not self._options.base_dropout:
+        if not (self._options.base_dropout or self._adapter.has_dropout):
             yield
             return
         devices = [self._base_model.device] if self._base_model.device.type == "cuda" else []

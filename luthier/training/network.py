@@ -12,11 +12,12 @@ from transformers.cache_utils import DynamicLayer
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.model_inputs import prepare_inputs
+from luthier.adapters.module_tree import own_module_tree
 from luthier.errors import NotSupportedError
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.collation import TokenBatch
 from luthier.training.data.examples import IGNORED_LABEL
-from luthier.training.label_head import install_label_head, own_module_tree
+from luthier.training.label_head import install_label_head
 from luthier.training.losses import cross_entropy_sum, projected_cross_entropy_sum
 
 #: Decoder-only models for which a test holds loss and gradient of a prompt computed once per batch

@@ -10,8 +10,10 @@ import torch
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.full_weights import FullWeights
+from luthier.adapters.lora_building import create_lora
 from luthier.adapters.multitask_soft_prompt import MultitaskSoftPrompt
 from luthier.adapters.soft_prompt import PromptPlace, SoftPrompt
+from luthier.data_model.lora import LoraConfig
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.data_model.training_options import TrainingOptions
 from luthier.errors import (
@@ -38,6 +40,7 @@ RECORDS = [
     for number in range(8)
     for text, label in LABELS.items()
 ]
+LORA = LoraConfig(rank=4, alpha=8)
 BOTH_KINDS = pytest.mark.parametrize("base_name", ["tiny_causal_base", "tiny_seq2seq_base"])
 
 
@@ -118,8 +121,9 @@ class _Recorder(TrainingCallback):
         (_soft_prompt_everywhere, 0.1),
         (_multitask, 0.5),
         (lambda base: FullWeights(base.model), 3e-3),
+        (lambda base: create_lora(base.model, LORA, seed=0), 1e-2),
     ],
-    ids=["prompt_tuning", "multitask_prompt_tuning", "full_fine_tuning"],
+    ids=["prompt_tuning", "multitask_prompt_tuning", "full_fine_tuning", "lora"],
 )
 def test_every_method_learns(
     base_name: str,
@@ -203,6 +207,18 @@ def test_a_drawn_seed_is_reported_and_repeats_the_run(tiny_causal_base: BaseMode
     assert result.seed >= 0
     tune(tiny_causal_base, repeated, RECORDS, options=_options(seed=result.seed))
     assert drawn.content_hash() == repeated.content_hash()
+
+
+def test_dropout_of_an_adapter_repeats_with_the_seed_and_leaves_the_global_generator_alone(
+    tiny_causal_base: BaseModel,
+) -> None:
+    state = torch.random.get_rng_state()
+    config = LoraConfig(rank=4, alpha=8, dropout=0.3)
+    adapters = [create_lora(tiny_causal_base.model, config, seed=0) for _ in range(2)]
+    for adapter in adapters:
+        tune(tiny_causal_base, adapter, RECORDS, options=_options(num_epochs=1))
+    assert adapters[0].content_hash() == adapters[1].content_hash()
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_dropout_repeats_with_the_seed_and_leaves_the_global_generator_alone(
