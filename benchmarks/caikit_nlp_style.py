@@ -59,7 +59,9 @@ class CaikitNlpStyleLoop:
             config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(soft_prompt))
             self._model = get_peft_model(model, config)
             with torch.no_grad():
-                self._model.prompt_encoder["default"].embedding.weight.copy_(soft_prompt)
+                for parameter in self._model.parameters():
+                    if parameter.requires_grad:
+                        parameter.copy_(soft_prompt)
         self._model.train()
 
     def run(self, examples: Sequence[Example], *, batch_size: int) -> FirstStep:

@@ -169,7 +169,7 @@ def _compare(
 
 def _ratio(timings: dict[str, Timings], clock: str) -> float:
     theirs, ours = (statistics.median(getattr(timings[side], clock)) for side in (THEIRS, OURS))
-    return round(theirs / ours, 2)
+    return round(float(theirs / ours), 2)
 
 
 def _check(
