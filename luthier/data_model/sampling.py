@@ -119,6 +119,9 @@ class SamplingParams:
     def validate(self, limits: SamplingLimits) -> None:
         """Refuse what no model could do and what exceeds ``limits``.
 
+        Args:
+            limits: What one request may ask for.
+
         Raises:
             InvalidInputError: Naming the parameter, its value and the limit.
         """
