@@ -67,6 +67,12 @@ class CaikitArchive:
     def make_adapter(self, base_model: BaseModel) -> SoftPrompt:
         """The soft prompt, on the base model's device.
 
+        Args:
+            base_model: Found by ``base_model_name``.
+
+        Returns:
+            A soft prompt that acts as the saved one did.
+
         Raises:
             ArtifactError: If there is none or it does not fit the base model.
         """
@@ -105,6 +111,12 @@ def is_caikit_archive(folder: Path) -> bool:
 
 def read_caikit_archive(folder: Path) -> CaikitArchive:
     """Read a model that caikit-nlp saved. No absolute path in it is ever followed.
+
+    Args:
+        folder: Holds ``config.yml``.
+
+    Returns:
+        Everything it holds, as plain data; tensors on the CPU.
 
     Raises:
         ArtifactError: If it is incomplete, corrupt, or holds NaN.

@@ -46,6 +46,9 @@ class FullWeights(Adapter):
     def peft_config(self) -> dict[str, Any]:
         """Not a PEFT adapter.
 
+        Returns:
+            Nothing.
+
         Raises:
             NotSupportedError: Always.
         """
@@ -53,6 +56,9 @@ class FullWeights(Adapter):
 
     def peft_state(self) -> Mapping[str, torch.Tensor]:
         """Not a PEFT adapter.
+
+        Returns:
+            Nothing.
 
         Raises:
             NotSupportedError: Always.

@@ -61,6 +61,9 @@ def make_adapter(
             the encoder of a seq2seq one.
         seed: Fixes every random number.
 
+    Returns:
+        An adapter whose parameters require gradients.
+
     Raises:
         InvalidInputError: If something needed is missing or does not fit, naming both sides.
     """
@@ -100,6 +103,14 @@ def make_adapter(
 
 def embed_text(base_model: BaseModel, text: str | None, *, num_rows: int) -> torch.Tensor:
     """The embeddings of a text's tokens, cut or repeated to [num_rows, D], in float32.
+
+    Args:
+        base_model: Its tokenizer and embeddings are used.
+        text: What the virtual tokens shall mean at first.
+        num_rows: N·P.
+
+    Returns:
+        [num_rows, D] on the base model's device.
 
     Raises:
         InvalidInputError: If the text is missing or holds no token.

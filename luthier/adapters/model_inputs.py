@@ -82,6 +82,9 @@ def prepare_inputs(
             token.
         decoder_attention_mask: [B, U]; None if nothing before a token is padded.
 
+    Returns:
+        Arguments for one forward pass of ``ModelInputs.model``.
+
     Source:
         Logits equal those of PEFT 0.21 (``PeftModelForCausalLM.forward``,
         ``PeftModelForSeq2SeqLM.forward``) for rows padded on the right or not at all.

@@ -42,6 +42,9 @@ def read_prompt(
         method: What our manifest says it is; None for a folder of PEFT's own.
         task_id: Which task of multitask prompt tuning to use.
 
+    Returns:
+        The adapter, on the device of its tensors.
+
     Raises:
         InvalidInputError: If config, tensors and base model do not fit each other.
     """

@@ -97,6 +97,13 @@ class SoftPrompt(Adapter):
 def check_places(places: tuple[PromptPlace, ...], *, kind: str) -> tuple[PromptPlace, ...]:
     """Put places into order, the encoder first.
 
+    Args:
+        places: In any order.
+        kind: Of the base model.
+
+    Returns:
+        The same places, the encoder first.
+
     Raises:
         InvalidInputError: If there is none, one is unknown, or a causal model gets an encoder's.
     """
@@ -111,6 +118,10 @@ def check_places(places: tuple[PromptPlace, ...], *, kind: str) -> tuple[PromptP
 
 def check_prompt(prompt: torch.Tensor, *, num_places: int) -> None:
     """Refuse what is no soft prompt.
+
+    Args:
+        prompt: Rows of every place.
+        num_places: How many places share them.
 
     Raises:
         InvalidInputError: Naming the shape or dtype.

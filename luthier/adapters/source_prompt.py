@@ -48,6 +48,9 @@ def resolve_source_prompt(
         source_prompt_base: The operator's folder of source prompts, or None.
         from_request: True if somebody else chose the name.
 
+    Returns:
+        A file that exists.
+
     Raises:
         NameNotAllowedError: If the name is malformed, leaves the folder, or has another suffix.
         InvalidInputError: If the server has no folder of source prompts.
@@ -72,6 +75,12 @@ def resolve_source_prompt(
 
 def read_source_prompt(path: Path) -> SourcePrompt:
     """Read a source prompt from safetensors or from a torch file (tensors only).
+
+    Args:
+        path: From ``resolve_source_prompt``.
+
+    Returns:
+        Its tensors, checked and in float32.
 
     Raises:
         UnsafeWeightsError: If the file asks for anything but tensors.

@@ -76,6 +76,9 @@ def load_adapter(folder: Path, *, base_model: BaseModel) -> Adapter:
         folder: Holds ``adapter_config.json`` and ``adapter_model.safetensors``.
         base_model: What the adapter will stand before.
 
+    Returns:
+        The adapter, in the dtype it was saved in.
+
     Raises:
         ArtifactError: If files are missing, corrupt, damaged, hold NaN or do not fit each other
             or the base model.

@@ -36,6 +36,9 @@ def write_folder_atomically(target: Path, *, overwrite: bool = False) -> Iterato
         overwrite: Replace an existing ``target``: it is moved aside just before the rename and
             deleted after it, so a crash may leave none under this name but never a mixture.
 
+    Yields:
+        The empty folder, beside ``target``.
+
     Raises:
         ConflictError: If ``target`` exists and ``overwrite`` is False.
     """
@@ -89,6 +92,9 @@ def write_manifest(folder: Path, **facts: object) -> None:
 
 def check_manifest(folder: Path) -> dict[str, Any]:
     """Compare the files that ``manifest.json`` lists; without a manifest nothing is checked.
+
+    Args:
+        folder: What the manifest lies in.
 
     Returns:
         The manifest, or an empty dictionary.

@@ -28,6 +28,9 @@ def check_name(name: object, *, what: str = "name", max_parts: int = 4) -> str:
         what: What it names, for the message: ``"base model"``, ``"model name"``.
         max_parts: 1 for a plain name, more where ``org/name`` is meant.
 
+    Returns:
+        ``name``, unchanged.
+
     Raises:
         NameNotAllowedError: Naming ``what`` and the value (its start, if it is long).
 
@@ -65,6 +68,15 @@ def is_inside(path: Path, root: Path) -> bool:
 
 def resolve_inside(root: Path, name: str, *, what: str = "name", max_parts: int = 4) -> Path:
     """The real path of ``name`` below ``root``; it need not exist.
+
+    Args:
+        root: The folder that must not be left.
+        name: Relative to it, as for ``check_name``.
+        what: What it names, for the message.
+        max_parts: As for ``check_name``.
+
+    Returns:
+        An absolute path without symbolic links.
 
     Raises:
         NameNotAllowedError: If the name is malformed or a symbolic link leads out of ``root``.

@@ -25,6 +25,13 @@ _SAFETENSORS_BITS = {
 def read_tensors(path: Path, *, max_bytes: int = MAX_ADAPTER_BYTES) -> dict[str, torch.Tensor]:
     """Read named tensors from a ``.safetensors`` file or a torch file, by suffix.
 
+    Args:
+        path: The file.
+        max_bytes: Larger files are refused.
+
+    Returns:
+        Tensors on the CPU by name.
+
     Raises:
         UnsafeWeightsError: If the file asks for anything but tensors.
         ArtifactError: If it is corrupt, truncated or larger than ``max_bytes``.
@@ -36,6 +43,13 @@ def read_tensors(path: Path, *, max_bytes: int = MAX_ADAPTER_BYTES) -> dict[str,
 
 def read_safetensors(path: Path, *, max_bytes: int = MAX_ADAPTER_BYTES) -> dict[str, torch.Tensor]:
     """Read a safetensors file whole: what was checked is what is parsed.
+
+    Args:
+        path: The file.
+        max_bytes: Larger files are refused.
+
+    Returns:
+        Tensors on the CPU by name.
 
     Raises:
         ArtifactError: If it is corrupt, truncated or larger than ``max_bytes``.
@@ -51,6 +65,9 @@ def read_safetensors(path: Path, *, max_bytes: int = MAX_ADAPTER_BYTES) -> dict[
 
 def check_safetensors_header(path: Path) -> None:
     """Check a safetensors file without reading its data: for files that are mapped, not read.
+
+    Args:
+        path: The file.
 
     Raises:
         ArtifactError: If lengths, shapes, types and offsets do not fit each other and the file.
@@ -68,6 +85,10 @@ def check_safetensors_header(path: Path) -> None:
 
 def require_finite(tensor: torch.Tensor, *, what: str) -> None:
     """Refuse NaN and infinities.
+
+    Args:
+        tensor: Of floating point.
+        what: Its name for the message.
 
     Raises:
         ArtifactError: Naming ``what``.

@@ -46,6 +46,13 @@ _STORAGE_DTYPES = {
 def read_torch_file(path: Path, *, max_bytes: int | None = None) -> dict[str, torch.Tensor]:
     """Read a file that ``torch.save`` made of a flat dictionary of tensors.
 
+    Args:
+        path: The file.
+        max_bytes: Larger files are refused; None for no limit.
+
+    Returns:
+        Tensors on the CPU by name; none requires a gradient. Those that shared memory still do.
+
     Raises:
         UnsafeWeightsError: If it asks for anything but tensors, or is of the old pickled format.
         ArtifactError: If it is corrupt, truncated, too large, or holds something else.
@@ -60,6 +67,13 @@ def read_torch_file(path: Path, *, max_bytes: int | None = None) -> dict[str, to
 
 def read_torch_tensor(path: Path, *, max_bytes: int = MAX_ADAPTER_BYTES) -> torch.Tensor:
     """Read a file that ``torch.save`` made of one tensor.
+
+    Args:
+        path: The file.
+        max_bytes: Larger files are refused.
+
+    Returns:
+        The tensor, on the CPU; it requires no gradient.
 
     Raises:
         UnsafeWeightsError: As ``read_torch_file``.
@@ -302,6 +316,12 @@ def _rebuild_tensor(storage: object, offset: object, size: object, stride: objec
 
 def sizes_of(values: object) -> list[int]:
     """``values`` if they can be sizes or offsets: at most 16 whole numbers from 0 to 2^48.
+
+    Args:
+        values: From a file.
+
+    Returns:
+        The same numbers.
 
     Raises:
         ValueError: If not.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
+from transformers.utils import logging as transformers_logging
 
 from luthier.errors import ArtifactError, InvalidInputError, NotSupportedError, UnsafeWeightsError
 from luthier.files.tensor_files import check_safetensors_header
@@ -75,6 +77,14 @@ class BaseModel:
     ) -> BaseModel:
         """Wrap live objects. Takes them over: freezes ``model``, puts it into evaluation mode and
         gives ``tokenizer`` a padding token if it has none.
+
+        Args:
+            model: A causal or seq2seq language model.
+            tokenizer: Its tokenizer.
+            name: What callers shall ask for.
+
+        Returns:
+            The wrapped model, not a copy.
 
         Raises:
             NotSupportedError: If the model is neither causal nor seq2seq.
@@ -135,6 +145,9 @@ def load_base_model(
         device: None is ``sources.default_device``.
         sources: What the operator allows.
 
+    Returns:
+        A frozen model on its device.
+
     Raises:
         InvalidInputError: If the dtype or device word means nothing here.
         NotSupportedError: If the model is of another kind or needs code of its own.
@@ -167,6 +180,13 @@ def save_base_model(base_model: BaseModel, folder: Path) -> None:
 
 def kind_of(config: PretrainedConfig, *, name: str) -> BaseModelKind:
     """Whether a config describes a causal or a seq2seq language model.
+
+    Args:
+        config: The model's.
+        name: Of the model, for the message.
+
+    Returns:
+        ``causal`` or ``seq2seq``.
 
     Raises:
         NotSupportedError: If it describes neither, such as BERT.
@@ -251,7 +271,7 @@ def _read_model(
 ) -> PreTrainedModel:
     weights = _weight_arguments(folder, name=name, sources=sources)
     try:
-        with _LOADING:
+        with _LOADING, _without_progress_bar():
             model, info = _network_class(config, kind).from_pretrained(
                 None if "state_dict" in weights else folder,
                 config=config,
@@ -277,6 +297,18 @@ def _read_model(
             )
     loaded: PreTrainedModel = model
     return loaded
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Loading is logged by the store; a bar per model would only litter a server's output."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
 
 
 def _network_class(config: PretrainedConfig, kind: BaseModelKind) -> Any:
@@ -342,6 +374,10 @@ def _max_positions(config: PretrainedConfig) -> int | None:
 
 def require_tokens_exist(base_model: BaseModel, token_ids: Iterable[int]) -> None:
     """Refuse ids outside the embeddings, which would crash or read foreign memory on a GPU.
+
+    Args:
+        base_model: Whose vocabulary counts.
+        token_ids: Any number.
 
     Raises:
         InvalidInputError: Naming the id and the vocabulary size.

@@ -26,6 +26,10 @@ _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.md")
 def convert_weights(old: Path, new: Path) -> None:
     """Write a copy of ``old`` at ``new`` whose weights are safetensors. Costs the weights' memory.
 
+    Args:
+        old: Folder of a base model or an adapter.
+        new: Where the copy shall be.
+
     Raises:
         ArtifactError: If ``old`` holds no pickled weights, or they are corrupt.
         UnsafeWeightsError: If they ask for anything but tensors.

@@ -46,6 +46,9 @@ def dequantise_to_folder(path: Path, *, cache_dir: Path | None = None) -> Path:
         path: The GGUF file.
         cache_dir: Where such folders are kept; None is ``~/.cache/luthier``.
 
+    Returns:
+        A folder in Hugging Face format with float32 safetensors.
+
     Raises:
         ArtifactError: If the file is no GGUF file or is damaged.
         NotSupportedError: If its architecture or tokenizer is one that is not known here.
@@ -75,6 +78,10 @@ def dequantise_to_folder(path: Path, *, cache_dir: Path | None = None) -> Path:
 def convert_gguf(path: Path, folder: Path) -> None:
     """Write the dequantised model and the tokenizer of a GGUF file into ``folder``.
 
+    Args:
+        path: The GGUF file.
+        folder: Exists; files are added.
+
     Raises:
         ArtifactError: If the file is no GGUF file or is damaged.
         NotSupportedError: If its architecture or tokenizer is one that is not known here.
@@ -99,6 +106,12 @@ def convert_gguf(path: Path, folder: Path) -> None:
 
 def read_gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     """Rebuild the tokenizer of a GGUF file from its metadata.
+
+    Args:
+        path: The GGUF file.
+
+    Returns:
+        A fast tokenizer that adds nothing to a text by itself.
 
     Raises:
         ArtifactError: If the metadata is damaged or incomplete.

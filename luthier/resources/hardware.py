@@ -21,6 +21,12 @@ MIN_SPEEDUP = 1.3
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """Read a dtype word; a ``torch.`` before it is allowed.
 
+    Args:
+        dtype: Word or dtype.
+
+    Returns:
+        A floating point dtype.
+
     Raises:
         InvalidInputError: If it is none of float32, bfloat16, float16.
 
@@ -39,6 +45,12 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 def parse_device(device: str | torch.device | None) -> torch.device:
     """Read a device word; None and ``auto`` are the best device present.
+
+    Args:
+        device: Word, device, or None.
+
+    Returns:
+        A device of this machine, with its index unless it is the CPU.
 
     Raises:
         InvalidInputError: If the word means nothing or this machine has no such device.
@@ -68,6 +80,10 @@ def pick_training_dtype(requested: str | torch.dtype, *, device: torch.device) -
 
     Half precision on a CPU is measured once per process (about 30 ms), not assumed: without AMX
     or AVX512-BF16 it is several times slower than float32 and less exact.
+
+    Args:
+        requested: dtype word of the request or the config.
+        device: Where the training runs.
 
     Returns:
         ``requested`` or ``torch.float32``.

@@ -92,6 +92,10 @@ def resolve_base_model(
         from_request: True if somebody else chose the name: paths are then confined to the
             allowed roots and ``base_models_dir``, symbolic links included.
 
+    Returns:
+        Where it is. For ``package:`` and the cache nothing is loaded or run yet; only the hub is
+        downloaded from.
+
     Raises:
         NameNotAllowedError: If the name is malformed or leaves the allowed roots.
         BaseModelNotFoundError: Saying where it was looked for.

@@ -87,6 +87,9 @@ class BaseModelStore:
     def add(self, base_model: BaseModel) -> None:
         """Offer a model that lives in memory under its own name, before every other source.
 
+        Args:
+            base_model: From ``BaseModel.from_memory``; the caller keeps it alive or removes it.
+
         Raises:
             ConflictError: If another model already has this name.
         """
@@ -120,6 +123,9 @@ class BaseModelStore:
             dtype: None is the server's default.
             device: None is the server's default.
             from_request: True if somebody else chose the name.
+
+        Returns:
+            A lease to be released once.
 
         Raises:
             LuthierError: As ``resolve_base_model`` and ``load_base_model`` say; every waiting
