@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -67,10 +68,7 @@ def save_merged(adapter: LoraAdapter, model: PreTrainedModel, folder: Path) -> N
     is_untied = _is_untied(model, state)
     model.save_pretrained(folder, state_dict=state)
     if is_untied:
-        path = folder / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["tie_word_embeddings"] = False
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        _say_untied(model, folder / "config.json")
 
 
 def _merged_weight(weight: torch.Tensor, factors: LoraFactors) -> torch.Tensor:
@@ -85,19 +83,40 @@ def _merged_weight(weight: torch.Tensor, factors: LoraFactors) -> torch.Tensor:
 
 
 def _is_untied(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> bool:
-    """Whether tensors that the base shares between names have come apart."""
+    """Whether the head has left the input embeddings that it is one tensor with in the base."""
     names_of: dict[int, list[str]] = {}
     for name, tensor in model.state_dict().items():
         names_of.setdefault(tensor.data_ptr(), []).append(name)
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    head = model.get_output_embeddings()
+    is_untied = False
     for names in names_of.values():
-        if all(torch.equal(state[name], state[names[0]]) for name in names[1:]):
-            continue
-        layers = {model.get_submodule(name.rpartition(".")[0]) for name in names}
-        if layers != {head, embeddings}:
-            raise NotSupportedError(
-                f"{', '.join(names[:3])} are one tensor in the base model and differ in the "
-                "adapter; such a model cannot be saved merged"
-            )
-        return True
-    return False
+        first, *others = sorted(names, key=lambda name: _layer_of(model, name) is head)
+        for name in others:
+            if torch.equal(state[name], state[first]):
+                continue
+            if _layer_of(model, name) is not head:
+                raise NotSupportedError(
+                    f"{first} and {name} are one tensor in the base model and differ in the "
+                    "adapter; such a model cannot be saved merged"
+                )
+            is_untied = True
+    return is_untied
+
+
+def _say_untied(model: PreTrainedModel, path: Path) -> None:
+    """Let the saved config say that head and embeddings differ, if saying so changes nothing else.
+
+    T5 takes the same word for whether outputs are scaled. There transformers sees two tensors in
+    the file that differ, and keeps both.
+    """
+    known = model.config.to_dict()
+    wanted = {**known, "tie_word_embeddings": False}
+    if type(model.config).from_dict(dict(wanted)).to_dict() == wanted:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["tie_word_embeddings"] = False
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _layer_of(model: PreTrainedModel, name: str) -> nn.Module:
+    layer: nn.Module = model.get_submodule(name.rpartition(".")[0])
+    return layer
