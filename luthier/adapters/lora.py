@@ -113,6 +113,9 @@ class LoraAdapter(Adapter):
 
         Args:
             model: The base's network; not changed.
+
+        Returns:
+            The same object at every call.
         """
         with self._lock:
             tree = self._trees.get(model)

@@ -217,6 +217,12 @@ class _FusedLora(torch.autograd.Function):
 def oriented_weight(layer: nn.Module) -> torch.Tensor:
     """A linear layer's weight as [out, in]; a view.
 
+    Args:
+        layer: ``nn.Linear`` or ``Conv1D``.
+
+    Returns:
+        The weight, or its transpose.
+
     Raises:
         NotSupportedError: If the weight is quantised.
     """
@@ -242,6 +248,9 @@ def squares_added(
         lora_a: [R, in].
         lora_b: [out, R].
         scaling: s.
+
+    Returns:
+        May be negative.
     """
     across = ((weight @ lora_a.T) * lora_b).sum(dim=1)
     own = ((lora_b @ (lora_a @ lora_a.T)) * lora_b).sum(dim=1)

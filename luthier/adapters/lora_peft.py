@@ -66,6 +66,9 @@ def write_config(
         modules_to_save: Paths or names of modules that are saved whole.
         is_transposed: Whether the weights are [in, out], as GPT-2's.
         is_stacked: Whether each delta is written with its start taken away, at twice the rank.
+
+    Returns:
+        JSON values; what is not there has PEFT's default.
     """
     rank_factor = 2 if is_stacked else 1
     # Scaling is alpha / rank or alpha / sqrt(rank); it must survive the doubled rank.
@@ -147,6 +150,9 @@ def check_state(
     Args:
         state: Names as in the file.
         expected: Name without the prefix to shape.
+
+    Returns:
+        Name without the prefix to tensor.
 
     Raises:
         ArtifactError: If a name is missing or too many, a shape differs, or a tensor holds NaN,

@@ -80,6 +80,14 @@ def saved_module_paths(
 
     A shared embedding that is reached under several modules is named with all of them.
 
+    Args:
+        model: Without any adapter.
+        config: Already validated.
+        is_strict: Whether a name that fits nothing is refused.
+
+    Returns:
+        No path is a part of another.
+
     Raises:
         InvalidInputError: If ``is_strict`` and a name fits nothing.
     """
@@ -106,6 +114,14 @@ def unfrozen_parameters(
     model: PreTrainedModel, config: LoraConfig, *, is_strict: bool = True
 ) -> dict[str, frozenset[str]]:
     """Module path to the names of its own parameters that ``unfreeze_layers`` means.
+
+    Args:
+        model: Without any adapter.
+        config: Already validated.
+        is_strict: Whether a text that is in no name is refused.
+
+    Returns:
+        Every place of a tied parameter.
 
     Raises:
         InvalidInputError: If ``is_strict`` and a text is in no parameter's name.
@@ -143,6 +159,13 @@ def is_inside(path: str, names: Collection[str]) -> bool:
 
 def pattern_key(patterns: Iterable[str], path: str) -> str | None:
     """The first pattern that fits the end of ``path`` after a dot, or all of it, else None.
+
+    Args:
+        patterns: Names or expressions.
+        path: Of a layer.
+
+    Returns:
+        The pattern as given.
 
     Raises:
         InvalidInputError: If a pattern is no regular expression, or takes too long.

@@ -206,6 +206,9 @@ class LoraConfig:
     def validate(self, limits: LoraLimits) -> None:
         """Refuse what no base model could satisfy; changes nothing.
 
+        Args:
+            limits: The server's caps.
+
         Raises:
             InvalidInputError: Naming the option, the value and the limit.
             NotSupportedError: For an initialisation of PEFT's that is not offered here, with the
@@ -267,6 +270,9 @@ LORA_OPTION_ALIASES: Mapping[str, str] = {
 
 def parse_initialisation(word: str) -> str | PissaInit:
     """What an initialisation's word means.
+
+    Args:
+        word: As in ``LoraConfig.initialisation``.
 
     Returns:
         The word itself, or for PiSSA how to decompose.
