@@ -25,10 +25,10 @@ from luthier.inference.base import GenerationChunk, GenerationRequest, TokenStre
 from luthier.inference.base import Token as EngineToken
 from luthier.inference.registry import engine_for
 from luthier.modules.environment import Environment
-from luthier.modules.text_generation.prompt_encoding import EncodedPrompt, PromptEncoder
 from luthier.modules.text_generation.space_cleaning import SpaceCleaner
 from luthier.resources.base_model import BaseModel
 from luthier.resources.store import BaseModelLease
+from luthier.training.data.prompt_encoding import EncodedPrompt, PromptEncoder
 from luthier.training.data.verbalizer import DEFAULT_VERBALIZER, Verbalizer
 
 #: Tokenizing this many characters takes about a millisecond: too long for an event loop.

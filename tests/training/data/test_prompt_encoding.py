@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.errors import VerbalizerError
-from luthier.modules.text_generation.prompt_encoding import PromptEncoder
+from luthier.training.data.prompt_encoding import PromptEncoder
 from luthier.training.data.verbalizer import Verbalizer
 
 PLAIN = Verbalizer("{{input}}")
