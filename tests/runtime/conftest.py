@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -16,7 +17,14 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRuntime
         for name, value in WORKER_ENVIRONMENT.items():
             patch.setenv(name, value)
         patch.setenv("FAKE_STARTED_FILE", str(folder / "started"))
+        for name in ("good", "fails", "slow", "stubborn"):
+            # Enough for the check of a request; the fake library never reads it.
+            (folder / "bases" / name).mkdir(parents=True)
+            config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+            (folder / "bases" / name / "config.json").write_text(json.dumps(config))
         environ = {
+            "BASE_MODELS_DIR": str(folder / "bases"),
+            "RUNTIME_TRAINING_CANCEL_GRACE_SECONDS": "0.5",
             "RUNTIME_LOCAL_MODELS_DIR": str(folder / "models"),
             "RUNTIME_GRPC_PORT": "0",
             "RUNTIME_HTTP_PORT": "0",

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
 
 from luthier.runtime.http_server.problems import HttpError, invalid_body
 from luthier.runtime.http_server.shapes import Errors, ListOf, Object, OneOf, Shape
@@ -105,11 +105,8 @@ async def _read_form(request: Request, shape: Object) -> dict[str, Any]:
         form = await request.form(
             max_files=MAX_FORM_PARTS, max_fields=MAX_FORM_PARTS, max_part_size=limit
         )
-    except MultiPartException as error:
-        raise _refused("form_invalid", error.message) from error
-    except (AssertionError, KeyError, ValueError) as error:
-        # Starlette trusts that there is a boundary and that it is ASCII.
-        raise _refused("form_invalid", "the Content-Type names no usable boundary") from error
+    except HTTPException as error:
+        raise _refused("form_invalid", error.detail) from error
     try:
         return _checked(await _unflatten(form, shape), shape)
     finally:

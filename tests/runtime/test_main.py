@@ -1,0 +1,70 @@
+"""``python -m luthier.runtime`` from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import pytest
+from fixtures.server_process import server_process
+
+
+def test_it_says_where_it_listens_and_stops_in_order(tmp_path):
+    with server_process(tmp_path, tmp_path) as server:
+        with server.http as client:
+            assert client.get("/health").text == "OK"
+        assert server.stop(20) == 0
+        with pytest.raises(httpx.ConnectError):
+            server.http.get("/health")
+        assert "stopped" in server.log_file.read_text()
+
+
+def test_ctrl_c_stops_it_too(tmp_path):
+    with server_process(tmp_path, tmp_path, {"RUNTIME_GRPC_ENABLED": "false"}) as server:
+        assert server.grpc_address == ""
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"RUNTIME_HTTP_PORT": "eighty"}, "runtime.http.port"),
+        ({"CONFIG_FILES": "wrong.yml"}, "did you mean"),
+        ({"CONFIG_FILES": "/nowhere.yml"}, "/nowhere.yml"),
+    ],
+)
+def test_a_setting_that_cannot_be_ends_it_with_one_line(tmp_path, environ, message):
+    (tmp_path / "wrong.yml").write_text("runtime: {http: {prt: 80}}")
+    ended = subprocess.run(
+        [sys.executable, "-m", "luthier.runtime"],
+        env={**os.environ, **environ},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ") and message in ended.stderr
+    assert "Traceback" not in ended.stderr and ended.stdout == ""
+
+
+def test_a_taken_port_ends_it_with_one_line(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ended = subprocess.run(
+            [sys.executable, "-m", "luthier.runtime"],
+            env={**os.environ, "RUNTIME_HTTP_PORT": port, "RUNTIME_GRPC_PORT": "0"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == 2
+    assert port in ended.stderr.splitlines()[-1]
