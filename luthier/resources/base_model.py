@@ -295,6 +295,8 @@ def _read_model(
                 f"base model {name!r}: {len(info[problem])} {problem.replace('_', ' ')} in its "
                 f"weights, such as {', '.join(shown)}"
             )
+    if info["unexpected_keys"]:
+        log.warning("base model %s: %d unused weights", name, len(info["unexpected_keys"]))
     loaded: PreTrainedModel = model
     return loaded
 

@@ -7,6 +7,7 @@ from the file's metadata, and refused where that does not determine it.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import shutil
@@ -64,6 +65,7 @@ def dequantise_to_folder(path: Path, *, cache_dir: Path | None = None) -> Path:
         free_bytes = shutil.disk_usage(root).free
     except OSError as error:
         root = Path(tempfile.mkdtemp(prefix="luthier-gguf-"))
+        atexit.register(shutil.rmtree, root, ignore_errors=True)
         log.warning("the cache of dequantised models cannot be written: %s", error.strerror)
         folder, free_bytes = root / folder.name, shutil.disk_usage(root).free
     log.info("dequantising %s (%d bytes, %d free)", path.name, stat.st_size, free_bytes)

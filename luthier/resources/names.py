@@ -123,11 +123,24 @@ def _at_path(
             return None
         _refuse_outside_roots(text, sources)
     path = Path(os.path.realpath(Path(text).expanduser()))
-    if not path.exists():
-        if os.path.isabs(text) or text.startswith((".", "~")):
-            raise BaseModelNotFoundError(f"base model {text!r}: there is no such folder or file")
+    if os.path.isabs(text) or text.startswith((".", "~")):
+        # NOTE: os.path, because Path.exists raises for a name that is too long for the system.
+        if not os.path.exists(path):
+            raise BaseModelNotFoundError(
+                f"base model {text[:200]!r}: there is no such folder or file"
+            )
+    elif not _holds_model(path):
+        # A plain name that happens to be a folder here, say "models", may still mean another.
         return None
-    return _located(Path(text).expanduser().resolve().name, path, "path")
+    # The weights of a saved module are found again by the module's name.
+    name = path.parent.name if path.name == "artifacts" else path.name
+    return _located(name, path, "path")
+
+
+def _holds_model(path: Path) -> bool:
+    return path.suffix == ".gguf" or any(
+        os.path.isfile(path / name) for name in ("config.json", "config.yml")
+    )
 
 
 def _refuse_outside_roots(text: str, sources: BaseModelSources) -> None:

@@ -111,6 +111,15 @@ def test_a_request_may_name_paths_under_allowed_roots_only(tiny_causal_dir, tmp_
         resolve_base_model(str(tmp_path / "link"), linked, from_request=True)
 
 
+def test_a_path_too_long_for_the_system_is_not_found(tmp_path):
+    sources = BaseModelSources(allowed_roots=(tmp_path,))
+    for name in ("x" * 300, "x/" * 1500 + "x"):
+        with pytest.raises(BaseModelNotFoundError):
+            resolve_base_model(f"{tmp_path}/{name}", sources, from_request=True)
+    with pytest.raises(NameNotAllowedError):
+        resolve_base_model("x" * 300, sources, from_request=False)
+
+
 def test_a_link_out_of_base_models_dir_is_refused(tiny_causal_dir, tmp_path):
     (tmp_path / "linked").symlink_to(tiny_causal_dir)
     sources = BaseModelSources(base_models_dir=tmp_path)
@@ -128,6 +137,15 @@ def test_python_callers_may_name_any_path(tiny_causal_dir, monkeypatch):
     assert resolve_base_model("tiny-causal", BaseModelSources(), from_request=False).path.is_dir()
     with pytest.raises(BaseModelNotFoundError, match="no such folder"):
         resolve_base_model("/no/such/folder", BaseModelSources(), from_request=False)
+
+
+def test_a_folder_here_that_holds_no_model_does_not_hide_a_base_model(
+    sources, tmp_path, monkeypatch
+):
+    (tmp_path / "tiny-causal").mkdir()
+    monkeypatch.chdir(tmp_path)
+    location = resolve_base_model("tiny-causal", sources, from_request=False)
+    assert location.source == "base_models_dir"
 
 
 def test_a_package_is_found_without_running_it(package_dir):
@@ -162,11 +180,11 @@ def test_a_saved_text_generation_model_is_a_base_model(tmp_path, tiny_causal_dir
     folder = _module_folder(tmp_path, artifact_path="artifacts")
     (folder / "artifacts").mkdir()
     (folder / "artifacts" / "config.json").write_text("{}")
-    location = resolve_base_model(
-        "tuned", BaseModelSources(base_models_dir=tmp_path), from_request=True
-    )
-    assert location.name == "tuned"
-    assert location.path == folder / "artifacts"
+    sources = BaseModelSources(base_models_dir=tmp_path)
+    for name in ("tuned", str(folder), str(folder / "artifacts")):
+        location = resolve_base_model(name, sources, from_request=True)
+        assert location.name == "tuned"
+        assert location.path == folder / "artifacts"
 
 
 def test_a_saved_prompt_is_no_base_model(tmp_path):
