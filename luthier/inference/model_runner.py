@@ -17,13 +17,12 @@ from luthier.inference.packed_attention import (
     ShapeProbe,
     with_packed_attention,
 )
+from luthier.inference.row_forward import positions_change_with_length
 from luthier.resources.base_model import BaseModel
 
 log = alog.use_channel(__name__)
 
 _PROBE_TOKENS = 6
-#: Largest difference of logits from the model's own, in units of their largest size.
-_TOLERANCE = 1e-3
 
 
 class PackedRunner:
@@ -162,7 +161,7 @@ class PackedRunner:
                 packed_batch=probe,
             ).logits
         difference = ((got - expected).abs().max() / expected.abs().max()).item()
-        if not difference < _TOLERANCE:
+        if not difference < max(1e-3, 16 * torch.finfo(self._dtype).eps):
             raise NotSupportedError(
                 f"packed rows give base model {base_model.name!r} other logits than its own: they "
                 f"differ by {difference:.2g} of their size"
@@ -185,6 +184,8 @@ def _require_packable(base_model: BaseModel) -> None:
         raise NotSupportedError(f"{name} is no causal model")
     if not getattr(model, "_supports_attention_backend", False):
         raise NotSupportedError(f"{name} does not let its attention be replaced")
+    if positions_change_with_length(model):
+        raise NotSupportedError(f"{name} encodes positions by the longest row")
     accepted = inspect.signature(model.forward).parameters
     for argument in ("position_ids", "inputs_embeds", "logits_to_keep"):
         if argument not in accepted:

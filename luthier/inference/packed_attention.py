@@ -93,7 +93,7 @@ def packed_attention(
         attention_mask: Not used: the batch says who sees what.
         packed_batch: The step.
         scaling: Of the scores.
-        others: Further features of the model; refused if they would matter.
+        **others: Further features of the model; refused if they would matter.
 
     Returns:
         [1, N, H, Dh] and no weights.

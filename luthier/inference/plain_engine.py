@@ -27,7 +27,11 @@ from luthier.inference.base import (
 from luthier.inference.channels import Channel, ChannelStream, deliver
 from luthier.inference.options import EngineOptions
 from luthier.inference.prompts import prepare_prompt
-from luthier.inference.row_forward import prior_token_ids, row_forward
+from luthier.inference.row_forward import (
+    positions_change_with_length,
+    prior_token_ids,
+    row_forward,
+)
 from luthier.inference.sequences import GeneratedSequence, Vocabulary
 from luthier.resources.base_model import BaseModel
 
@@ -71,6 +75,8 @@ class PlainEngine(Engine):
         self._is_closed = False
         self._failure = ""
         num_threads = max(1, min(self._options.num_threads, self._options.max_running))
+        if positions_change_with_length(base_model.model):
+            num_threads = 1
         self._threads = [
             threading.Thread(target=self._work, name=f"plain-engine-{index}", daemon=True)
             for index in range(num_threads)

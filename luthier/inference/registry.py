@@ -6,10 +6,16 @@ import atexit
 import threading
 import weakref
 
+import alog
+
+from luthier.errors import NotSupportedError
 from luthier.inference.base import Engine
+from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
 from luthier.resources.base_model import BaseModel
+
+log = alog.use_channel(__name__)
 
 _lock = threading.RLock()
 _engines: dict[int, Engine] = {}
@@ -33,10 +39,19 @@ def engine_for(base_model: BaseModel, *, options: EngineOptions | None = None) -
     with _lock:
         engine = _engines.get(key)
         if engine is None:
-            engine = _engines[key] = PlainEngine(base_model, options)
+            engine = _engines[key] = _make_engine(base_model, options or EngineOptions())
             finalizer = weakref.finalize(base_model, _retire, key)
             finalizer.atexit = False
         return engine
+
+
+def _make_engine(base_model: BaseModel, options: EngineOptions) -> Engine:
+    """The batched engine for models that it can run, the plain one for all others."""
+    try:
+        return BatchedEngine(base_model, options)
+    except NotSupportedError as reason:
+        log.info("Rows of base model %s run each by itself: %s", base_model.name, reason)
+        return PlainEngine(base_model, options)
 
 
 def engines() -> list[Engine]:

@@ -59,6 +59,15 @@ def prior_token_ids(base_model: BaseModel, prompt: Prompt) -> Sequence[int]:
     return prompt.token_ids
 
 
+def positions_change_with_length(model: PreTrainedModel) -> bool:
+    """True if the longest row alters how the model encodes every position.
+
+    Such rotary embeddings keep state between calls, so rows must not run side by side.
+    """
+    kinds = (getattr(module, "rope_type", None) for module in model.modules())
+    return any(kind in ("dynamic", "longrope") for kind in kinds)
+
+
 def decoder_start_token_id(base_model: BaseModel) -> int:
     """The token a seq2seq decoder starts from.
 

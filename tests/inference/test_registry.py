@@ -11,7 +11,9 @@ import pytest
 
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference.base import FinishReason, GenerationRequest
+from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.options import EngineOptions
+from luthier.inference.plain_engine import PlainEngine
 from luthier.inference.registry import close_all, engine_for, engines
 from luthier.resources.base_model import BaseModel
 
@@ -35,6 +37,13 @@ def test_a_base_model_has_one_engine_however_many_ask(causal_base: BaseModel) ->
         thread.join()
     assert len(found) == 8
     assert len({id(engine) for engine in found}) == 1
+
+
+def test_a_model_is_served_in_batches_if_it_can_be(
+    causal_base: BaseModel, seq2seq_base: BaseModel
+) -> None:
+    assert isinstance(engine_for(causal_base), BatchedEngine)
+    assert isinstance(engine_for(seq2seq_base), PlainEngine)
 
 
 def test_two_copies_have_two_engines(causal_base: BaseModel) -> None:

@@ -1,0 +1,183 @@
+"""What only the batched engine does; what it shares with others is in test_engine_contract.py."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from luthier.adapters.base import Adapter
+from luthier.adapters.full_weights import FullWeights
+from luthier.data_model.sampling import SAMPLING, SamplingParams
+from luthier.errors import InvalidInputError
+from luthier.inference.base import FinishReason, GenerationRequest
+from luthier.inference.batched_engine import BatchedEngine
+from luthier.inference.options import EngineOptions
+from luthier.inference.plain_engine import PlainEngine
+from luthier.resources.base_model import BaseModel
+
+MakePrompt = Callable[..., Adapter]
+#: The tiny model takes 256 bytes for a token's keys and values, so this holds 160 tokens: rows are
+#: moved and preempted all the time.
+SMALL = EngineOptions(max_running=5, max_kv_bytes=160 * 256, max_step_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def plain(causal_base: BaseModel) -> Iterator[PlainEngine]:
+    engine = PlainEngine(causal_base, EngineOptions(num_threads=1))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def small(causal_base: BaseModel) -> Iterator[BatchedEngine]:
+    engine = BatchedEngine(causal_base, SMALL)
+    yield engine
+    engine.close()
+
+
+def tokens_of(engine: Any, request: GenerationRequest) -> list[int]:
+    return [token.token_id for chunk in engine.submit(request) for token in chunk.tokens]
+
+
+def random_request(base: BaseModel, rng: random.Random, make_prompt: MakePrompt) -> Any:
+    adapter = None
+    if rng.random() < 0.6:
+        seed = rng.randrange(3)
+        adapter = make_prompt(base, seed=seed, num_virtual_tokens=(5, 20, 33)[seed])
+    sampling: dict[str, Any] = {"max_new_tokens": rng.randint(1, 40)}
+    if rng.random() < 0.5:
+        sampling |= {"decoding_method": SAMPLING, "seed": rng.randrange(1000), "top_k": 20}
+    if rng.random() < 0.3:
+        sampling |= {"repetition_penalty": 1.2, "input_tokens": True, "token_logprobs": True}
+    ids = tuple(rng.randrange(5, 400) for _ in range(rng.randint(1, 70)))
+    return GenerationRequest(ids, SamplingParams(**sampling), adapter)
+
+
+@settings(
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(seed=st.integers(0, 10**6))
+def test_any_mix_with_cancels_and_preemption_equals_each_request_alone(
+    seed: int,
+    causal_base: BaseModel,
+    make_prompt: MakePrompt,
+    plain: PlainEngine,
+    small: BatchedEngine,
+) -> None:
+    rng = random.Random(seed)
+    requests = [random_request(causal_base, rng, make_prompt) for _ in range(14)]
+    streams = []
+    for request in requests:
+        streams.append(small.submit(request))
+        if rng.random() < 0.3:
+            time.sleep(0.002)
+    dropped = set(rng.sample(range(14), 4))
+    for index in dropped:
+        streams[index].cancel()
+    for index, (request, stream) in enumerate(zip(requests, streams, strict=True)):
+        chunks = list(stream)
+        got = [token.token_id for chunk in chunks for token in chunk.tokens]
+        expected = list(plain.submit(request))
+        expected_ids = [token.token_id for chunk in expected for token in chunk.tokens]
+        if index in dropped and chunks[-1].finish_reason is FinishReason.CANCELLED:
+            assert got == expected_ids[: len(got)]
+            continue
+        assert got == expected_ids
+        assert chunks[-1].finish_reason is expected[-1].finish_reason
+        assert [t.token_id for t in chunks[0].input_tokens] == [
+            t.token_id for t in expected[0].input_tokens
+        ]
+        for ours, theirs in zip(chunks[0].input_tokens, expected[0].input_tokens, strict=True):
+            assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-3)
+    _assert_idle(small)
+
+
+def _assert_idle(engine: BatchedEngine) -> None:
+    deadline = time.monotonic() + 5
+    while engine.status().num_running or engine.status().num_waiting:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    allocator = engine._runner.allocator
+    assert allocator.num_free == allocator.num_tokens, "every range was given back"
+
+
+def test_a_soft_prompt_is_computed_once_and_shared(
+    causal_base: BaseModel, make_prompt: MakePrompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = BatchedEngine(causal_base)
+    adapter = make_prompt(causal_base, seed=1, num_virtual_tokens=30)
+    computed: list[int] = []
+    original = engine._runner.run
+    monkeypatch.setattr(
+        engine._runner,
+        "run",
+        lambda slices: (computed.append(sum(each.count for each in slices)), original(slices))[1],
+    )
+    request = GenerationRequest((5, 6, 7), SamplingParams(max_new_tokens=2), adapter)
+    answers = [list(stream) for stream in [engine.submit(request) for _ in range(6)]]
+    assert all(answer[-1] == answers[0][-1] for answer in answers)
+    # 30 virtual tokens once, and for each row 3 tokens of its prompt and 1 generated.
+    assert sum(computed) == 30 + 6 * (3 + 1)
+    engine.close()
+
+
+def test_an_adapter_that_changed_in_place_never_meets_its_old_keys(
+    causal_base: BaseModel, make_prompt: MakePrompt, plain: PlainEngine
+) -> None:
+    engine = BatchedEngine(causal_base)
+    adapter = make_prompt(causal_base, seed=1)
+    request = GenerationRequest((5, 6, 7), SamplingParams(max_new_tokens=8), adapter)
+    before = tokens_of(engine, request)
+    with torch.no_grad():
+        for _, parameter in adapter.named_parameters():
+            parameter.mul_(-1.0)
+    after = tokens_of(engine, request)
+    assert after == tokens_of(plain, request)
+    assert after != before
+    engine.close()
+
+
+def test_a_prompt_beyond_the_cache_is_refused_and_generation_ends_where_it_is_full(
+    small: BatchedEngine, causal_base: BaseModel
+) -> None:
+    with pytest.raises(InvalidInputError, match=r"161 tokens.* cache holds 160"):
+        small.submit(GenerationRequest((5,) * 161, SamplingParams()))
+    endless = SamplingParams(max_new_tokens=500, min_new_tokens=500)
+    chunks = list(small.submit(GenerationRequest((5,) * 100, endless)))
+    assert chunks[-1].finish_reason is FinishReason.TOKEN_LIMIT
+    assert chunks[-1].generated_token_count == 60
+
+
+def test_an_adapter_with_weights_of_its_own_is_served_beside_the_batch(
+    small: BatchedEngine, causal_base: BaseModel, plain: PlainEngine
+) -> None:
+    tuned = FullWeights(causal_base.model)
+    with torch.no_grad():
+        for _, parameter in tuned.named_parameters():
+            parameter.mul_(1.3)
+    request = GenerationRequest((5, 6, 7), SamplingParams(max_new_tokens=8), tuned)
+    assert tokens_of(small, request) == tokens_of(plain, request)
+    assert tokens_of(small, request) != tokens_of(small, replace(request, adapter=None))
+
+
+def test_a_long_prompt_does_not_stall_a_row_that_decodes(causal_base: BaseModel) -> None:
+    engine = BatchedEngine(causal_base, EngineOptions(max_step_tokens=32))
+    decoding = SamplingParams(max_new_tokens=400, min_new_tokens=400)
+    stream = iter(engine.submit(GenerationRequest((5, 6), decoding)))
+    next(stream)
+    long = engine.submit(GenerationRequest((7,) * 900, SamplingParams(max_new_tokens=1)))
+    first_of_long = next(iter(long))
+    # 900 tokens at 31 a step: the other row must have been given a token at each of those steps.
+    assert first_of_long.is_last
+    seen = 0
+    while seen < 25:
+        seen = next(stream).generated_token_count
+    engine.close()
