@@ -145,7 +145,7 @@ def test_a_bad_file_names_file_row_and_column(folder, name, text, message):
 
 def test_bytes_that_are_no_text_are_refused(folder):
     (folder / "latin.csv").write_bytes("input,output\nZoë,x\n".encode("latin-1"))
-    with pytest.raises(TrainingDataError, match="latin.csv.*not UTF-8"):
+    with pytest.raises(TrainingDataError, match=r"latin\.csv.*not UTF-8"):
         read_train_records(folder / "latin.csv")
 
 

@@ -272,7 +272,7 @@ class Object(Shape):
         if not isinstance(value, dict):
             errors.add("dict_type", place, "Input should be a valid object")
             return {}
-        decoded = {}
+        decoded: dict[str, Any] = {}
         for key, item in value.items():
             shape = self.fields.get(key)
             if shape is None:
