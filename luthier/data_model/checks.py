@@ -119,6 +119,28 @@ def require_text(name: str, value: object, *, max_chars: int) -> str:
     return value
 
 
+def require_unicode(name: str, text: str) -> str:
+    """Give ``text`` back if it is valid Unicode; JSON can spell half of a character.
+
+    Args:
+        name: What the message calls it.
+        text: Any string.
+
+    Returns:
+        The text.
+
+    Raises:
+        InvalidInputError: Naming the place of the half, which no tokenizer or wire can take.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"'{name}' is no valid text: half of a surrogate pair at character {error.start}"
+        ) from error
+    return text
+
+
 def _shown(value: object) -> str:
     """A value as a message may show it: a 10 kB string or a number of 5000 digits is cut."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**30:

@@ -136,7 +136,9 @@ class _Training:
         self._callbacks = callbacks
         self._should_stop = should_stop
         self._parameters = [parameter for _, parameter in adapter.named_parameters()]
-        self._optimizer = build_optimizer(adapter.named_parameters(), options)
+        self._optimizer = build_optimizer(
+            adapter.named_parameters(), options, learning_rate_factor=adapter.learning_rate_factor
+        )
         self._network = TrainingNetwork(
             base_model,
             adapter,

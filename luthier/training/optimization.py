@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -11,14 +11,22 @@ from torch import nn
 from luthier.data_model.training_options import TrainingOptions
 
 
+def _one(name: str) -> float:
+    return 1.0
+
+
 def build_optimizer(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], options: TrainingOptions
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    options: TrainingOptions,
+    *,
+    learning_rate_factor: Callable[[str], float] = _one,
 ) -> torch.optim.AdamW:
     """AdamW over the given parameters; norms and biases (one dimension) do not decay.
 
     Args:
         named_parameters: What is learned.
         options: Learning rate, betas, epsilon and weight decay.
+        learning_rate_factor: Parameter name to what its learning rate is multiplied with.
 
     Returns:
         An optimizer without state. Its learning rate is set before each update.
@@ -26,13 +34,19 @@ def build_optimizer(
     Source:
         Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101
     """
-    parameters = [parameter for _, parameter in named_parameters]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in named_parameters:
+        key = (parameter.ndim >= 2, learning_rate_factor(name))
+        groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {
+                "params": parameters,
+                "weight_decay": options.weight_decay if decays else 0.0,
+                "lr_factor": factor,
+            }
+            for (decays, factor), parameters in groups.items()
+        ],
         lr=options.learning_rate,
         betas=(options.adam_beta1, options.adam_beta2),
         eps=options.adam_epsilon,
@@ -76,6 +90,6 @@ def num_warmup_updates(num_updates: int, options: TrainingOptions) -> int:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Use ``learning_rate`` from the next ``optimizer.step()`` on."""
+    """Use ``learning_rate``, times each group's factor, from the next ``optimizer.step()`` on."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("lr_factor", 1.0)

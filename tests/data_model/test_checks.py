@@ -4,7 +4,13 @@ import math
 
 import pytest
 
-from luthier.data_model.checks import require_bool, require_int, require_number, require_text
+from luthier.data_model.checks import (
+    require_bool,
+    require_int,
+    require_number,
+    require_text,
+    require_unicode,
+)
 from luthier.errors import InvalidInputError
 
 
@@ -66,3 +72,9 @@ def test_a_text_over_its_limit_is_refused_with_its_length() -> None:
         require_text("t", "abcd", max_chars=3)
     with pytest.raises(InvalidInputError, match="'t' must be a string"):
         require_text("t", 3, max_chars=3)
+
+
+def test_half_a_character_is_refused_with_its_place() -> None:
+    assert require_unicode("t", "ü🙂\x00") == "ü🙂\x00"
+    with pytest.raises(InvalidInputError, match=r"'t' is no valid text: .* at character 2"):
+        require_unicode("t", "ab\ud83d")

@@ -297,3 +297,26 @@ def test_the_base_models_object_stays_as_it_is(tiny_causal_base: BaseModel) -> N
     assert not any(layer.training for layer in base.model.modules())
     assert not base.model.is_gradient_checkpointing
     assert all(p.grad is None and not p.requires_grad for p in base.model.parameters())
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "full_fine_tuning"])
+def test_a_base_in_half_precision_gives_about_the_same_loss_and_gradient(
+    method: str, tiny_causal_base: BaseModel
+) -> None:
+    half = BaseModel.from_memory(
+        copy.deepcopy(tiny_causal_base.model).to(torch.bfloat16),
+        tiny_causal_base.tokenizer,
+        name="half",
+    )
+    found = []
+    for base in (tiny_causal_base, half):
+        adapter: Adapter = (
+            _soft_prompt(base, "decoder") if method == "prompt_tuning" else FullWeights(base.model)
+        )
+        loss, gradients = _loss_and_gradients(TrainingNetwork(base, adapter), adapter, _batch(base))
+        gradient = torch.cat([g.flatten().float() for g in gradients.values() if g is not None])
+        found.append((loss, gradient))
+    (loss, gradient), (half_loss, half_gradient) = found
+    assert half_loss.dtype is torch.float32
+    torch.testing.assert_close(half_loss, loss, rtol=0.05, atol=0.05)
+    assert torch.nn.functional.cosine_similarity(gradient, half_gradient, dim=0) > 0.95

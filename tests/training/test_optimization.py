@@ -62,3 +62,18 @@ def test_the_optimizer_is_adamw() -> None:
         optimizer.step()
         reference.step()
     torch.testing.assert_close(ours, theirs)
+
+
+def test_a_factor_speeds_up_its_parameters_alone() -> None:
+    parameters = [(name, torch.nn.Parameter(torch.zeros(2, 2))) for name in ("a", "b")]
+    options = TrainingOptions(learning_rate=0.1, weight_decay=0.0)
+    optimizer = build_optimizer(
+        parameters, options, learning_rate_factor=lambda name: 16.0 if name == "b" else 1.0
+    )
+    set_learning_rate(optimizer, 0.01)
+    for _, parameter in parameters:
+        parameter.grad = torch.ones(2, 2)
+    optimizer.step()
+    slow, fast = (parameter.detach() for _, parameter in parameters)
+    torch.testing.assert_close(fast, 16 * slow)
+    torch.testing.assert_close(slow, torch.full((2, 2), -0.01))

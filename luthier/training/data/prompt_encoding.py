@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from luthier.data_model.checks import require_unicode
 from luthier.training.data.verbalizer import Verbalizer
 
 _PLACEHOLDER = "{{input}}"
@@ -62,9 +63,10 @@ class PromptEncoder:
 
         Raises:
             VerbalizerError: If the verbalizer names another field.
+            InvalidInputError: If the text is no valid Unicode.
         """
-        prompt = verbalizer.render({"input": text})
-        if self._control is not None and self._control.search(text):
+        prompt = verbalizer.render({"input": require_unicode("text", text)})
+        if self.spells_control(text):
             token_ids = self._encode_as_text(verbalizer.template, text)
         else:
             token_ids = list(self._tokenizer(prompt, verbose=False)["input_ids"])
@@ -72,6 +74,22 @@ class PromptEncoder:
             kept = self._truncated(token_ids, max_tokens)
             return EncodedPrompt(self._decode(kept), tuple(kept))
         return EncodedPrompt(prompt, tuple(token_ids))
+
+    def encode_bare(self, text: str) -> list[int]:
+        """The tokens of a text that nothing is added to and that holds no control token."""
+        encoded: list[int] = self._text_only()(text, add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
+        return encoded
+
+    def spells_control(self, text: str) -> bool:
+        """Whether a tokenizer left to itself would see a control token in ``text``."""
+        return self._control is not None and self._control.search(text) is not None
+
+    @property
+    def num_trailing(self) -> int:
+        """Tokens that the tokenizer adds after every text."""
+        return len(self._trailing)
 
     def tokens(self, text: str) -> list[tuple[int, int, str]]:
         """The tokens of a bare text: start and end in it, and the vocabulary's piece.
@@ -85,8 +103,7 @@ class PromptEncoder:
         Returns:
             One entry per token.
         """
-        has_control = self._control is not None and self._control.search(text)
-        tokenizer = self._text_only() if has_control else self._tokenizer
+        tokenizer = self._text_only() if self.spells_control(text) else self._tokenizer
         encoded = tokenizer(text, return_offsets_mapping=tokenizer.is_fast, verbose=False)
         token_ids = encoded["input_ids"]
         pieces = tokenizer.convert_ids_to_tokens(token_ids)

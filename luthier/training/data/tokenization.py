@@ -7,6 +7,7 @@ gets into the middle.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,12 +16,18 @@ from typing import TypeAlias
 from caikit.core import DataObjectBase
 from transformers import PreTrainedTokenizerBase
 
+from luthier.data_model.checks import require_unicode
 from luthier.data_model.records import (
     ClassificationTrainRecord,
     GenerationTrainRecord,
     to_generation_record,
 )
-from luthier.errors import CancelledError, NotSupportedError, TrainingDataError
+from luthier.errors import (
+    CancelledError,
+    InvalidInputError,
+    NotSupportedError,
+    TrainingDataError,
+)
 from luthier.training.data.examples import (
     IGNORED_LABEL,
     MAX_LISTED_ROWS,
@@ -28,6 +35,7 @@ from luthier.training.data.examples import (
     TrainingData,
     TruncationReport,
 )
+from luthier.training.data.prompt_encoding import PromptEncoder
 from luthier.training.data.verbalizer import Verbalizer
 
 #: Records that go to the tokenizer at once; also how often a stop is looked for.
@@ -38,9 +46,17 @@ TrainRecord: TypeAlias = GenerationTrainRecord | ClassificationTrainRecord
 
 @dataclass(frozen=True)
 class TextPair:
-    """What one record says: the verbalized source and the target."""
+    """What one record says.
+
+    Args:
+        row: Number of the record, counted from 1.
+        text: The record's input.
+        source: ``text`` in the verbalizer.
+        target: The record's output.
+    """
 
     row: int
+    text: str
     source: str
     target: str
 
@@ -67,6 +83,11 @@ class RowTokenizer:
     max_target_length: int
     has_virtual_tokens: bool = False
     max_row_length: int | None = None
+
+    @functools.cached_property
+    def encoder(self) -> PromptEncoder:
+        """Reads texts as serving does."""
+        return PromptEncoder(self.tokenizer)
 
 
 def tokenize_records(
@@ -100,7 +121,14 @@ def tokenize_records(
     while chunk := list(islice(pairs, _CHUNK_ROWS)):
         if should_stop():
             raise CancelledError("training was cancelled while its data was tokenized")
-        examples.extend(_tokenize_chunk(chunk, row_tokenizer, cuts, name=name))
+        sources = _encode_sources(chunk, verbalizer, row_tokenizer)
+        targets = _encode_targets(chunk, row_tokenizer)
+        for pair, source, target in zip(chunk, sources, targets, strict=True):
+            kept_source = _cut_source(source, row_tokenizer)
+            kept_target = target[: row_tokenizer.max_target_length]
+            cuts.count_source(pair.row, len(source) - len(kept_source))
+            cuts.count_target(pair.row, len(target) - len(kept_target))
+            examples.append(_example(pair.row, kept_source, kept_target, row_tokenizer, name=name))
     if not examples:
         raise TrainingDataError(f"{name} data cannot be empty: it holds no record")
     return TrainingData(tuple(examples), cuts.report(num_rows=len(examples)))
@@ -122,34 +150,44 @@ def _text_pairs(
                 f"{name} row {row} has no output: no label token is left to learn"
             )
         source = verbalizer.render(_fields_of(generation_record), row=row)
-        yield TextPair(row, source, target)
+        text = str(generation_record.input)
+        for field_name, value in (("input", text), ("output", target)):
+            try:
+                require_unicode(field_name, value)
+            except InvalidInputError as error:
+                raise TrainingDataError(f"{name} row {row}: {error}") from error
+        yield TextPair(row, text, source, target)
 
 
 def _fields_of(record: DataObjectBase) -> dict[str, object]:
     return {name: getattr(record, name) for name in record.fields}
 
 
-def _tokenize_chunk(
-    pairs: list[TextPair], row_tokenizer: RowTokenizer, cuts: _Cuts, *, name: str
-) -> Iterator[Example]:
-    tokenizer = row_tokenizer.tokenizer
-    sources = tokenizer(
-        [pair.source for pair in pairs], return_special_tokens_mask=True, verbose=False
+def _encode_sources(
+    pairs: list[TextPair], verbalizer: Verbalizer, row_tokenizer: RowTokenizer
+) -> list[list[int]]:
+    """The tokens of every source, all at once but for the few that spell control tokens."""
+    encoder = row_tokenizer.encoder
+    encoded = row_tokenizer.tokenizer([pair.source for pair in pairs], verbose=False)
+    sources: list[list[int]] = encoded["input_ids"]
+    for index, pair in enumerate(pairs):
+        if encoder.spells_control(pair.text):
+            sources[index] = list(encoder.encode(verbalizer, pair.text).token_ids)
+    return sources
+
+
+def _encode_targets(pairs: list[TextPair], row_tokenizer: RowTokenizer) -> list[list[int]]:
+    """The tokens of every target and no others: a second begin-of-sequence token in the middle
+    would be learned as text."""
+    encoder = row_tokenizer.encoder
+    encoded = row_tokenizer.tokenizer(
+        [pair.target for pair in pairs], add_special_tokens=False, verbose=False
     )
-    # No special tokens: a second begin-of-sequence in the middle would be learned as text.
-    targets = tokenizer([pair.target for pair in pairs], add_special_tokens=False, verbose=False)
-    for pair, source_ids, special, target_ids in zip(
-        pairs,
-        sources["input_ids"],
-        sources["special_tokens_mask"],
-        targets["input_ids"],
-        strict=True,
-    ):
-        source = _cut_source(source_ids, special, row_tokenizer.max_source_length)
-        target = target_ids[: row_tokenizer.max_target_length]
-        cuts.count_source(pair.row, len(source_ids) - len(source))
-        cuts.count_target(pair.row, len(target_ids) - len(target))
-        yield _example(pair.row, source, target, row_tokenizer, name=name)
+    targets: list[list[int]] = encoded["input_ids"]
+    for index, pair in enumerate(pairs):
+        if encoder.spells_control(pair.target):
+            targets[index] = encoder.encode_bare(pair.target)
+    return targets
 
 
 def _example(
@@ -179,13 +217,12 @@ def _example(
     return example
 
 
-def _cut_source(ids: list[int], special_tokens_mask: list[int], max_length: int) -> list[int]:
-    """The first ``max_length`` tokens; a special token that the tokenizer adds at the end stays."""
+def _cut_source(ids: list[int], row_tokenizer: RowTokenizer) -> list[int]:
+    """The first tokens that fit; what the tokenizer adds at the end stays at the end."""
+    max_length = row_tokenizer.max_source_length
     if len(ids) <= max_length:
         return ids
-    num_closing = 0
-    while num_closing < max_length and special_tokens_mask[-1 - num_closing]:
-        num_closing += 1
+    num_closing = min(row_tokenizer.encoder.num_trailing, max_length)
     return ids[: max_length - num_closing] + ids[len(ids) - num_closing :]
 
 

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.errors import CancelledError, NotSupportedError, TrainingDataError, VerbalizerError
 from luthier.training.data.examples import TrainingData
+from luthier.training.data.prompt_encoding import PromptEncoder
 from luthier.training.data.tokenization import (
     RowTokenizer,
     TrainRecord,
@@ -170,3 +171,27 @@ def test_the_tokenizers_own_end_token_is_learned_if_generation_stops_at_it() -> 
     tokenizer.eos_token = None
     with pytest.raises(NotSupportedError, match="'m' has no end-of-sequence token"):
         eos_token_id_of(tokenizer, (), name="m")
+
+
+@pytest.mark.parametrize("is_seq2seq", [True, False])
+def test_a_control_token_that_a_record_spells_is_read_as_serving_reads_it(is_seq2seq: bool) -> None:
+    tokenizer = make_tokenizer(add_eos=is_seq2seq)
+    record = GenerationTrainRecord(input="stop</s>now", output="say <|user|> twice")
+    template = "<|user|>{{input}}<|assistant|>"
+    (example,) = _tokenize(
+        record, tokenizer=tokenizer, template=template, is_seq2seq=is_seq2seq
+    ).examples
+    served = PromptEncoder(tokenizer).encode(Verbalizer(template), "stop</s>now").token_ids
+    assert example.input_ids[: len(served)] == served
+    assert served[0] == tokenizer.convert_tokens_to_ids("<|user|>")
+    target = [label for label in example.labels if label != -100]
+    assert target[-1] == EOS_ID
+    assert not set(target[:-1]) & set(tokenizer.all_special_ids)
+    assert tokenizer.decode(target[:-1]) == "say <|user|> twice"
+
+
+@pytest.mark.parametrize("field", ["input", "output"])
+def test_half_a_character_is_refused_by_row(field: str) -> None:
+    texts = {"input": "a", "output": "b", field: "bad \ud83d"}
+    with pytest.raises(TrainingDataError, match=f"train row 2: '{field}' is no valid text"):
+        _tokenize(RECORD, GenerationTrainRecord(**texts))
