@@ -27,8 +27,9 @@ from luthier.client import Client
 
 MODEL = "intents"
 UNTUNED_MODEL = "intents-untuned"
-VERBALIZER = "{{input}}\nIntent:\n"
-INIT_TEXT = "Name the intent: delivery, payment, returns or account."
+#: The message as the chat model is used to reading it; its answer comes next.
+VERBALIZER = "<|im_start|>user\n{{input}}<|im_end|>\n<|im_start|>assistant\n"
+INIT_TEXT = "Name the intent: delivery, payment, repair or account."
 #: What both the tuned and the untuned model are made with.
 PARAMETERS: dict[str, Any] = {
     "verbalizer": VERBALIZER,
@@ -173,10 +174,12 @@ def _ask_every_door(api: GrpcApi, client: Client, folder: Path) -> bool:
     whole = client.generate(
         MODEL, QUESTION, max_new_tokens=MAX_NEW_TOKENS, preserve_input_text=False
     )
-    pieces = [chunk.text
+    pieces = [
+        chunk.text
         for chunk in client.stream(
             MODEL, QUESTION, max_new_tokens=MAX_NEW_TOKENS, preserve_input_text=False
-        )]
+        )
+    ]
     module = luthier.load(str(folder))
     result = module.run(QUESTION, max_new_tokens=MAX_NEW_TOKENS, preserve_input_text=False)
     answers = {
@@ -228,4 +231,7 @@ def _shown(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the server has stopped")
