@@ -101,22 +101,25 @@ def pick_training_dtype(requested: str | torch.dtype, *, device: torch.device) -
 
 
 @functools.cache
-def measure_cpu_speedup(dtype: torch.dtype, *, size: int = 384, repeats: int = 3) -> float:
+def measure_cpu_speedup(dtype: torch.dtype, *, size: int = 384, repeats: int = 8) -> float:
     """How many times faster a square matmul runs on the CPU in ``dtype`` than in float32.
 
-    Takes the fastest of ``repeats`` runs of each, so a busy machine disturbs it little.
+    The two take turns and the fastest run of each counts; one thread each, because on a busy
+    machine the time of several is mostly the wait for the last. The caller's number of threads
+    is restored.
     """
-    return _fastest_matmul_seconds(torch.float32, size, repeats) / _fastest_matmul_seconds(
-        dtype, size, repeats
-    )
+    matrices = [torch.ones(size, size), torch.ones(size, size).to(dtype)]
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seconds = [_matmul_seconds(matrix) for _ in range(repeats + 1) for matrix in matrices]
+    finally:
+        torch.set_num_threads(num_threads)
+    # The first turn warms caches and threads up.
+    return min(seconds[2::2]) / min(seconds[3::2])
 
 
-def _fastest_matmul_seconds(dtype: torch.dtype, size: int, repeats: int) -> float:
-    matrix = torch.ones(size, size).to(dtype)
+def _matmul_seconds(matrix: torch.Tensor) -> float:
+    start = time.perf_counter()
     torch.mm(matrix, matrix)
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        torch.mm(matrix, matrix)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return time.perf_counter() - start

@@ -56,6 +56,8 @@ def test_on_an_accelerator_the_request_counts():
 
 
 def test_the_speed_is_measured_and_kept():
+    num_threads = torch.get_num_threads()
     first = hardware.measure_cpu_speedup(torch.bfloat16)
+    assert torch.get_num_threads() == num_threads
     assert first > 0
     assert hardware.measure_cpu_speedup(torch.bfloat16) == first
