@@ -78,7 +78,7 @@ def parse_device(device: str | torch.device | None) -> torch.device:
 def pick_training_dtype(requested: str | torch.dtype, *, device: torch.device) -> torch.dtype:
     """The dtype to train in: ``requested``, or float32 where a half precision is slower.
 
-    Half precision on a CPU is measured once per process (about 30 ms), not assumed: without AMX
+    Half precision on a CPU is measured once per process (about 0.1 s), not assumed: without AMX
     or AVX512-BF16 it is several times slower than float32 and less exact.
 
     Args:
