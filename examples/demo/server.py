@@ -47,9 +47,9 @@ def running_server(models_dir: Path, log_file: Path) -> Iterator[Server]:
         RuntimeError: If it does not start; its log says why.
     """
     environment = {
-        **os.environ,
         "RUNTIME_HTTP_PORT": str(port_or_any(HTTP_PORT)),
         "RUNTIME_GRPC_PORT": str(port_or_any(GRPC_PORT)),
+        **os.environ,
         "RUNTIME_LOCAL_MODELS_DIR": str(models_dir),
     }
     with log_file.open("w") as log:
