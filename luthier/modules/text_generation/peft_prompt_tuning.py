@@ -223,8 +223,7 @@ class PeftPromptTuning(TextModule, ModuleBase):
             folder, text_of(config, "adapter_path"), what="adapter_path"
         )
         here = environment()
-        # The name is a stranger's: it may not reach beyond what the operator allows.
-        lease = _lease(base_model or text_of(config, "base_model_name"), here, from_request=True)
+        lease = _lease_for_saved(text_of(config, "base_model_name"), base_model, here)
         try:
             require_same_base(config, lease.base_model)
             adapter = _require_prompt(load_adapter(adapter_folder, base_model=lease.base_model))
@@ -250,7 +249,7 @@ class PeftPromptTuning(TextModule, ModuleBase):
         if archive.base_model_name is None:
             raise ArtifactError(f"{folder.name!r} holds a whole model, not a tuned prompt")
         here = environment()
-        lease = _lease(base_model or archive.base_model_name, here, from_request=True)
+        lease = _lease_for_saved(archive.base_model_name, base_model, here)
         try:
             generator = _generator(
                 lease,
@@ -339,12 +338,22 @@ class PeftPromptTuning(TextModule, ModuleBase):
         return self.generator.run_tokenizer(text)
 
 
-def _lease(
-    base_model: AnyBaseModel, here: Environment, *, from_request: bool = False
-) -> BaseModelLease:
+def _lease(base_model: AnyBaseModel, here: Environment) -> BaseModelLease:
     if isinstance(base_model, BaseModel):
         return BaseModelLease(base_model, here.base_models, None)
-    return here.base_models.acquire(base_model, from_request=from_request)
+    return here.base_models.acquire(base_model)
+
+
+def _lease_for_saved(
+    saved_name: str, brought: Optional[AnyBaseModel], here: Environment
+) -> BaseModelLease:
+    """The caller's base model, or the one that the saved prompt names.
+
+    That name is a stranger's: it may not reach beyond what the operator allows.
+    """
+    if brought is not None:
+        return _lease(brought, here)
+    return here.base_models.acquire(saved_name, from_request=True)
 
 
 def _generator(

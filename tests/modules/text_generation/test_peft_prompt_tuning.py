@@ -374,13 +374,16 @@ def test_a_base_model_of_the_same_name_with_other_weights_is_refused(
         luthier.load(saved)
 
 
-def test_a_base_model_that_is_elsewhere_can_be_brought_along(saved, tuned, configured, tmp_path):
+def test_a_base_model_that_is_elsewhere_can_be_brought_along(
+    saved, tuned, configured, tiny_base_models_dir, tmp_path
+):
     (tmp_path / "empty").mkdir()
     configured(BASE_MODELS_DIR=str(tmp_path / "empty"))
     with pytest.raises(BaseModelNotFoundError):
         luthier.load(saved)
-    model = PeftPromptTuning.load(saved, base_model=tuned.base_model)
-    assert model.run("a").generated_text == tuned.run("a").generated_text
+    for brought in (tuned.base_model, tiny_base_models_dir / tuned.base_model.name):
+        model = PeftPromptTuning.load(saved, base_model=brought)
+        assert model.run("a").generated_text == tuned.run("a").generated_text
 
 
 def test_a_prompt_for_another_kind_of_base_model_is_refused(saved, tuned):
