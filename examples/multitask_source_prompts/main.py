@@ -2,9 +2,9 @@
 
     python examples/multitask_source_prompts/main.py
 
-A source prompt holds what several tasks share (`prompt_embeddings`) and, per task, a rank-one matrix
-that is multiplied onto it (`prefix_task_cols` times `prefix_task_rows`). A new task starts from it
-with `AVERAGE_SOURCE`: the shared prompt times the mean of the tasks' matrices.
+A source prompt holds what several tasks share (`prompt_embeddings`) and, per task, a rank-one
+matrix that is multiplied onto it (`prefix_task_cols` times `prefix_task_rows`). A new task starts
+from it with `AVERAGE_SOURCE`: the shared prompt times the mean of the tasks' matrices.
 Wang et al. 2023, https://arxiv.org/abs/2303.02861
 """
 
