@@ -69,6 +69,10 @@ class Adapter(ABC):
         """Whether training draws random numbers."""
         return False
 
+    def learning_rate_factor(self, name: str) -> float:
+        """What training multiplies the learning rate of the parameter ``name`` with."""
+        return 1.0
+
     def tuned_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The network to run for this adapter: ``model``, the base's own, unless the method
         replaces it. Changes nothing."""

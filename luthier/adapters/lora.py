@@ -24,6 +24,8 @@ from luthier.adapters.lora_peft import TENSOR_PREFIX, write_config
 from luthier.adapters.module_tree import own_module_tree
 from luthier.data_model.lora import LoraConfig
 
+_B_SUFFIX = ".lora_B.weight"
+
 
 @dataclass(frozen=True, eq=False)
 class SavedModule:
@@ -77,6 +79,21 @@ class LoraAdapter(Adapter):
     def has_dropout(self) -> bool:
         """Whether training draws random numbers."""
         return self.config.dropout > 0
+
+    def learning_rate_factor(self, name: str) -> float:
+        """LoRA+: B may learn faster than A and all else.
+
+        Args:
+            name: As ``named_parameters`` gives it.
+
+        Returns:
+            ``lora_plus_ratio`` for B, 1 otherwise. (PEFT gives vectors the rate of B as well; the
+            paper does not.)
+
+        Source:
+            Hayou et al. 2024, arXiv 2402.12354.
+        """
+        return self.config.lora_plus_ratio if name.endswith(_B_SUFFIX) else 1.0
 
     @property
     def max_rank(self) -> int:

@@ -245,3 +245,11 @@ def test_an_adapter_lets_go_of_a_base_that_is_gone() -> None:
     gc.collect()
     assert gone() is None
     assert adapter.soft_prompt().decoder is None
+
+
+def test_b_may_learn_faster_than_all_else() -> None:
+    config = LoraConfig(rank=2, use_dora=True, modules_to_save=("norm",), lora_plus_ratio=16)
+    adapter = create_lora(make_llama(), config, seed=1)
+    factors = {name: adapter.learning_rate_factor(name) for name, _ in adapter.named_parameters()}
+    assert {name.partition(".lora_")[2] for name, f in factors.items() if f == 16} == {"B.weight"}
+    assert set(factors.values()) == {1.0, 16}
