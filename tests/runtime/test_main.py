@@ -13,14 +13,29 @@ import pytest
 from fixtures.server_process import server_process
 
 
-def test_it_says_where_it_listens_and_stops_in_order(tmp_path):
-    with server_process(tmp_path, tmp_path) as server:
+def test_it_stops_in_order_even_while_a_training_runs(tmp_path, tiny_base_models_dir):
+    parameters = {
+        "base_model": "tiny-causal",
+        "num_epochs": 1000,
+        "batch_size": 1,
+        "tuning_config": {"num_virtual_tokens": 4},
+        "train_stream": {"data_stream": {"data": [{"input": "a", "output": "b"}] * 200}},
+    }
+    with server_process(tmp_path, tiny_base_models_dir) as server:
         with server.http as client:
             assert client.get("/health").text == "OK"
-        assert server.stop(20) == 0
-        with pytest.raises(httpx.ConnectError):
-            server.http.get("/health")
+            response = client.post(
+                "/api/v1/TextGenerationTaskPeftPromptTuningTrain",
+                json={"model_name": "endless", "parameters": parameters},
+            )
+            query = {"training_id": response.json()["training_id"]}
+            status = client.get("/management/trainings", params=query)
+            assert status.json()["state"] in ("QUEUED", "RUNNING")
+        assert server.stop(15) == 0
+        with server.http as client, pytest.raises(httpx.ConnectError):
+            client.get("/health")
         assert "stopped" in server.log_file.read_text()
+        assert not (server.models_dir / "endless").exists()
 
 
 def test_ctrl_c_stops_it_too(tmp_path):
