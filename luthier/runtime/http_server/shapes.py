@@ -47,23 +47,32 @@ class Shape(ABC):
 
         Args:
             components: Gets the schemas that the result refers to.
+
+        Returns:
+            The schema, or a reference to it.
         """
 
     @abstractmethod
     def decode(self, value: Any, place: Place, errors: Errors) -> Any:
-        """The checked value; anything if ``errors`` grew.
+        """Check a value.
 
         Args:
             value: As the JSON parser, or a form, gave it.
             place: Where it stands, for messages.
             errors: Gets what is wrong.
+
+        Returns:
+            The value as services take it; anything if ``errors`` grew.
         """
 
     def from_text(self, text: str) -> Any:
-        """A form field's text as JSON would have had it; the text itself if it cannot be.
+        """Read the text of a form field.
 
         Args:
             text: The field's value.
+
+        Returns:
+            What JSON would have had; the text itself if it cannot be.
         """
         return text
 
@@ -256,6 +265,9 @@ class Object(Shape):
 
         Args:
             components: As for ``schema``.
+
+        Returns:
+            The schema.
         """
         schema: Schema = {
             "type": "object",

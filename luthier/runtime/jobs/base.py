@@ -99,6 +99,9 @@ class JobStore(ABC):
     def add(self, job: Job) -> None:
         """Remember a new job. Once this returns, the job is acknowledged.
 
+        Args:
+            job: QUEUED.
+
         Raises:
             ConflictError: If a job has this id already.
         """
@@ -106,6 +109,12 @@ class JobStore(ABC):
     @abstractmethod
     def get(self, job_id: str) -> Job:
         """The job as it stands now. Changes nothing.
+
+        Args:
+            job_id: A job's id.
+
+        Returns:
+            A snapshot.
 
         Raises:
             JobNotFoundError: If no job has this id.
@@ -116,6 +125,14 @@ class JobStore(ABC):
         """Change a job's state, atomically: of two callers that race, one gets the error.
 
         Sets ``started_at`` or ``finished_at`` to now.
+
+        Args:
+            job_id: A job's id.
+            to: The next state.
+            reasons: Why, where it is CANCELED or ERRORED.
+
+        Returns:
+            The job as it stands afterwards.
 
         Raises:
             JobNotFoundError: If no job has this id.
@@ -134,6 +151,9 @@ class JobExecutor(ABC):
     def submit(self, job: Job) -> None:
         """Add a QUEUED job to the store and run it as soon as there is room. Returns at once.
 
+        Args:
+            job: QUEUED, its folder written.
+
         Raises:
             CapacityError: If the queue is full; then the store does not know the job.
         """
@@ -141,6 +161,12 @@ class JobExecutor(ABC):
     @abstractmethod
     async def cancel(self, job_id: str) -> Job:
         """Stop a job and wait until it has stopped; a final job stays as it is.
+
+        Args:
+            job_id: A job's id.
+
+        Returns:
+            The job as it stands afterwards.
 
         Raises:
             JobNotFoundError: If no job has this id.
