@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.adapters.base import Adapter, SoftPromptTensors
-from luthier.adapters.lora_layers import LoraFactors, LoraLinear
+from luthier.adapters.lora_layers import LoraFactors, LoraLinear, versions_of
 from luthier.adapters.lora_peft import TENSOR_PREFIX, write_config
 from luthier.adapters.module_tree import own_module_tree
 from luthier.data_model.lora import LoraConfig
@@ -72,6 +72,7 @@ class LoraAdapter(Adapter):
         self.saved = dict(saved)
         self._target_names = target_names
         self._is_transposed = is_transposed
+        self._moved: tuple[tuple[object, ...], Self] | None = None
         self._trees: WeakKeyDictionary[PreTrainedModel, PreTrainedModel] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
@@ -170,10 +171,22 @@ class LoraAdapter(Adapter):
         return {TENSOR_PREFIX + name: tensor.detach() for name, tensor in state.items()}
 
     def to(self, *, device: torch.device, dtype: torch.dtype) -> Self:
-        """A copy on ``device`` in ``dtype`` (self if nothing changes)."""
-        if all(p.device == device and p.dtype == dtype for _, p in self.named_parameters()):
-            return self
+        """A copy on ``device`` in ``dtype`` (self if nothing changes).
 
+        The last copy is kept while no tensor changes, so that serving one adapter in the precision
+        of its base does not copy it for each request.
+        """
+        tensors = [t for factors in self.factors.values() for t in (factors.lora_a, factors.lora_b)]
+        tensors += [p for _, p in self.named_parameters()]
+        if all(t.device == device and t.dtype == dtype for t in tensors):
+            return self
+        state = (device, dtype, versions_of(*tensors))
+        with self._lock:
+            if self._moved is None or self._moved[0] != state or state[-1] is None:
+                self._moved = (state, self._copied(device=device, dtype=dtype))
+            return self._moved[1]
+
+    def _copied(self, *, device: torch.device, dtype: torch.dtype) -> Self:
         def move(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.detach().to(device=device, dtype=dtype, copy=True)
 

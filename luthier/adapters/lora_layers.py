@@ -165,7 +165,7 @@ class LoraLinear(nn.Module):
 
         Computed anew where a gradient is recorded; otherwise kept until a factor changes.
         """
-        versions = None if torch.is_grad_enabled() else _versions(self.lora_a, self.lora_b)
+        versions = None if torch.is_grad_enabled() else versions_of(self.lora_a, self.lora_b)
         if versions is not None and self._norm is not None and self._norm[0] == versions:
             return self._norm[1]
         with torch.no_grad():
@@ -257,8 +257,15 @@ def squares_added(
     return across * (2 * scaling) + own * scaling**2
 
 
-def _versions(*tensors: torch.Tensor) -> tuple[int, ...] | None:
-    """Changes whenever one of the tensors is changed in place; None if nobody counts."""
+def versions_of(*tensors: torch.Tensor) -> tuple[int, ...] | None:
+    """How often each tensor was changed in place.
+
+    Args:
+        *tensors: Any; what is done through ``.data`` is not counted.
+
+    Returns:
+        The counts, or None if a tensor was made in inference mode, where nobody counts.
+    """
     if any(tensor.is_inference() for tensor in tensors):
         return None
     return tuple(tensor._version for tensor in tensors)

@@ -212,6 +212,20 @@ def test_moving_copies_and_leaves_the_first_as_it_was() -> None:
     assert exact.dtype == torch.float64
 
 
+def test_a_copy_in_another_precision_is_made_once_per_state() -> None:
+    model = make_llama()
+    adapter = create_lora(model, LoraConfig(rank=2), seed=1)
+    there = {"device": torch.device("cpu"), "dtype": torch.bfloat16}
+    first = adapter.to(**there)
+    assert adapter.to(**there) is first
+    disturb(adapter)
+    second = adapter.to(**there)
+    assert second is not first
+    tuned = second.tuned_model(model.to(torch.bfloat16))
+    assert second.to(**there) is second
+    assert tuned is adapter.to(**there).tuned_model(model)
+
+
 def test_the_hash_changes_with_every_tensor_and_setting() -> None:
     model = make_llama()
 
