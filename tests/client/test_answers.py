@@ -65,5 +65,3 @@ def test_metric_keeps_what_it_does_not_know() -> None:
 def test_list_where_an_object_was_due_is_an_error() -> None:
     with pytest.raises(LuthierError, match="list where an object was due"):
         answers.model_list([])
-
-
