@@ -6,15 +6,13 @@ names the file, the row (counted from 1) and the column.
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+from luthier.data_model.formats.files import DATA_EXTENSIONS, read_file_rows, unknown_extension
+from luthier.data_model.formats.opening import StreamLimits, allowed_path, files_of
+from luthier.data_model.formats.row import shown
 from luthier.data_model.records import (
     ClassificationTrainRecord,
     GenerationTrainRecord,
@@ -22,29 +20,11 @@ from luthier.data_model.records import (
 )
 from luthier.errors import (
     InvalidInputError,
-    NameNotAllowedError,
     NotSupportedError,
     TrainingDataError,
 )
 
-#: A JSON array must be read whole; larger data belongs into JSON lines or CSV.
-MAX_JSON_ARRAY_BYTES = 1 << 30
-MAX_PATH_CHARS = 4096
-DEFAULT_MAX_ROWS = 1_000_000
-
-
-@dataclass(frozen=True)
-class StreamLimits:
-    """What a source of train records may read.
-
-    Args:
-        data_roots: Folders that files must lie in, symlinks resolved; None allows every file (a
-            Python caller reads with its own rights anyway), an empty tuple none.
-        max_rows: Most records of one source.
-    """
-
-    data_roots: tuple[Path, ...] | None = None
-    max_rows: int = DEFAULT_MAX_ROWS
+__all__ = ["StreamLimits", "read_train_records"]
 
 
 def read_train_records(
@@ -139,139 +119,17 @@ def _from_files(names: Iterable[str], limits: StreamLimits) -> Iterator[Generati
 def _from_directory(
     name: str, extension: str, limits: StreamLimits
 ) -> Iterator[GenerationTrainRecord]:
-    if extension not in _READERS:
-        raise InvalidInputError(_unknown_extension(extension))
-    folder = _allowed_path(name, limits)
+    if extension not in DATA_EXTENSIONS:
+        raise InvalidInputError(unknown_extension(extension))
+    folder = allowed_path(name, limits)
     if not folder.is_dir():
-        raise InvalidInputError(f"{_shown(name)} is not a directory")
-    files = sorted(path for path in folder.iterdir() if path.suffix == f".{extension}")
-    if not files:
-        raise InvalidInputError(f"directory {_shown(name)} holds no .{extension} files")
-    return _from_files([str(path) for path in files], limits)
+        raise InvalidInputError(f"{shown(name)} is not a directory")
+    return _from_files([str(path) for path in files_of(folder, (extension,), limits)], limits)
 
 
 def _from_file(name: str, limits: StreamLimits) -> Iterator[GenerationTrainRecord]:
-    extension = Path(name).suffix.removeprefix(".").lower()
-    read = _READERS.get(extension)
-    if read is None:
-        raise InvalidInputError(f"{_shown(name)}: {_unknown_extension(extension)}")
-    path = _allowed_path(name, limits)
-    try:
-        with _open_regular_file(path) as file:
-            yield from read(file, path.name)
-    except OSError as error:
-        raise InvalidInputError(f"cannot read {_shown(name)}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise TrainingDataError(
-            f"{path.name}: byte {error.object[error.start]:#04x} at position {error.start} of a "
-            "block is not UTF-8"
-        ) from error
-
-
-def _allowed_path(name: str, limits: StreamLimits) -> Path:
-    """The real path behind a name, symlinks resolved and confined to the roots."""
-    if not name or "\0" in name or len(name) > MAX_PATH_CHARS:
-        raise NameNotAllowedError(f"{_shown(name)} is not a file name")
-    if limits.data_roots is None:
-        return Path(name).expanduser().resolve()
-    for root in limits.data_roots:
-        real_root = root.resolve()
-        path = (real_root / name).resolve()
-        if path.is_relative_to(real_root) and path.exists():
-            return path
-    raise NameNotAllowedError(
-        f"{_shown(name)} is in none of the folders that the server's 'data_roots' allow"
-        if limits.data_roots
-        else f"{_shown(name)} cannot be read: the server's 'data_roots' allows no files"
-    )
-
-
-def _open_regular_file(path: Path) -> TextIO:
-    """Open what was checked and nothing else: no symlink put there since, no pipe that blocks."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise InvalidInputError(f"{_shown(path.name)} is not a regular file")
-        if path.resolve() != path:
-            raise NameNotAllowedError(f"{_shown(path.name)} was replaced while it was opened")
-        return os.fdopen(descriptor, encoding="utf-8-sig", newline="")
-    except BaseException:
-        os.close(descriptor)
-        raise
-
-
-# ---- formats
-
-
-def _from_json_lines(file: TextIO, place: str) -> Iterator[GenerationTrainRecord]:
-    row = 0
-    for line_number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        row += 1
-        value = _parsed_json(line, f"{place} line {line_number}")
-        yield _from_object(value, f"{place} row {row}")
-
-
-def _from_json_array(file: TextIO, place: str) -> Iterator[GenerationTrainRecord]:
-    size = os.fstat(file.fileno()).st_size
-    if size > MAX_JSON_ARRAY_BYTES:
-        raise InvalidInputError(
-            f"{place} has {size} bytes, a JSON array may have {MAX_JSON_ARRAY_BYTES}; "
-            "use JSON lines (.jsonl)"
-        )
-    values = _parsed_json(file.read(), place)
-    if not isinstance(values, list):
-        raise TrainingDataError(f"{place} must hold a JSON array of records")
-    return _from_objects(values, place)
-
-
-def _parsed_json(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise TrainingDataError(
-            f"{place} is not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
-        ) from error
-    except RecursionError as error:
-        raise TrainingDataError(f"{place} is nested too deeply") from error
-
-
-def _from_csv(file: TextIO, place: str) -> Iterator[GenerationTrainRecord]:
-    reader = csv.DictReader(file, strict=True)
-    try:
-        columns = _checked_header(reader.fieldnames, place)
-        for row, cells in enumerate(reader, start=1):
-            if None in cells:
-                raise TrainingDataError(
-                    f"{place} row {row} (line {reader.line_num}) has more cells than the "
-                    f"{len(columns)} columns of the header"
-                )
-            yield _from_object(cells, f"{place} row {row} (line {reader.line_num})")
-    except csv.Error as error:
-        raise TrainingDataError(f"{place} line {reader.line_num}: {error}") from error
-
-
-def _checked_header(columns: Sequence[str] | None, place: str) -> Sequence[str]:
-    if not columns:
-        raise TrainingDataError(f"{place} is empty; the first line must name the columns")
-    for column in ("input", "output"):
-        if column not in columns:
-            raise TrainingDataError(
-                f"{place}: column '{column}' is missing (columns: {_shown(', '.join(columns))})"
-            )
-    return columns
-
-
-_READERS: dict[str, Callable[[TextIO, str], Iterator[GenerationTrainRecord]]] = {
-    "csv": _from_csv,
-    "json": _from_json_array,
-    "jsonl": _from_json_lines,
-}
-
-
-def _unknown_extension(extension: str) -> str:
-    return f"extension {_shown(extension)} is not one of {', '.join(sorted(_READERS))}"
+    for row in read_file_rows(name, limits, required_columns=("input", "output")):
+        yield _from_object(row.value, row.place)
 
 
 # ---- objects
@@ -309,7 +167,7 @@ def _require_text(value: object, column: str, place: str) -> None:
         raise TrainingDataError(f"{place}: field '{column}' is missing")
     if not isinstance(value, str):
         raise TrainingDataError(
-            f"{place}: field '{column}' must be a string, got {_shown(repr(value))}"
+            f"{place}: field '{column}' must be a string, got {shown(repr(value))}"
         )
 
 
@@ -318,7 +176,3 @@ def _require_labels(labels: object, place: str) -> None:
         raise TrainingDataError(f"{place}: field 'labels' must be a list of one or more strings")
     for label in labels:
         _require_text(label, "labels", place)
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 80 else f"{text[:77]}...")

@@ -1,0 +1,1 @@
+"""Files of examples, read row by row: JSON lines, JSON, CSV, parquet, plain text, folders, zips."""
