@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import InvalidInputError, NotSupportedError
+from luthier.modules.text_generation.lora_tuning import LoraTuning
 from luthier.modules.text_generation.peft_prompt_tuning import PeftPromptTuning
 from luthier.modules.text_generation.saved_model import read_config
 from luthier.modules.text_generation.text_generation import TextGeneration
 from luthier.modules.text_generation.train_plan import TrainingPlan
 
-AnyModule = PeftPromptTuning | TextGeneration
-MODULES: Mapping[str, type[PeftPromptTuning] | type[TextGeneration]] = {
+AnyModule = LoraTuning | PeftPromptTuning | TextGeneration
+MODULES: Mapping[str, type[LoraTuning] | type[PeftPromptTuning] | type[TextGeneration]] = {
+    LoraTuning.MODULE_ID: LoraTuning,
     PeftPromptTuning.MODULE_ID: PeftPromptTuning,
     TextGeneration.MODULE_ID: TextGeneration,
 }

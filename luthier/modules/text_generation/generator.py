@@ -25,10 +25,10 @@ from luthier.inference.base import GenerationChunk, GenerationRequest, TokenStre
 from luthier.inference.base import Token as EngineToken
 from luthier.inference.registry import engine_for
 from luthier.modules.environment import Environment
-from luthier.modules.text_generation.space_cleaning import SpaceCleaner
+from luthier.modules.text_generation.text_joining import TextJoiner, drops_first_space
 from luthier.resources.base_model import BaseModel
 from luthier.resources.store import BaseModelLease
-from luthier.training.data.prompt_encoding import EncodedPrompt, PromptEncoder
+from luthier.training.data.prompt_encoding import EncodedPrompt, encoder_for
 from luthier.training.data.verbalizer import DEFAULT_VERBALIZER, Verbalizer
 
 #: Tokenizing this many characters takes about a millisecond: too long for an event loop.
@@ -63,10 +63,11 @@ class TextGenerator:
         self._environment = environment
         self._adapter = adapter
         self._verbalizer = Verbalizer(verbalizer)
-        self._encoder = PromptEncoder(lease.base_model.tokenizer)
-        # A thread of its own: the collector may run anywhere, even inside the store's lock.
-        release = threading.Thread(target=lease.release, name="lease-release", daemon=True)
-        self._finalizer = weakref.finalize(self, release.start)
+        self._encoder = encoder_for(lease.base_model)
+        self._restores_space = lease.base_model.kind == "causal" and drops_first_space(
+            lease.base_model.tokenizer
+        )
+        self._finalizer = weakref.finalize(self, _release_elsewhere, lease)
         self._finalizer.atexit = False
 
     @property
@@ -232,8 +233,15 @@ class TextGenerator:
             prompt_text=prompt.text if preserves else "",
             prompt_tokens=len(prompt.token_ids),
             producer_id=self._producer_id,
-            cleaner=SpaceCleaner(is_active=self.cleans_up_spaces),
+            joiner=TextJoiner(
+                restores_space=self._restores_space, cleans_up_spaces=self.cleans_up_spaces
+            ),
         )
+
+
+def _release_elsewhere(lease: BaseModelLease) -> None:
+    """Release in a thread: the collector may run anywhere, even inside the store's lock."""
+    threading.Thread(target=lease.release, name="lease-release", daemon=True).start()
 
 
 def _checked_text(text: object) -> str:
@@ -264,7 +272,7 @@ class _Answer:
         prompt_text: What comes before the generated text; "" if it is not to be given back.
         prompt_tokens: Length of the prompt.
         producer_id: Named in every result.
-        cleaner: Sees all text, the prompt's first.
+        joiner: Sees all text, the prompt's first.
     """
 
     stream: TokenStream
@@ -272,17 +280,18 @@ class _Answer:
     prompt_text: str
     prompt_tokens: int
     producer_id: ProducerId
-    cleaner: SpaceCleaner
+    joiner: TextJoiner
 
     def __post_init__(self) -> None:
-        self._texts: list[str] = []
+        # The prompt goes first through the joiner, for a stream as for a whole text.
+        self._texts = [self.joiner.prompt(self.prompt_text)]
         self._tokens: list[EngineToken] = []
         self._input_tokens: list[EngineToken] = []
         self._last = GenerationChunk(text="", input_token_count=self.prompt_tokens)
 
     def add(self, chunk: GenerationChunk) -> None:
         """Take the next chunk of a result that is given back whole."""
-        self._texts.append(chunk.text)
+        self._texts.append(self._text_of(chunk))
         self._tokens.extend(chunk.tokens)
         self._input_tokens.extend(chunk.input_tokens)
         self._last = chunk
@@ -291,7 +300,7 @@ class _Answer:
         """The whole answer, after the last chunk."""
         last = self._last
         return GeneratedTextResult(
-            generated_text=self._whole_text(),
+            generated_text="".join(self._texts),
             generated_tokens=last.generated_token_count,
             finish_reason=FinishReason[last.finish_reason.name],
             producer_id=self.producer_id,
@@ -304,17 +313,15 @@ class _Answer:
     @property
     def has_preamble(self) -> bool:
         """True if the stream starts with the prompt."""
-        return bool(self.prompt_text)
+        return bool(self._texts[0])
 
     def preamble(self) -> GeneratedTextStreamResult:
         """The stream's first item: the prompt."""
-        return self._item(self.cleaner.push(self.prompt_text), self._last, tokens=None)
+        return self._item(self._texts[0], self._last, tokens=None)
 
     def piece(self, chunk: GenerationChunk) -> GeneratedTextStreamResult | None:
         """A chunk as an item of the stream; None if there is nothing to say yet."""
-        text = self.cleaner.push(chunk.text)
-        if chunk.is_last:
-            text += self.cleaner.flush()
+        text = self._text_of(chunk)
         has_news = text or chunk.is_last or chunk.input_tokens
         if not has_news and not (self._reports_tokens and chunk.tokens):
             return None
@@ -322,9 +329,10 @@ class _Answer:
             text, chunk, tokens=_reported(chunk.tokens) if self._reports_tokens else None
         )
 
-    def _whole_text(self) -> str:
-        text = self.cleaner.push(self.prompt_text + "".join(self._texts))
-        return text + self.cleaner.flush()
+    def _text_of(self, chunk: GenerationChunk) -> str:
+        first_piece = chunk.tokens[0].text if chunk.tokens else ""
+        text = self.joiner.push(chunk.text, first_piece=first_piece)
+        return text + self.joiner.flush() if chunk.is_last else text
 
     def _item(
         self, text: str, chunk: GenerationChunk, *, tokens: list[GeneratedToken] | None

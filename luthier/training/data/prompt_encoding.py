@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import re
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from luthier.data_model.checks import require_unicode
+from luthier.resources.base_model import BaseModel
 from luthier.training.data.verbalizer import Verbalizer
 
 _PLACEHOLDER = "{{input}}"
@@ -162,6 +164,26 @@ class PromptEncoder:
         text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
         assert isinstance(text, str)
         return text
+
+
+_encoders: weakref.WeakKeyDictionary[BaseModel, PromptEncoder] = weakref.WeakKeyDictionary()
+_encoders_lock = threading.Lock()
+
+
+def encoder_for(base_model: BaseModel) -> PromptEncoder:
+    """The one encoder of a base model, however many adapters stand on it. Thread-safe.
+
+    Args:
+        base_model: Any; it is not kept alive.
+
+    Returns:
+        Its encoder.
+    """
+    with _encoders_lock:
+        encoder = _encoders.get(base_model)
+        if encoder is None:
+            encoder = _encoders[base_model] = PromptEncoder(base_model.tokenizer)
+        return encoder
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:

@@ -1,0 +1,110 @@
+"""A LoRA tuning before it starts: the plan of any training, and of the deltas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from luthier.adapters.lora import LoraAdapter
+from luthier.adapters.lora_building import create_lora
+from luthier.data_model.lora import (
+    LORA_OPTION_ALIASES,
+    LORA_OPTION_NAMES,
+    LORA_TUNING_DEFAULTS,
+    LoraConfig,
+    LoraLimits,
+)
+from luthier.data_model.training_options import TRAINING_OPTION_ALIASES, TRAINING_OPTION_NAMES
+from luthier.errors import UnknownKeyError, did_you_mean
+from luthier.modules.environment import Environment
+from luthier.modules.text_generation.train_plan import HOOK_NAMES, TrainingPlan, plan_training
+from luthier.resources.base_model import BaseModel
+
+_COMMON_ARGUMENTS = ("base_model", "train_stream", "val_stream", *HOOK_NAMES)
+
+
+@dataclass(frozen=True)
+class LoraTuningPlan(TrainingPlan):
+    """A LoRA tuning that nothing known so far speaks against.
+
+    Args:
+        lora: Size, scaling, layers and start of the deltas. Whether the base model has such
+            layers is known with its weights.
+    """
+
+    lora: LoraConfig
+
+    def make_adapter(self, base_model: BaseModel) -> LoraAdapter:
+        """The deltas before their first update.
+
+        Args:
+            base_model: From ``acquire``.
+
+        Returns:
+            A fresh adapter.
+        """
+        return create_lora(base_model.model, self.lora, seed=self.options.seed)
+
+
+def plan_lora_tuning(
+    arguments: Mapping[str, Any], *, module_id: str, environment: Environment
+) -> LoraTuningPlan:
+    """Check the arguments of a LoRA tuning and read its data.
+
+    Args:
+        arguments: Of ``train``, by name.
+        module_id: What is to be trained.
+        environment: Limits and what is allowed.
+
+    Returns:
+        The plan.
+
+    Raises:
+        LuthierError: Naming the argument, its value and the limit, or the row.
+    """
+    _refuse_unknown(arguments)
+    lora = _lora_config(arguments)
+    common = {name: value for name, value in arguments.items() if not _is_lora_option(name)}
+    plan = plan_training(
+        common, module_id=module_id, defaults=LORA_TUNING_DEFAULTS, environment=environment
+    )
+    return LoraTuningPlan(
+        **{field.name: getattr(plan, field.name) for field in fields(plan)}, lora=lora
+    )
+
+
+def _lora_config(arguments: Mapping[str, Any]) -> LoraConfig:
+    """The options of LoRA among the arguments; what equals a default counts as not given."""
+    given = {
+        name: value
+        for name, value in arguments.items()
+        # On a wire, an empty list is a list that nobody sent.
+        if _is_lora_option(name) and value not in (None, []) and not _is_default(name, value)
+    }
+    config = LoraConfig.from_mapping(given)
+    config.validate(LoraLimits())
+    return config
+
+
+def _is_lora_option(name: str) -> bool:
+    return LORA_OPTION_ALIASES.get(name, name) in LORA_OPTION_NAMES
+
+
+def _is_default(name: str, value: object) -> bool:
+    default = getattr(LoraConfig(), LORA_OPTION_ALIASES.get(name, name))
+    return type(value) in (type(default), float) and value == default
+
+
+def _refuse_unknown(arguments: Mapping[str, Any]) -> None:
+    known = (
+        *_COMMON_ARGUMENTS,
+        *TRAINING_OPTION_NAMES,
+        *TRAINING_OPTION_ALIASES,
+        *LORA_OPTION_NAMES,
+        *LORA_OPTION_ALIASES,
+    )
+    for name in arguments:
+        if name not in known:
+            hint = did_you_mean(name[:80], known)
+            raise UnknownKeyError(f"unknown option of a LoRA tuning: {name[:80]!r}{hint}")
