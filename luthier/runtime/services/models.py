@@ -16,7 +16,7 @@ from luthier.files.names import check_name
 from luthier.runtime.folders import HIDDEN_PREFIX, publish_folder
 from luthier.runtime.registry.model_folder import CONFIG_FILE
 from luthier.runtime.registry.registry import ModelRegistry
-from luthier.runtime.registry.served_module import LoadModule
+from luthier.runtime.registry.served_module import LoadModule, ServedModule
 
 log = alog.use_channel(__name__)
 
@@ -55,19 +55,19 @@ class ModelsService:
         """
         final = self._models.folder_of(model_id)
         _check_files(files)
-        self._require_free(model_id)
+        await asyncio.to_thread(self._require_free, model_id)
         staging = self._models.path / f"{HIDDEN_PREFIX}deploy-{uuid.uuid4().hex}"
         # Under its own name already: errors of the loader name the folder.
         staged = staging / model_id
         try:
             await asyncio.to_thread(_write_files, staged, files)
             await asyncio.to_thread(self._try, staged)
-            self._require_free(model_id)
+            await asyncio.to_thread(self._require_free, model_id)
             await asyncio.to_thread(publish_folder, staged, final)
         finally:
             await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
         log.info("model deployed: model_id=%s", model_id)
-        return self._info(model_id)
+        return await self._info(model_id)
 
     async def undeploy(self, model_id: str) -> UndeployModelRequest:
         """Stop serving a model and delete its folder; requests that run with it may end.
@@ -103,16 +103,20 @@ class ModelsService:
         models = []
         for name in names:
             try:
-                models.append(self._info(name))
+                models.append(await self._info(name))
             except ModelNotFoundError:
                 # Undeployed since the folder was listed.
                 if model_ids:
                     raise
         return ModelInfoResponse(models=models)
 
-    def _info(self, model_id: str) -> ModelInfo:
-        self._models.version_of(model_id)
+    async def _info(self, model_id: str) -> ModelInfo:
         module = self._registry.loaded_module(model_id)
+        # In a thread: a model may have many files, on a disk that is not here.
+        return await asyncio.to_thread(self._describe, model_id, module)
+
+    def _describe(self, model_id: str, module: ServedModule | None) -> ModelInfo:
+        self._models.version_of(model_id)
         return ModelInfo(
             model_path=str(self._models.folder_of(model_id)),
             name=model_id,

@@ -171,7 +171,13 @@ class TrainingService:
             CapacityError: If the queue is full.
         """
         # In a thread: 50,000 rows take a second to check and write.
-        job = await asyncio.to_thread(self._prepare, request)
+        preparing = asyncio.ensure_future(asyncio.to_thread(self._prepare, request))
+        try:
+            job = await asyncio.shield(preparing)
+        except asyncio.CancelledError:
+            # The caller is gone; the thread is not, and its files must not stay.
+            preparing.add_done_callback(_remove_prepared)
+            raise
         try:
             self._executor.submit(job)
         except BaseException:
@@ -274,6 +280,11 @@ def as_status(job: Job) -> TrainingStatusResponse:
         completion_timestamp=job.finished_at,
         reasons=list(job.reasons),
     )
+
+
+def _remove_prepared(preparing: asyncio.Future[Job]) -> None:
+    if preparing.exception() is None:
+        JobFolder(preparing.result().folder).remove()
 
 
 def _given(training_id: str) -> str:

@@ -158,6 +158,20 @@ async def test_a_full_queue_leaves_nothing_behind(bench):
     assert list((bench.models / JOBS_FOLDER).iterdir()) == []
 
 
+async def test_a_caller_who_goes_away_leaves_nothing_behind(bench):
+    submitting = asyncio.ensure_future(bench.service.submit(request()))
+    await asyncio.sleep(0)
+    submitting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await submitting
+    jobs = bench.models / JOBS_FOLDER
+    for _ in range(100):
+        await asyncio.sleep(0.01)
+        if jobs.exists() and not list(jobs.iterdir()):
+            break
+    assert list(jobs.iterdir()) == [] and bench.store.list_jobs() == ()
+
+
 async def test_cancel_answers_with_the_state_afterwards(bench):
     started = await bench.service.submit(request())
     assert (await bench.service.cancel(started.training_id)).state is JobStatus.CANCELED
