@@ -10,7 +10,11 @@ from types import MappingProxyType
 from typing import Any
 
 from luthier.data_model.checks import require_int, require_number, require_text
-from luthier.data_model.training_options import Setting, TrainingLimits
+from luthier.data_model.training_options import (
+    Setting,
+    TrainingLimits,
+    TrainingOptions,
+)
 from luthier.errors import InvalidInputError, NotSupportedError, UnknownKeyError, did_you_mean
 
 #: PEFT's word for "every linear layer but the head".
@@ -94,7 +98,7 @@ class LoraConfig:
         aliases=("r", "lora_r", "lora_rank"),
     )
     alpha: float = _setting(
-        16,
+        16.0,
         "number",
         "The delta is scaled by alpha / rank, or alpha / sqrt(rank) with use_rslora.",
         above=0,
@@ -266,6 +270,9 @@ LORA_OPTION_ALIASES: Mapping[str, str] = {
     for field in dataclasses.fields(LoraConfig)
     for alias in field.metadata["setting"].aliases
 }
+
+#: Hyperparameters of the loop where a LoRA tuning says nothing.
+LORA_TUNING_DEFAULTS = TrainingOptions(num_epochs=3, learning_rate=2e-4, accumulate_steps=1)
 
 
 def parse_initialisation(word: str) -> str | PissaInit:

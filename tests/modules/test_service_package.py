@@ -35,11 +35,20 @@ FINE_TUNING_PARAMETERS = [
     "base_model", "train_stream", "torch_dtype", "max_source_length", "max_target_length",
     "batch_size", "num_epochs", "accumulate_steps", "random_seed", "lr", "use_iterable_dataset",
 ]  # fmt: skip
+LORA_TUNING_PARAMETERS = [
+    "base_model", "train_stream", "val_stream", "rank", "alpha", "dropout", "use_rslora",
+    "use_dora", "target_modules", "exclude_modules", "modules_to_save", "unfreeze_layers",
+    "rank_pattern", "alpha_pattern", "initialisation", "lora_plus_ratio", "device", "num_epochs",
+    "learning_rate", "verbalizer", "batch_size", "max_source_length", "max_target_length",
+    "accumulate_steps", "torch_dtype", "silence_progress_bars", "seed",
+]  # fmt: skip
 FROZEN = {
     "TextGenerationTaskRequest": GENERATION_REQUEST,
     "ServerStreamingTextGenerationTaskRequest": GENERATION_REQUEST,
     "TextGenerationTaskPeftPromptTuningTrainParameters": PROMPT_TUNING_PARAMETERS,
     "TextGenerationTaskTextGenerationTrainParameters": FINE_TUNING_PARAMETERS,
+    "TextGenerationTaskLoraTuningTrainParameters": LORA_TUNING_PARAMETERS,
+    "TextGenerationTaskLoraTuningTrainRequest": ["model_name", "output_path", "parameters"],
     "TextGenerationTaskPeftPromptTuningTrainRequest": ["model_name", "output_path", "parameters"],
     "TextGenerationTaskTextGenerationTrainRequest": ["model_name", "output_path", "parameters"],
     "TokenizationTaskRequest": ["text"],
@@ -80,10 +89,11 @@ def test_every_message_of_caikit_nlp_that_we_have_is_byte_identical(rendered):
     if not REFERENCE.is_dir():
         pytest.skip("caikit-nlp's protos are not here")
     theirs = {path.name: path.read_text("utf-8") for path in REFERENCE.glob("*.proto")}
-    ours_alone = {"modelmanagement.proto"}
-    subset = {"nlpservice.proto"}
+    lora = "caikit.runtime.Nlp.textgenerationtaskloratuningtrain"
+    ours_alone = {"modelmanagement.proto", f"{lora}parameters.proto", f"{lora}request.proto"}
+    services = {"nlpservice.proto", "nlptrainingservice.proto"}
     assert rendered.keys() - theirs.keys() == ours_alone
-    for name in rendered.keys() - ours_alone - subset:
+    for name in rendered.keys() - ours_alone - services:
         assert rendered[name] == theirs[name], name
 
 
@@ -93,6 +103,15 @@ def test_the_service_is_a_subset_of_caikit_nlps(rendered):
     theirs = (REFERENCE / "nlpservice.proto").read_text("utf-8").splitlines()
     ours = rendered["nlpservice.proto"].splitlines()
     assert [line for line in ours if line not in theirs] == []
+
+
+def test_the_training_service_is_caikit_nlps_with_lora_added(rendered):
+    if not REFERENCE.is_dir():
+        pytest.skip("caikit-nlp's protos are not here")
+    theirs = (REFERENCE / "nlptrainingservice.proto").read_text("utf-8").splitlines()
+    ours = rendered["nlptrainingservice.proto"].splitlines()
+    assert [line for line in theirs if line not in ours] == []
+    assert all("LoraTuning" in line or "loratuning" in line for line in ours if line not in theirs)
 
 
 @pytest.mark.parametrize("message", FROZEN)
@@ -121,6 +140,7 @@ def test_service_and_rpc_names_are_caikit_nlps():
             "TokenizationTaskPredict",
         ],
         "caikit.runtime.Nlp.NlpTrainingService": [
+            "TextGenerationTaskLoraTuningTrain",
             "TextGenerationTaskPeftPromptTuningTrain",
             "TextGenerationTaskTextGenerationTrain",
         ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,7 +16,7 @@ from luthier.data_model.lora import (
     LoraLimits,
 )
 from luthier.data_model.training_options import TRAINING_OPTION_ALIASES, TRAINING_OPTION_NAMES
-from luthier.errors import UnknownKeyError, did_you_mean
+from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 from luthier.modules.environment import Environment
 from luthier.modules.text_generation.train_plan import HOOK_NAMES, TrainingPlan, plan_training
 from luthier.resources.base_model import BaseModel
@@ -82,9 +82,30 @@ def _lora_config(arguments: Mapping[str, Any]) -> LoraConfig:
         # On a wire, an empty list is a list that nobody sent.
         if _is_lora_option(name) and value not in (None, []) and not _is_default(name, value)
     }
+    for name in ("rank_pattern", "alpha_pattern"):
+        if isinstance(given.get(name), list | tuple):
+            given[name] = _pattern_table(name, given[name])
     config = LoraConfig.from_mapping(given)
     config.validate(LoraLimits())
     return config
+
+
+def _pattern_table(option: str, entries: Sequence[object]) -> dict[str, float]:
+    """``["q_proj=4"]`` -> ``{"q_proj": 4}``: a wire has no mapping."""
+    table: dict[str, float] = {}
+    for entry in entries:
+        pattern, _, number = str(entry).rpartition("=")
+        if not pattern or pattern in table:
+            raise InvalidInputError(
+                f"'{option}' must list 'name=number', each name once, got {str(entry)[:80]!r}"
+            )
+        try:
+            table[pattern] = int(number) if option == "rank_pattern" else float(number)
+        except ValueError as error:
+            raise InvalidInputError(
+                f"'{option}': {number[:80]!r} of {pattern[:80]!r} is not a number"
+            ) from error
+    return table
 
 
 def _is_lora_option(name: str) -> bool:
@@ -93,7 +114,7 @@ def _is_lora_option(name: str) -> bool:
 
 def _is_default(name: str, value: object) -> bool:
     default = getattr(LoraConfig(), LORA_OPTION_ALIASES.get(name, name))
-    return type(value) in (type(default), float) and value == default
+    return type(value) is type(default) and value == default
 
 
 def _refuse_unknown(arguments: Mapping[str, Any]) -> None:

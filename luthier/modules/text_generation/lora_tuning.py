@@ -83,6 +83,8 @@ class LoraTuning(TextModule, ModuleBase):
         exclude_modules: Optional[list[str]] = None,
         modules_to_save: Optional[list[str]] = None,
         unfreeze_layers: Optional[list[str]] = None,
+        rank_pattern: Optional[list[str]] = None,
+        alpha_pattern: Optional[list[str]] = None,
         initialisation: Optional[str] = "default",
         lora_plus_ratio: Optional[float] = 1.0,
         device: Optional[str] = DETECT_DEVICE,
@@ -114,6 +116,9 @@ class LoraTuning(TextModule, ModuleBase):
             exclude_modules: Layers that do not, in the same way.
             modules_to_save: Whole modules that are trained and saved as well.
             unfreeze_layers: Every parameter with one of these texts in its name is trained too.
+            rank_pattern: Other ranks for some layers: ``name=rank`` each, where the name is a
+                layer's, its end, or a regular expression. From Python also a mapping.
+            alpha_pattern: Other alphas, in the same way.
             initialisation: default, gaussian, random, pissa, pissa_niter_N, olora, orthogonal or
                 mica.
             lora_plus_ratio: LoRA+: learning rate of B over that of A.
@@ -150,6 +155,8 @@ class LoraTuning(TextModule, ModuleBase):
             exclude_modules=exclude_modules,
             modules_to_save=modules_to_save,
             unfreeze_layers=unfreeze_layers,
+            rank_pattern=rank_pattern,
+            alpha_pattern=alpha_pattern,
             initialisation=initialisation,
             lora_plus_ratio=lora_plus_ratio,
             device=device,
