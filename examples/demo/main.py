@@ -205,12 +205,12 @@ def _show_addresses(server: Server, models_dir: Path, *, is_kept: bool) -> None:
     if is_kept:
         print(f"""
 Try it from another terminal, and end the server with Ctrl-C here:
-  .venv/bin/luthier generate {MODEL} "the box is damaged" --url {server.http}""")
+  .venv/bin/luthier generate {MODEL} "my parcel is late" --url {server.http}""")
     else:
         print(f"""
 The server stops now. This keeps one running, and this one asks without a server:
   .venv/bin/python examples/demo/main.py --keep
-  .venv/bin/luthier generate {_shown(models_dir / MODEL)} "the box is damaged" --local""")
+  .venv/bin/luthier generate {_shown(models_dir / MODEL)} "my parcel is late" --local""")
 
 
 def _wait_for_interrupt() -> None:
