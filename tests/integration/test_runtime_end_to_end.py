@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -191,3 +193,65 @@ def test_a_deadline_reaches_the_model(server, trained):
                 request, metadata=(("mm-model-id", "grpc-prompt-causal"),), timeout=0.2
             )
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def damaged_copy(server: ServerProcess, name: str, damage: str) -> Path:
+    """A served model whose prompt is cut short, is a pickle, or is gone; the manifest is too."""
+    folder = server.models_dir / name
+    shutil.copytree(server.models_dir / "grpc-prompt-causal", folder)
+    (folder / "manifest.json").unlink()
+    weights = folder / "adapter" / "adapter_model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    elif damage == "pickled":
+        weights.write_bytes(pickle.dumps({"prompt_embeddings": [1.0]}))
+    elif damage == "missing":
+        weights.unlink()
+    else:
+        (folder / "config.yml").write_text("module_id: [")
+    return folder
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickled", "missing", "no yaml"])
+def test_a_damaged_model_is_refused_on_both_wires_and_cannot_be_deployed(server, trained, damage):
+    name = f"damaged-{damage.replace(' ', '-')}"
+    folder = damaged_copy(server, name, damage)
+    with pytest.raises(grpc.RpcError) as caught:
+        ask_grpc(server, name, "hi")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    with server.http as client:
+        body = {"model_id": name, "inputs": "hi"}
+        response = client.post("/api/v1/task/text-generation", json=body)
+        assert response.status_code == 400
+        assert response.json()["error"] in ("invalid_artifact", "unsafe_weights")
+        assert str(server.models_dir) not in response.text
+        files = [
+            ("model_files", (path.relative_to(folder).as_posix(), path.read_bytes()))
+            for path in folder.rglob("*")
+            if path.is_file()
+        ]
+        deployed = client.post("/management/models", data={"model_id": "sent"}, files=files)
+        assert deployed.status_code == 400, deployed.text
+    left = {path.name for path in server.models_dir.iterdir()}
+    assert "sent" not in left and not [each for each in left if each.startswith(".deploy")]
+    shutil.rmtree(folder)
+
+
+def test_a_model_that_is_sent_to_the_server_answers_as_it_did_where_it_was_made(server, trained):
+    folder = server.models_dir / "http-prompt-seq2seq"
+    files = [
+        ("model_files", (path.relative_to(folder).as_posix(), path.read_bytes()))
+        for path in folder.rglob("*")
+        if path.is_file()
+    ]
+    with server.http as client:
+        response = client.post("/management/models", data={"model_id": "copy"}, files=files)
+        assert response.status_code == 200, response.text
+    original, copy = (
+        json.loads(ask_http(server, "text-generation", name, TEXTS[0], **PARAMETERS))
+        for name in ("http-prompt-seq2seq", "copy")
+    )
+    assert copy["generated_text"] == original["generated_text"]
+    with server.http as client:
+        client.delete("/management/models", params={"model_id": "copy"})
+    assert not (server.models_dir / "copy").exists()

@@ -282,3 +282,61 @@ def test_a_training_without_data_is_refused_at_once(stubs):
         stubs.training.TextGenerationTaskPeftPromptTuningTrain(request)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "train_stream" in caught.value.details()
+
+
+DATA = [{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]
+
+
+def train_request(stubs: Stubs, model_name: str = "refused", data=DATA, source=None, **parameters):
+    """A request that would be accepted but for what is given."""
+    given = {"base_model": "good", "tuning_config": {"num_virtual_tokens": 4}, **parameters}
+    given["train_stream"] = source or {"jsondata": {"data": data}}
+    rpc = "TextGenerationTaskPeftPromptTuningTrain"
+    return stubs.request(rpc, model_name=model_name, parameters=given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        ({"data": []}, "INVALID_ARGUMENT", "train_stream cannot be empty"),
+        ({"data": [*DATA, {"input": "x"}]}, "INVALID_ARGUMENT", "row 3"),
+        ({"verbalizer": "no placeholder"}, "INVALID_ARGUMENT", "placeholder"),
+        ({"verbalizer": "{{nope}}"}, "INVALID_ARGUMENT", "nope"),
+        ({"base_model": "unknown"}, "NOT_FOUND", "ALLOW_DOWNLOADS"),
+        ({"base_model": "../good"}, "INVALID_ARGUMENT", "../good"),
+        (
+            {"tuning_config": {"num_virtual_tokens": 4, "prompt_tuning_init_method": "TEXT"}},
+            "INVALID_ARGUMENT",
+            "prompt_tuning_init_text",
+        ),
+        ({"tuning_type": "LORA"}, "UNIMPLEMENTED", "LORA tuning type not supported!"),
+        ({"num_epochs": -1}, "INVALID_ARGUMENT", "num_epochs"),
+        ({"learning_rate": float("nan")}, "INVALID_ARGUMENT", "learning_rate"),
+        ({"learning_rate": float("inf")}, "INVALID_ARGUMENT", "learning_rate"),
+        ({"batch_size": 2**62}, "INVALID_ARGUMENT", "batch_size"),
+        ({"model_name": "../x"}, "INVALID_ARGUMENT", "../x"),
+        ({"model_name": "/abs"}, "INVALID_ARGUMENT", "/abs"),
+        ({"model_name": "x\0"}, "INVALID_ARGUMENT", "model_name"),
+        ({"model_name": "x" * 10_000}, "INVALID_ARGUMENT", "10000 characters"),
+        ({"source": {"file": {"filename": "/etc/x.jsonl"}}}, "INVALID_ARGUMENT", "data_roots"),
+        ({"source": {"s3files": {"files": ["x"]}}}, "UNIMPLEMENTED", "S3"),
+    ],
+)
+def test_a_training_that_cannot_succeed_is_refused_at_once(stubs, runtime, changes, code, message):
+    with pytest.raises(grpc.RpcError) as caught:
+        stubs.training.TextGenerationTaskPeftPromptTuningTrain(train_request(stubs, **changes))
+    assert caught.value.code().name == code
+    assert message in caught.value.details()
+    assert not (runtime.models_dir / "refused").exists()
+
+
+def test_a_training_is_started_followed_and_cancelled(stubs):
+    request = train_request(stubs, model_name="stopped", base_model="slow")
+    job = stubs.training.TextGenerationTaskPeftPromptTuningTrain(request)
+    assert job.model_name == "stopped"
+    info = TrainingInfoRequest(job.training_id).to_proto()
+    assert stubs.trainings.GetTrainingStatus(info).state in (1, 2)
+    assert stubs.trainings.CancelTraining(info).state == 4
+    status = stubs.trainings.GetTrainingStatus(info)
+    assert status.state == 4 and status.reasons
+    assert status.completion_timestamp.seconds >= status.submission_timestamp.seconds > 0
