@@ -122,8 +122,7 @@ class BatchedEngine(Engine):
         with self._state:
             self._check_accepts()
             if self._whole_models is None:
-                options = dataclasses.replace(self._options, num_threads=1)
-                self._whole_models = PlainEngine(self._base_model, options)
+                self._whole_models = PlainEngine(self._base_model, self._options)
             return self._whole_models
 
     def _fitting(self, prompt: Prompt) -> Prompt:

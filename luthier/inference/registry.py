@@ -74,7 +74,9 @@ def _retire(key: int) -> None:
     with _lock:
         engine = _engines.pop(key, None)
     if engine is not None:
-        threading.Thread(target=engine.close, name="engine-closer", daemon=True).start()
+        # Not a daemon: an interpreter that exits while an engine's thread runs torch aborts, so
+        # it has to wait for this one.
+        threading.Thread(target=engine.close, name="engine-closer", daemon=False).start()
 
 
 atexit.register(close_all)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +73,35 @@ def test_the_last_holder_of_a_base_model_takes_its_engine_along(causal_base: Bas
         time.sleep(0.01)
     assert engine.status().detail == "closed"
     assert engine not in engines()
+
+
+def test_a_process_that_drops_its_models_and_exits_does_not_crash(tiny_causal_dir: Path) -> None:
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from luthier.data_model.sampling import SamplingParams\n"
+        "from luthier.inference.base import GenerationRequest\n"
+        "from luthier.inference.registry import engine_for\n"
+        "from luthier.resources.base_model import load_base_model\n"
+        "from luthier.resources.names import BaseModelLocation, BaseModelSources\n"
+        "def use():\n"
+        "    location = BaseModelLocation('tiny', Path(sys.argv[1]), 'path')\n"
+        "    base = load_base_model(location, sources=BaseModelSources())\n"
+        "    request = GenerationRequest((5, 6), SamplingParams(max_new_tokens=3))\n"
+        "    return base, list(engine_for(base).submit(request)), engine_for(base).submit(request)\n"
+        "for _ in range(3):\n"
+        "    use()\n"
+        "kept = use()\n"
+    )
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tiny_causal_dir)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_stream_keeps_the_base_model_until_it_is_read(causal_base: BaseModel) -> None:
