@@ -1,7 +1,7 @@
 """Use a base model from the Hugging Face hub, which Luthier fetches only if you allow it.
 
-    python examples/download_base_model/main.py                        # refused
-    ALLOW_DOWNLOADS=true python examples/download_base_model/main.py   # downloads 270 MB once
+python examples/download_base_model/main.py                        # refused
+ALLOW_DOWNLOADS=true python examples/download_base_model/main.py   # downloads 270 MB once
 """
 
 from __future__ import annotations
