@@ -1,0 +1,213 @@
+"""From files to records to train on and records to validate with; the same for the same seed.
+
+Rows that stand alone are read as a stream each time somebody iterates: a first pass checks and
+counts them, and only row numbers stay in memory. Chained rows are held whole, because a row may
+continue any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import alog
+
+from luthier.data_model.chains import find_parents, group_turns, join_turns
+from luthier.data_model.conversations import (
+    ChatTrainRecord,
+    TextTrainRecord,
+    Turn,
+    conversation_of,
+)
+from luthier.data_model.dataset_options import DatasetOptions
+from luthier.data_model.formats.files import read_rows
+from luthier.data_model.formats.opening import StreamLimits
+from luthier.data_model.records import GenerationTrainRecord
+from luthier.data_model.shapes import DatasetRow, Shape, columns_of, shape_of
+from luthier.errors import InvalidInputError, TrainingDataError
+
+log = alog.use_channel(__name__)
+
+DatasetRecord: TypeAlias = GenerationTrainRecord | ChatTrainRecord | TextTrainRecord
+#: A sample never has fewer rows or groups than this, if there are as many.
+_MIN_SAMPLED = 10
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Records of one training. Both parts can be iterated again and again.
+
+    Args:
+        train: To learn from; at least one.
+        validation: Held out; empty for none.
+        shape: What the columns were taken to mean.
+    """
+
+    train: Iterable[DatasetRecord]
+    validation: Iterable[DatasetRecord]
+    shape: Shape
+
+
+def load_dataset(options: DatasetOptions, limits: StreamLimits | None = None) -> Dataset:
+    """Read, check, split and sample a data set.
+
+    Args:
+        options: Files, columns, split and sample; validated here.
+        limits: Which files and how much; no confinement if None.
+
+    Returns:
+        The data set.
+
+    Raises:
+        InvalidInputError: For options that cannot be meant, or a file that cannot be read.
+        NameNotAllowedError: If a file lies outside ``limits.data_roots``.
+        TrainingDataError: For a bad row, with file, row and column; for no rows, or too few to
+            hold any out.
+    """
+    options.validate()
+    limits = limits or StreamLimits()
+    if not options.train_dataframe:
+        raise InvalidInputError("'train_dataframe' names no file")
+    train = _Table.open(options.train_dataframe, options, limits)
+    if options.validation_strategy == "custom":
+        held_out = _Table.open(options.validation_dataframe, options, limits, is_validation=True)
+        train_units, validation_units = train.units, held_out.units
+    else:
+        held_out = train
+        train_units, validation_units = _split(train, options)
+    return Dataset(
+        train.records(_sampled(train_units, "Train", options), options),
+        held_out.records(_sampled(validation_units, "Validation", options), options),
+        train.shape,
+    )
+
+
+#: What is split and sampled: a row number (from 0), or the rows of a group of chains.
+_Units: TypeAlias = Sequence[int] | Sequence[list[int]]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One file, folder or zip, read once."""
+
+    name: str
+    shape: Shape
+    limits: StreamLimits
+    num_rows: int
+    turns: Sequence[Turn] = ()
+    parents: Sequence[int | None] = ()
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        options: DatasetOptions,
+        limits: StreamLimits,
+        *,
+        is_validation: bool = False,
+    ) -> _Table:
+        first = next(iter(read_rows(name, limits)), None)
+        if first is None:
+            raise TrainingDataError(f"{name!r} holds no rows")
+        columns = columns_of(first)
+        if is_validation:
+            options = _without_absent_columns(options, columns)
+        shape = shape_of(columns, options, first.place)
+        num_rows, turns = 0, []
+        for record in _read(name, shape, limits):
+            num_rows += 1
+            if shape.is_chained:
+                assert isinstance(record, Turn)
+                turns.append(record)
+        parents = find_parents(turns) if shape.is_chained else ()
+        return cls(name, shape, limits, num_rows, turns, parents)
+
+    @property
+    def units(self) -> _Units:
+        return group_turns(self.parents) if self.shape.is_chained else range(self.num_rows)
+
+    def records(self, units: _Units, options: DatasetOptions) -> Iterable[DatasetRecord]:
+        if not self.shape.is_chained:
+            return _RowView(self, frozenset(unit for unit in units if isinstance(unit, int)))
+        chosen = sorted(row for unit in units if isinstance(unit, list) for row in unit)
+        new_index = {row: index for index, row in enumerate(chosen)}
+        turns = [self.turns[row] for row in chosen]
+        # Units are whole components, so a chosen row's parent is chosen.
+        parents = [
+            None if (parent := self.parents[row]) is None else new_index[parent] for row in chosen
+        ]
+        return join_turns(turns, parents, limit_chained_samples=options.limit_chained_samples)
+
+
+@dataclass(frozen=True)
+class _RowView:
+    """Some rows of a file, read anew by each iteration."""
+
+    table: _Table
+    rows: frozenset[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[DatasetRecord]:
+        if not self.rows:
+            return
+        table = self.table
+        for row, record in enumerate(_read(table.name, table.shape, table.limits)):
+            if row in self.rows:
+                yield conversation_of([record]) if isinstance(record, Turn) else record
+
+
+def _read(name: str, shape: Shape, limits: StreamLimits) -> Iterator[DatasetRow]:
+    for number, row in enumerate(read_rows(name, limits), start=1):
+        if number > limits.max_rows:
+            raise TrainingDataError(
+                f"{name!r} has more than {limits.max_rows} rows, the most that are allowed"
+            )
+        yield shape.read(row)
+
+
+def _without_absent_columns(options: DatasetOptions, columns: Sequence[str]) -> DatasetOptions:
+    """Held-out rows may lack system texts and parents: then they are single turns."""
+    absent = [
+        name
+        for name in ("system_column", "parent_id_column")
+        if (column := getattr(options, name)) is not None and column not in columns
+    ]
+    if absent:
+        log.warning("the validation data has no columns for %s", ", ".join(absent))
+    changes = dict.fromkeys(absent)
+    if "parent_id_column" in changes:
+        changes["id_column"] = None
+    return dataclasses.replace(options, **changes)  # type: ignore[arg-type]  # all are optional
+
+
+def _split(table: _Table, options: DatasetOptions) -> tuple[_Units, _Units]:
+    units = table.units
+    if not options.validation_size:
+        return units, []
+    what = "groups of chained rows" if table.shape.is_chained else "rows"
+    if len(units) < 2:
+        raise TrainingDataError(
+            f"{table.name!r} has {len(units)} {what}: none can be held out; give "
+            "'validation_size' 0 or a 'validation_dataframe'"
+        )
+    num_held_out = min(math.ceil(len(units) * options.validation_size), len(units) - 1)
+    generator = random.Random(f"split, seed {options.split_seed}")
+    chosen = set(generator.sample(range(len(units)), num_held_out))
+    kept = [unit for index, unit in enumerate(units) if index not in chosen]
+    held_out = [unit for index, unit in enumerate(units) if index in chosen]
+    return kept, held_out  # type: ignore[return-value]  # units are all rows or all groups
+
+
+def _sampled(units: _Units, part: str, options: DatasetOptions) -> _Units:
+    if options.data_sample == 1 or part not in options.data_sample_choice:
+        return units
+    num_kept = min(len(units), max(_MIN_SAMPLED, int(len(units) * options.data_sample)))
+    generator = random.Random(f"sample of {part}, seed {options.split_seed}")
+    chosen = sorted(generator.sample(range(len(units)), num_kept))
+    return [units[index] for index in chosen]  # type: ignore[return-value]  # as above
