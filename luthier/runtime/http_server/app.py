@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, FastAPI
+from fastapi_offline import FastAPIOffline
 
 from luthier.modules.service_package import ServicePackages
 from luthier.runtime.http_server import problems
@@ -28,7 +29,8 @@ def create_app(
     Returns:
         An ASGI app.
     """
-    app = FastAPI(title="Luthier", separate_input_output_schemas=False)
+    # Its documentation pages come with their scripts: FastAPI's own load them from elsewhere.
+    app = FastAPIOffline(title="Luthier", separate_input_output_schemas=False)
     app.state.max_body_bytes = max_body_bytes
     document = Document()
     tasks = APIRouter(prefix=f"/{route_prefix}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import httpx
 import pytest
 
@@ -39,8 +41,14 @@ async def test_a_body_beyond_the_limit_is_refused_on_every_route(client):
         assert (response.status_code, response.json()["error"]) == (413, "body_too_large")
 
 
-async def test_the_document_has_a_page_for_people(client):
-    assert "swagger" in (await client.get("/docs")).text.lower()
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+async def test_the_pages_for_people_load_nothing_from_elsewhere(client, path):
+    page = (await client.get(path)).text
+    sources = re.findall(r"""(?:src|href)=["']([^"']+)["']""", page)
+    assert any(source.endswith(".js") for source in sources)
+    for source in sources:
+        assert source.startswith("/")
+        assert (await client.get(source)).status_code == 200
 
 
 async def test_an_unexpected_error_shows_nothing_of_itself(client):
