@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 from grpc_health.v1 import _async as health_aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -15,6 +17,7 @@ from luthier.runtime.grpc_server.rpcs import GrpcService, all_services
 from luthier.runtime.services.bundle import Services
 
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+_HEALTH_PERIOD_SECONDS = 1.0
 
 
 class GrpcServer:
@@ -38,6 +41,8 @@ class GrpcServer:
         has_reflection: bool,
     ) -> None:
         self._address = address
+        self._info = services.info
+        self._health_watch: asyncio.Task[None] | None = None
         self._health = health_aio.HealthServicer()
         self._server = grpc.aio.server(
             options=[
@@ -68,8 +73,8 @@ class GrpcServer:
         except RuntimeError as error:
             raise ConfigError(f"gRPC cannot listen on {self._address}") from error
         await self._server.start()
-        for name in ("", *self._names):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self._tell_health()
+        self._health_watch = asyncio.create_task(self._watch_health())
         return port
 
     async def stop(self, grace_seconds: float) -> None:
@@ -78,8 +83,22 @@ class GrpcServer:
         Args:
             grace_seconds: How long calls may still run.
         """
+        if self._health_watch is not None:
+            self._health_watch.cancel()
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_seconds)
+
+    async def _watch_health(self) -> None:
+        while True:
+            await asyncio.sleep(_HEALTH_PERIOD_SECONDS)
+            await self._tell_health()
+
+    async def _tell_health(self) -> None:
+        """Say of every service what HTTP's ``/health`` says: an engine may have died since."""
+        statuses = health_pb2.HealthCheckResponse
+        status = statuses.NOT_SERVING if self._info.problem() else statuses.SERVING
+        for name in ("", *self._names):
+            await self._health.set(name, status)
 
     def _add(self, service: GrpcService) -> None:
         handler = grpc.method_handlers_generic_handler(service.name, service.handlers)

@@ -104,10 +104,15 @@ def small_server(runtime_services, **changes) -> GrpcServer:
 
 
 class NoServices:
-    """Stands where services are wanted and never asked."""
+    """Stands where services are wanted and never asked; ``trouble`` is what health finds."""
+
+    trouble = ""
 
     def __getattr__(self, name: str) -> NoServices:
         return self
+
+    def problem(self) -> str:
+        return self.trouble
 
     async def generate(self, *arguments: object) -> None:
         raise AssertionError("must not be reached")
@@ -142,6 +147,20 @@ async def test_a_port_that_is_taken_is_named():
     with pytest.raises(ConfigError, match=str(port)):
         await second.start()
     await first.stop(0)
+
+
+async def test_health_turns_red_while_the_server_cannot_serve():
+    services = NoServices()
+    server = small_server(services)
+    port = await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        seen = aiter(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()))
+        assert (await anext(seen)).status == health_pb2.HealthCheckResponse.SERVING
+        services.trouble = "an engine has died"
+        assert (await anext(seen)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        services.trouble = ""
+        assert (await anext(seen)).status == health_pb2.HealthCheckResponse.SERVING
+    await server.stop(0)
 
 
 def test_the_default_port_is_8085():
