@@ -83,3 +83,20 @@ def test_a_taken_port_ends_it_with_one_line(tmp_path):
         )
     assert ended.returncode == 2
     assert port in ended.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}], ids=["default", "active"])
+def test_idle_threads_sleep_unless_the_operator_wants_otherwise(given):
+    program = (
+        "import os, sys; from luthier.runtime.__main__ import share_cpus; share_cpus();"
+        "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**environment, **given},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.split() == [given.get("OMP_WAIT_POLICY", "PASSIVE"), "False"], done.stderr
