@@ -1,0 +1,112 @@
+"""What a tuning is as a whole: method, base model, result; and what prompt tuning learns."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.data_model.checks import require_text
+from luthier.data_model.training_options import Setting, TrainingLimits
+from luthier.errors import InvalidInputError
+
+PROMPT_TUNING = "prompt_tuning"
+MULTITASK_PROMPT_TUNING = "multitask_prompt_tuning"
+LORA = "lora"
+FULL_FINE_TUNING = "full_fine_tuning"
+METHODS = (PROMPT_TUNING, MULTITASK_PROMPT_TUNING, LORA, FULL_FINE_TUNING)
+PROMPT_TUNING_METHODS = (PROMPT_TUNING, MULTITASK_PROMPT_TUNING)
+
+INIT_METHODS = (
+    "RANDOM",
+    "TEXT",
+    "ONLY_SOURCE_SHARED",
+    "AVERAGE_SOURCE",
+    "AVERAGE_SOURCE_TASKS",
+    "EXACT_SOURCE_TASK",
+)
+OUTPUT_MODEL_TYPES = ("ENCODER", "DECODER")
+
+
+def _setting(default: Any, kind: str, meaning: str, **known: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"setting": Setting(kind, meaning, **known)})
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Which tuning, of what, and where its result goes."""
+
+    method: str = _setting(PROMPT_TUNING, "choice", "How weights change.", choices=METHODS)
+    model_name: str = _setting(
+        "", "text", "Id of the tuned model, and name of its folder.", aliases=("experiment_name",)
+    )
+    base_model: str = _setting(
+        "", "text", "Name or folder of the base model; must be given.", aliases=("llm_backbone",)
+    )
+    output_folder: str = _setting(
+        "models",
+        "text",
+        "Folder that the model's folder is made in.",
+        aliases=("output_dir", "output_directory"),
+    )
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """The soft prompt's size and start, under the names of caikit-nlp's TuningConfig."""
+
+    num_virtual_tokens: int | None = _setting(
+        None,
+        "int",
+        "Rows of the soft prompt; must be given.",
+        minimum=1,
+        limit="max_virtual_tokens",
+        is_optional=True,
+    )
+    prompt_tuning_init_method: str = _setting(
+        "RANDOM", "choice", "How the soft prompt starts.", choices=INIT_METHODS
+    )
+    prompt_tuning_init_text: str | None = _setting(
+        None,
+        "text",
+        "What TEXT starts from, cut or repeated to num_virtual_tokens tokens.",
+        is_optional=True,
+    )
+    prompt_tuning_init_source_model: str | None = _setting(
+        None,
+        "text",
+        "Name below source_prompt_base of the source prompt that the three source methods start "
+        "from.",
+        is_optional=True,
+    )
+    output_model_types: tuple[str, ...] = _setting(
+        (),
+        "texts",
+        "Where a seq2seq model gets the soft prompt; empty takes the kind of base model's.",
+        choices=OUTPUT_MODEL_TYPES,
+    )
+
+    def validate(self, limits: TrainingLimits) -> None:
+        """Refuse what no base model could satisfy; changes nothing.
+
+        Args:
+            limits: The server's caps.
+
+        Raises:
+            InvalidInputError: Naming the option by its path, the value and the limit.
+        """
+        if self.num_virtual_tokens is None:
+            raise InvalidInputError("'tuning_config.num_virtual_tokens' must be given")
+        for each in dataclasses.fields(self):
+            setting: Setting = each.metadata["setting"]
+            if setting.kind != "texts":
+                setting.check(f"tuning_config.{each.name}", getattr(self, each.name), limits)
+        if not isinstance(self.output_model_types, tuple):
+            raise InvalidInputError("'tuning_config.output_model_types' must be a list")
+        for word in self.output_model_types:
+            text = require_text("tuning_config.output_model_types", word, max_chars=80)
+            if text not in OUTPUT_MODEL_TYPES:
+                raise InvalidInputError(
+                    "'tuning_config.output_model_types' must be of "
+                    f"{', '.join(OUTPUT_MODEL_TYPES)}, got {text!r}"
+                )

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from luthier.data_model.experiment import GROUPS, OPTIONS, ExperimentOptions, is_option, option_at
+from luthier.data_model.run_options import METHODS
+from luthier.data_model.training_options import TrainingLimits
+from luthier.errors import InvalidInputError, UnknownKeyError
+
+GIVEN: dict[str, Any] = {
+    "general": {"method": "lora", "model_name": "m", "base_model": "b"},
+    "dataset": {"train_dataframe": "a.csv", "prompt_column": ["q"], "answer_column": "a"},
+    "tokenizer": {"max_length": 64},
+    "training": {"learning_rate": 1e-3, "epochs": 2},
+    "augmentation": {"neftune_noise_alpha": 5},
+    "lora": {"r": 4, "target_modules": "all-linear", "rank_pattern": {"q_proj": 2}},
+    "environment": {"seed": 1},
+}
+
+
+def test_groups_are_read_into_their_parts() -> None:
+    options = ExperimentOptions.from_dict(GIVEN)
+    options.validate()
+    assert options.dataset.max_length == 64
+    assert options.dataset.prompt_column == ("q",)
+    assert options.training.num_epochs == 2
+    assert options.training.seed == 1
+    assert (options.lora.rank, options.lora.target_modules) == (4, None)
+    assert options.value("environment.seed") == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_not_given_is_the_methods_default(method: str) -> None:
+    options = ExperimentOptions.from_dict({"general": {"method": method}})
+    assert options == ExperimentOptions.defaults(method)
+    epochs = {"lora": 3, "full_fine_tuning": 5}.get(method, 20)
+    assert options.training.num_epochs == epochs
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_a_mapping_read_back_is_the_same_object(is_complete: bool) -> None:
+    options = ExperimentOptions.from_dict(GIVEN)
+    content = options.to_dict(is_complete=is_complete)
+    assert ExperimentOptions.from_dict(content) == options
+    assert ("adam_beta1" in content["training"]) == is_complete
+
+
+def test_every_field_of_every_part_is_an_option_once() -> None:
+    fields = [
+        (part.name, each.name)
+        for part in dataclasses.fields(ExperimentOptions)
+        for each in dataclasses.fields(getattr(ExperimentOptions(), part.name))
+    ]
+    assert sorted(fields) == sorted((option.part, option.name) for option in OPTIONS)
+    paths = [option.path for option in OPTIONS]
+    assert len(set(paths)) == len(paths)
+    assert {option.group for option in OPTIONS} == set(GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"training": {"learning_rat": 1}},
+            "'training.learning_rat', did you mean 'training.learning_rate'",
+        ),
+        (
+            {"training": {"max_length": 1}},
+            "'training.max_length', did you mean 'tokenizer.max_length'",
+        ),
+        ({"trainin": {}}, "unknown group 'trainin', did you mean 'training'"),
+        ({"num_epochs": 3}, "did you mean 'training.num_epochs'"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_its_path(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnknownKeyError, match=message):
+        ExperimentOptions.from_dict(given)
+
+
+def test_an_option_given_under_two_names_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"'training\.lr' and 'training\.learning_rate'"):
+        ExperimentOptions.from_dict({"training": {"learning_rate": 1, "lr": 2}})
+
+
+def test_a_group_that_holds_no_names_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="'training' must hold names and values, got 3"):
+        ExperimentOptions.from_dict({"training": 3})
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"general\.method.*did you mean 'lora'"):
+        ExperimentOptions.from_dict({"general": {"method": "lara"}})
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("training.learning_rate", 0, r"'training\.learning_rate' must be greater than 0"),
+        ("tokenizer.max_source_length", 0, r"'tokenizer\.max_source_length' must be at least 1"),
+        ("training.batch_size", 65, r"'training\.batch_size' must be at most 64, got 65"),
+        ("architecture.torch_dtype", "float", r"'architecture\.torch_dtype' must be one of"),
+        ("augmentation.token_mask_probability", 1, r"must be at most 0\.9"),
+        ("tuning_config.num_virtual_tokens", 8, "has no use with method lora"),
+        ("lora.rank", 0, r"'lora\.rank' must be at least 1"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_path(path: str, value: object, message: str) -> None:
+    options = ExperimentOptions.from_dict(GIVEN).laid_over({path: value})
+    with pytest.raises(InvalidInputError, match=message):
+        options.validate(TrainingLimits(max_batch_size=64))
+
+
+def test_lora_options_have_no_use_elsewhere() -> None:
+    options = ExperimentOptions.from_dict(
+        {"tuning_config": {"num_virtual_tokens": 4}, "lora": {"rank": 4}}
+    )
+    with pytest.raises(InvalidInputError, match=r"'lora\.rank' has no use with method prompt_tun"):
+        options.validate()
+
+
+def test_options_are_found_by_path_and_other_names() -> None:
+    assert option_at("training.lr").path == "training.learning_rate"
+    assert is_option("environment.seed")
+    assert not is_option("training.seed")
