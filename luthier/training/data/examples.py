@@ -35,6 +35,21 @@ class Example:
         return sum(label != IGNORED_LABEL for label in self.labels)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenizedRow:
+    """One example, and what had to be cut from its record.
+
+    Args:
+        example: Fits the base model.
+        num_source_cut: Tokens cut of what is read only.
+        num_target_cut: Tokens cut of what is learned.
+    """
+
+    example: Example
+    num_source_cut: int = 0
+    num_target_cut: int = 0
+
+
 @dataclass(frozen=True)
 class TruncationReport:
     """What was cut so that rows fit ``max_source_length`` and ``max_target_length``.

@@ -11,7 +11,7 @@ import copy
 import re
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,19 @@ class EncodedPrompt:
 
     text: str
     token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """A part of a text that is made of a template and data.
+
+    Args:
+        text: Any length.
+        is_data: True for what a user or a record says: text even where it spells control tokens.
+    """
+
+    text: str
+    is_data: bool
 
 
 class PromptEncoder:
@@ -89,6 +102,11 @@ class PromptEncoder:
         return self._control is not None and self._control.search(text) is not None
 
     @property
+    def leading(self) -> tuple[int, ...]:
+        """Tokens that the tokenizer adds before every text."""
+        return tuple(self._leading)
+
+    @property
     def num_trailing(self) -> int:
         """Tokens that the tokenizer adds after every text."""
         return len(self._trailing)
@@ -115,30 +133,56 @@ class PromptEncoder:
             for (start, end), piece in zip(offsets, pieces, strict=True)
         ]
 
-    def _encode_as_text(self, template: str, text: str) -> list[int]:
-        token_ids = list(self._leading)
-        for piece, is_control in self._pieces(template, text):
-            if is_control:
-                token_ids.append(self._tokenizer.convert_tokens_to_ids(piece))
-            else:
-                encoded = self._text_only()(piece, add_special_tokens=False, verbose=False)
-                token_ids.extend(encoded["input_ids"])
-        return [*token_ids, *self._trailing]
+    def encode_pieces(self, pieces: Sequence[TextPiece]) -> list[int]:
+        """The tokens of pieces of text as one text, and none that a tokenizer adds by itself.
 
-    def _pieces(self, template: str, text: str) -> Iterator[tuple[str, bool]]:
-        """The prompt, cut at the control tokens of the template and at no others."""
+        Args:
+            pieces: From a template and from data; only the template's may be control tokens.
+
+        Returns:
+            Token ids.
+        """
+        if any(piece.is_data and self.spells_control(piece.text) for piece in pieces):
+            return list(self._encode_pieces_as_text(pieces))
+        text = "".join(piece.text for piece in pieces)
+        encoded: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
+        return encoded
+
+    def _encode_as_text(self, template: str, text: str) -> list[int]:
+        pieces: list[TextPiece] = []
+        for index, literal in enumerate(template.split(_PLACEHOLDER)):
+            if index:
+                pieces.append(TextPiece(text, is_data=True))
+            pieces.append(TextPiece(literal, is_data=False))
+        return [*self._leading, *self._encode_pieces_as_text(pieces), *self._trailing]
+
+    def _encode_pieces_as_text(self, pieces: Sequence[TextPiece]) -> Iterator[int]:
+        for piece, is_control in self._cut_at_control_tokens(pieces):
+            if is_control:
+                yield self._tokenizer.convert_tokens_to_ids(piece)
+            else:
+                yield from self._text_only()(piece, add_special_tokens=False, verbose=False)[
+                    "input_ids"
+                ]
+
+    def _cut_at_control_tokens(self, pieces: Sequence[TextPiece]) -> Iterator[tuple[str, bool]]:
+        """The text, cut at the control tokens of the template and at no others."""
         assert self._control is not None
         plain = ""
-        for index, literal in enumerate(template.split(_PLACEHOLDER)):
-            plain += text if index else ""
+        for piece in pieces:
+            if piece.is_data:
+                plain += piece.text
+                continue
             end = 0
-            for match in self._control.finditer(literal):
-                plain += literal[end : match.start()]
+            for match in self._control.finditer(piece.text):
+                plain += piece.text[end : match.start()]
                 if plain:
                     yield plain, False
                 yield match[0], True
                 plain, end = "", match.end()
-            plain += literal[end:]
+            plain += piece.text[end:]
         if plain:
             yield plain, False
 

@@ -4,8 +4,16 @@ import pytest
 from fixtures.tiny_models import BOS_ID, EOS_ID, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from luthier.data_model.conversations import ChatMessage, ChatTrainRecord, TextTrainRecord
+from luthier.data_model.dataset_options import DatasetOptions
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
-from luthier.errors import CancelledError, NotSupportedError, TrainingDataError, VerbalizerError
+from luthier.errors import (
+    CancelledError,
+    InvalidInputError,
+    NotSupportedError,
+    TrainingDataError,
+    VerbalizerError,
+)
 from luthier.training.data.examples import TrainingData
 from luthier.training.data.prompt_encoding import PromptEncoder
 from luthier.training.data.tokenization import (
@@ -28,6 +36,7 @@ def _tokenize(
     template: str = "{{input}}",
     has_virtual_tokens: bool = True,
     max_row_length: int | None = None,
+    options: DatasetOptions | None = None,
 ) -> TrainingData:
     row_tokenizer = RowTokenizer(
         tokenizer=tokenizer or make_tokenizer(),
@@ -38,7 +47,7 @@ def _tokenize(
         has_virtual_tokens=has_virtual_tokens,
         max_row_length=max_row_length,
     )
-    return tokenize_records(records, Verbalizer(template), row_tokenizer)
+    return tokenize_records(records, Verbalizer(template), row_tokenizer, options=options)
 
 
 def _ids(text: str) -> list[int]:
@@ -195,3 +204,65 @@ def test_half_a_character_is_refused_by_row(field: str) -> None:
     texts = {"input": "a", "output": "b", field: "bad \ud83d"}
     with pytest.raises(TrainingDataError, match=f"train row 2: '{field}' is no valid text"):
         _tokenize(RECORD, GenerationTrainRecord(**texts))
+
+
+CHAT = ChatTrainRecord(
+    (ChatMessage("user", "a cute dog"), ChatMessage("assistant", "no complaint")), "f row 9"
+)
+
+
+def _text(data: TrainingData) -> list[str]:
+    return [make_tokenizer().decode(example.input_ids) for example in data.examples]
+
+
+def test_records_of_every_kind_stand_side_by_side() -> None:
+    data = _tokenize(RECORD, CHAT, TextTrainRecord("once upon a time"), RECORD)
+    assert _text(data) == [
+        "a cute dogno complaint</s>",
+        "<|prompt|>a cute dog</s><|answer|>no complaint</s>",
+        "once upon a time</s>",
+        "a cute dogno complaint</s>",
+    ]
+    assert [example.row for example in data.examples] == [1, 2, 3, 4]
+
+
+def test_pairs_can_be_written_as_conversations() -> None:
+    marked = _tokenize(
+        RECORD, template="Tweet: {{input}}", options=DatasetOptions(prompt_format="markers")
+    )
+    assert _text(marked) == ["<|prompt|>Tweet: a cute dog</s><|answer|>no complaint</s>"]
+    template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    rendered = _tokenize(RECORD, options=DatasetOptions(chat_template=template))
+    assert _text(rendered) == ["[a cute dog][no complaint</s>"]
+
+
+def test_a_verbalizer_has_no_use_for_conversations() -> None:
+    for record in (CHAT, TextTrainRecord("x")):
+        with pytest.raises(InvalidInputError, match="'verbalizer' makes text out of pairs"):
+            _tokenize(record, template="Tweet: {{input}}")
+
+
+def test_a_bad_conversation_is_named_by_number_and_file() -> None:
+    bad = ChatTrainRecord(CHAT.messages[:1], "f row 9")
+    with pytest.raises(TrainingDataError, match=r"train row 2 \(f row 9\): the last message"):
+        _tokenize(CHAT, bad)
+
+
+@pytest.mark.parametrize("num_workers", [2, 5])
+def test_threads_change_nothing(num_workers: int) -> None:
+    records: list[TrainRecord] = []
+    for number in range(700):
+        pair = GenerationTrainRecord(input=f"in {number} " * (number % 9), output=f"<s>{number}")
+        records += [pair, CHAT]
+    alone = _tokenize(*records, source=12)
+    together = _tokenize(*records, source=12, options=DatasetOptions(number_of_workers=num_workers))
+    assert together == alone
+    assert not alone.truncation.is_empty
+
+
+def test_an_error_in_a_thread_names_the_first_bad_row() -> None:
+    records: list[TrainRecord] = [RECORD] * 3000
+    for row in (700, 1500, 2900):
+        records[row - 1] = GenerationTrainRecord(input="a", output="")
+    with pytest.raises(TrainingDataError, match="train row 700 has no output"):
+        _tokenize(*records, options=DatasetOptions(number_of_workers=3))
