@@ -26,7 +26,7 @@ def train(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="prompt_tuning, multitask_prompt_tuning or full_fine_tuning."),
+        typer.Option(help="prompt_tuning, multitask_prompt_tuning, lora or full_fine_tuning."),
     ] = None,
     model_name: Annotated[str | None, typer.Option(help="Id of the tuned model.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Base model, by name or path.")] = None,
@@ -100,24 +100,23 @@ def train(
 
 def submit(client: Client, run: TrainingRun) -> TrainingJob:
     """Send a run with its data."""
-    train_data = _read_records(run.train_data, "train_data")
-    if run.is_full:
-        if run.validation_data is not None:
-            raise InvalidInputError("'validation_data' cannot be sent with full_fine_tuning")
-        return client.train_full(
-            run.model_name, base_model=run.base_model, train_data=train_data, **run.parameters
-        )
-    validation_data = None
-    if run.validation_data is not None:
-        validation_data = _read_records(run.validation_data, "validation_data")
-    return client.train_prompt(
-        run.model_name,
-        base_model=run.base_model,
-        train_data=train_data,
-        validation_data=validation_data,
-        tuning_config=dict(run.tuning_config),
+    from luthier.cli.training_run import FULL_FINE_TUNING, LORA
+
+    request: dict[str, Any] = {
+        "base_model": run.base_model,
+        "train_data": _read_records(run.train_data, "train_data"),
         **run.parameters,
-    )
+    }
+    if run.validation_data is not None:
+        if run.method == FULL_FINE_TUNING:
+            raise InvalidInputError("'validation_data' cannot be sent with full_fine_tuning")
+        request["validation_data"] = _read_records(run.validation_data, "validation_data")
+    if run.method == FULL_FINE_TUNING:
+        return client.train_full(run.model_name, **request)
+    if run.method == LORA:
+        return client.train_lora(run.model_name, **request)
+    tuning_config = dict(run.tuning_config)
+    return client.train_prompt(run.model_name, tuning_config=tuning_config, **request)
 
 
 def _read_records(file: Path, name: str) -> list[dict[str, str]]:

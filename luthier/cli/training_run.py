@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from luthier.config.yaml_text import parse_yaml
+from luthier.data_model.lora import LORA_OPTION_ALIASES, LORA_OPTION_NAMES
 from luthier.data_model.training_options import TRAINING_OPTION_ALIASES, TRAINING_OPTION_NAMES
 from luthier.errors import InvalidInputError, NotSupportedError, UnknownKeyError, did_you_mean
 
 PROMPT_TUNING = "prompt_tuning"
 MULTITASK_PROMPT_TUNING = "multitask_prompt_tuning"
+LORA = "lora"
 FULL_FINE_TUNING = "full_fine_tuning"
-METHODS = (PROMPT_TUNING, MULTITASK_PROMPT_TUNING, FULL_FINE_TUNING)
+PROMPT_METHODS = (PROMPT_TUNING, MULTITASK_PROMPT_TUNING)
 
 RUN_KEYS = ("method", "model_name", "base_model", "train_data", "validation_data", "tuning_config")
 REQUIRED_KEYS = ("model_name", "base_model", "train_data")
@@ -34,31 +36,53 @@ TUNING_CONFIG_KEYS = (
     "prompt_tuning_init_source_model",
     "output_model_types",
 )
-#: Options of a prompt tuning that the wire has; there they have our names.
-PROMPT_OPTIONS = (
+#: Options that every training has on its wire, by the same name.
+_LOOP_OPTIONS = (
     "num_epochs",
-    "learning_rate",
-    "verbalizer",
     "batch_size",
     "max_source_length",
     "max_target_length",
     "accumulate_steps",
     "torch_dtype",
+)
+#: Options that those of an adapter have beside them.
+_ADAPTER_OPTIONS = (
+    *_LOOP_OPTIONS,
+    "learning_rate",
+    "verbalizer",
     "device",
     "silence_progress_bars",
     "seed",
 )
-#: Options of a full fine-tuning that the wire has: our name -> its name there.
-FULL_OPTIONS: Mapping[str, str] = {
-    "num_epochs": "num_epochs",
-    "learning_rate": "lr",
-    "batch_size": "batch_size",
-    "max_source_length": "max_source_length",
-    "max_target_length": "max_target_length",
-    "accumulate_steps": "accumulate_steps",
-    "torch_dtype": "torch_dtype",
-    "seed": "random_seed",
+#: Options of a LoRA that the wire has.
+_LORA_OPTIONS = (
+    "rank",
+    "alpha",
+    "dropout",
+    "use_rslora",
+    "use_dora",
+    "target_modules",
+    "exclude_modules",
+    "modules_to_save",
+    "unfreeze_layers",
+    "rank_pattern",
+    "alpha_pattern",
+    "initialisation",
+    "lora_plus_ratio",
+)
+#: Per method: our name of an option -> its name on the wire. What is not here cannot be sent.
+WIRE_NAMES: Mapping[str, Mapping[str, str]] = {
+    PROMPT_TUNING: {name: name for name in _ADAPTER_OPTIONS},
+    MULTITASK_PROMPT_TUNING: {name: name for name in _ADAPTER_OPTIONS},
+    LORA: {name: name for name in (*_ADAPTER_OPTIONS, *_LORA_OPTIONS)},
+    FULL_FINE_TUNING: {
+        **{name: name for name in _LOOP_OPTIONS},
+        "learning_rate": "lr",
+        "seed": "random_seed",
+    },
 }
+METHODS = tuple(WIRE_NAMES)
+_ALIASES = {**LORA_OPTION_ALIASES, **TRAINING_OPTION_ALIASES}
 
 
 @dataclass(frozen=True)
@@ -71,7 +95,7 @@ class TrainingRun:
         base_model: As the server resolves it.
         train_data: File of train records on this machine.
         validation_data: Likewise, or None.
-        tuning_config: The soft prompt's size and start; empty for a full fine-tuning.
+        tuning_config: The soft prompt's size and start; empty for methods without one.
         parameters: The other parameters, by their names on the wire.
     """
 
@@ -82,11 +106,6 @@ class TrainingRun:
     validation_data: Path | None = None
     tuning_config: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_full(self) -> bool:
-        """True if every weight is tuned."""
-        return self.method == FULL_FINE_TUNING
 
 
 def read_run(file: Path | None, given: Mapping[str, Any]) -> TrainingRun:
@@ -123,8 +142,8 @@ def _checked_run(content: dict[str, Any]) -> TrainingRun:
         )
     options = {key: value for key, value in content.items() if key not in RUN_KEYS}
     tuning_config = content["tuning_config"]
-    if method == FULL_FINE_TUNING and tuning_config:
-        raise InvalidInputError("'tuning_config' is for prompt tuning; full_fine_tuning has none")
+    if method not in PROMPT_METHODS and tuning_config:
+        raise InvalidInputError(f"'tuning_config' is for prompt tuning; {method} has none")
     parameters = _wire_parameters(method, options)
     if method == MULTITASK_PROMPT_TUNING:
         parameters["tuning_type"] = "MULTITASK_PROMPT_TUNING"
@@ -142,11 +161,11 @@ def _checked_run(content: dict[str, Any]) -> TrainingRun:
 
 def _wire_parameters(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options under their names on the wire of ``method``."""
-    names = FULL_OPTIONS if method == FULL_FINE_TUNING else {name: name for name in PROMPT_OPTIONS}
+    names = WIRE_NAMES[method]
     parameters: dict[str, Any] = {}
     spelled: dict[str, str] = {}
     for key, value in options.items():
-        option = TRAINING_OPTION_ALIASES.get(key, key)
+        option = _ALIASES.get(key, key)
         if option in spelled:
             raise InvalidInputError(f"'{key}' and '{spelled[option]}' are the same; give one")
         if option not in names:
@@ -159,7 +178,7 @@ def _wire_parameters(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_unknown(content: Mapping[str, Any]) -> None:
-    options = (*TRAINING_OPTION_NAMES, *TRAINING_OPTION_ALIASES)
+    options = (*TRAINING_OPTION_NAMES, *LORA_OPTION_NAMES, *_ALIASES)
     known = (*RUN_KEYS, *options, *TUNING_CONFIG_KEYS)
     for key in content:
         if key in TUNING_CONFIG_KEYS:

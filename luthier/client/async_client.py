@@ -170,6 +170,36 @@ class AsyncClient:
             )
         )
 
+    async def train_lora(
+        self,
+        model_name: str,
+        *,
+        base_model: str,
+        train_data: Records | ServerFile,
+        validation_data: Records | ServerFile | None = None,
+        **parameters: Any,
+    ) -> TrainingJob:
+        """Start tuning a LoRA; returns at once.
+
+        Args:
+            model_name: Id of the tuned model.
+            base_model: Name of the base model, as the server resolves it.
+            train_data: Records with ``input`` and ``output``, or a file on the server.
+            validation_data: Measured after each epoch; None for none.
+            **parameters: ``rank``, ``alpha``, ``num_epochs``, ``learning_rate`` …, by their wire
+                names.
+        """
+        return await self._send(
+            calls.train(
+                calls.LORA_TUNING,
+                model_name,
+                base_model=base_model,
+                train_data=train_data,
+                validation_data=validation_data,
+                parameters=parameters,
+            )
+        )
+
     async def train_full(
         self,
         model_name: str,

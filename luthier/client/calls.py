@@ -25,6 +25,7 @@ from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 ROUTE_PREFIX = "/api/v1"
 PROMPT_TUNING = "TextGenerationTaskPeftPromptTuningTrain"
 FULL_FINE_TUNING = "TextGenerationTaskTextGenerationTrain"
+LORA_TUNING = "TextGenerationTaskLoraTuningTrain"
 
 Answer = TypeVar("Answer")
 
@@ -99,7 +100,7 @@ def train(
     """Start a training.
 
     Args:
-        method: ``PROMPT_TUNING`` or ``FULL_FINE_TUNING``.
+        method: ``PROMPT_TUNING``, ``LORA_TUNING`` or ``FULL_FINE_TUNING``.
         model_name: Id of the model that it makes.
         base_model: Name of the base model, as the server resolves it.
         train_data: Records, or a file on the server.

@@ -92,6 +92,19 @@ def test_run_file_is_enough(run, serve, data) -> None:
     assert json.loads(api.requests[0].content)["parameters"]["lr"] == 1e-4
 
 
+def test_lora_goes_to_its_own_route(run, serve, data) -> None:
+    url, api = serve({"POST /api/v1/TextGenerationTaskLoraTuningTrain": ACCEPTED, **DONE})
+    result = run(
+        "train", "--method", "lora", "--model-name", "m", "--base-model", "b", "--train-data",
+        data, "--validation-data", data, "--set", "rank=4", "--url", url,
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    parameters = json.loads(api.requests[0].content)["parameters"]
+    assert parameters["rank"] == 4
+    assert len(parameters["val_stream"]["data_stream"]["data"]) == 2
+    assert "tuning_config" not in parameters
+
+
 def test_detach_does_not_wait(run, serve, data) -> None:
     url, api = serve({ROUTE: ACCEPTED})
     result = run("train", *options(data), "--url", url, "--detach", "--json")

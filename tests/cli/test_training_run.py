@@ -1,10 +1,19 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from luthier.cli.training_run import METHODS, TrainingRun, read_run
+import luthier
+from luthier.cli.training_run import METHODS, WIRE_NAMES, TrainingRun, read_run
 from luthier.errors import InvalidInputError, NotSupportedError, UnknownKeyError
 
+WIRE_NUMBERS = Path(luthier.__file__).parent / "modules" / "wire_numbers.json"
+MODULES = {
+    "prompt_tuning": "PeftPromptTuning",
+    "multitask_prompt_tuning": "PeftPromptTuning",
+    "lora": "LoraTuning",
+    "full_fine_tuning": "TextGeneration",
+}
 REQUIRED = {"model_name": "m", "base_model": "b", "train_data": Path("t.jsonl")}
 RUN = """
 model_name: intents
@@ -82,13 +91,35 @@ def test_same_option_under_two_names_is_refused() -> None:
 
 def test_full_fine_tuning_uses_its_own_names_on_the_wire() -> None:
     run = run_of(method="full_fine_tuning", learning_rate=1e-5, seed=3)
-    assert run.is_full
     assert run.parameters == {"lr": 1e-5, "random_seed": 3}
 
 
-def test_full_fine_tuning_has_no_tuning_config() -> None:
-    with pytest.raises(InvalidInputError, match="full_fine_tuning has none"):
-        run_of(method="full_fine_tuning", tuning_config={"num_virtual_tokens": 8})
+@pytest.mark.parametrize("method", ["full_fine_tuning", "lora"])
+def test_methods_without_a_soft_prompt_have_no_tuning_config(method: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"{method} has none"):
+        run_of(method=method, tuning_config={"num_virtual_tokens": 8})
+
+
+def test_lora_takes_its_own_options_and_pefts_names_for_them() -> None:
+    run = run_of(method="lora", r=4, lora_alpha=8, target_modules=["q_proj"], lr=1e-3)
+    assert run.parameters == {
+        "rank": 4,
+        "alpha": 8,
+        "target_modules": ["q_proj"],
+        "learning_rate": 1e-3,
+    }
+
+
+def test_option_of_a_lora_is_not_for_prompts() -> None:
+    with pytest.raises(NotSupportedError, match="'rank' cannot be sent with method prompt_tuning"):
+        run_of(rank=4)
+
+
+def test_every_option_that_can_be_sent_is_a_field_of_the_message() -> None:
+    numbers = json.loads(WIRE_NUMBERS.read_text())
+    for method, names in WIRE_NAMES.items():
+        fields = numbers[f"TextGenerationTask{MODULES[method]}TrainParameters"]
+        assert set(names.values()) <= fields.keys(), method
 
 
 def test_multitask_prompt_tuning_is_a_tuning_type_on_the_wire() -> None:

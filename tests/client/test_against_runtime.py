@@ -146,6 +146,14 @@ def test_training_is_listed_and_cancelled(client: Client) -> None:
     assert "endless" not in {model.name for model in client.models()}
 
 
+def test_lora_is_tuned_and_served(client: Client) -> None:
+    job = client.train_lora(
+        "low-rank", base_model="tiny-causal", train_data=ROWS, rank=2, alpha=4, num_epochs=1
+    )
+    client.wait(job.training_id, timeout_seconds=200)
+    assert client.generate("low-rank", TEXT, preserve_input_text=False).generated_token_count > 0
+
+
 def test_whole_model_is_asked_for_on_its_own_route(client: Client) -> None:
     job = client.train_full(
         "whole", base_model="tiny-causal", train_data=ROWS, num_epochs=1, lr=1e-3

@@ -129,6 +129,13 @@ def test_train_full_uses_its_own_route(make_client: MakeClient) -> None:
     assert api.last_body["parameters"]["lr"] == 0.1
 
 
+def test_train_lora_uses_its_own_route(make_client: MakeClient) -> None:
+    answer = httpx.Response(200, json={"training_id": "t1", "model_name": "tuned"})
+    client, api = make_client({"POST /api/v1/TextGenerationTaskLoraTuningTrain": answer})
+    client.train_lora("tuned", base_model="b", train_data=[{"input": "a", "output": "b"}], rank=4)
+    assert api.last_body["parameters"]["rank"] == 4
+
+
 def test_models_training_tokens_versions_and_health_are_read(make_client: MakeClient) -> None:
     client, _ = make_client(
         {
