@@ -22,6 +22,7 @@ MAX_TEXT_CHARS = 100_000
 DETECT_DEVICE = "__DETECT__"
 TORCH_DTYPES = ("float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "cosine", "constant")
+SAVE_CHECKPOINT_WORDS = ("last", "best", "each_evaluation", "never")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Setting:
         choices: The words of a ``choice``.
         is_optional: True where None means "decide for me".
         aliases: Names in other systems that are accepted for it.
+        is_bookkeeping: True where no value changes what is learned, so that a resumed training may
+            have another one.
     """
 
     kind: str
@@ -74,6 +77,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     is_optional: bool = False
     aliases: tuple[str, ...] = ()
+    is_bookkeeping: bool = False
 
     def check(self, name: str, value: object, limits: TrainingLimits) -> None:
         """Refuse a value of the wrong type or range.
@@ -195,18 +199,21 @@ class TrainingOptions:
         choices=TORCH_DTYPES,
         is_optional=True,
         aliases=("dtype",),
+        is_bookkeeping=True,
     )
     device: str | None = _setting(
         None,
         "text",
         "Where to train: cpu, cuda, cuda:1; none chooses.",
         is_optional=True,
+        is_bookkeeping=True,
     )
     silence_progress_bars: bool = _setting(
         True,
         "bool",
         "False shows a progress bar on stderr.",
         aliases=("disable_tqdm",),
+        is_bookkeeping=True,
     )
     schedule: str = _setting(
         "linear",
@@ -271,6 +278,34 @@ class TrainingOptions:
         False,
         "bool",
         "Keep the base model's own dropout active while training.",
+    )
+    save_checkpoint: str = _setting(
+        "last",
+        "choice",
+        "When a training that has a folder saves its state: at evaluation points and the ends of "
+        "epochs (last), when the first metric improved (best; the result then is what was best), "
+        "at evaluation points (each_evaluation), or never.",
+        choices=SAVE_CHECKPOINT_WORDS,
+    )
+    save_every_steps: int = _setting(
+        0,
+        "int",
+        "Updates between further checkpoints; 0 saves none but those of save_checkpoint.",
+        minimum=0,
+        maximum=10**9,
+        aliases=("save_steps",),
+        is_bookkeeping=True,
+    )
+    keep_checkpoints: int | None = _setting(
+        None,
+        "int",
+        "Newest checkpoints that are kept, the best one on top; 0 keeps all. None keeps 2, and all "
+        "with save_checkpoint each_evaluation.",
+        minimum=0,
+        maximum=10**6,
+        is_optional=True,
+        aliases=("save_total_limit",),
+        is_bookkeeping=True,
     )
 
     @classmethod

@@ -11,14 +11,16 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import alog
 import torch
 
 from luthier.adapters.base import Adapter
 from luthier.data_model.training_options import TrainingOptions
-from luthier.errors import CancelledError, TrainingFailedError
+from luthier.errors import CancelledError, ConflictError, InvalidInputError, TrainingFailedError
 from luthier.resources.base_model import BaseModel
+from luthier.training.best import BestSoFar, put_back
 from luthier.training.callbacks.base import (
     BatchEvent,
     EpochEvent,
@@ -26,7 +28,9 @@ from luthier.training.callbacks.base import (
     StepEvent,
     TrainingCallback,
 )
+from luthier.training.callbacks.checkpoint_writer import CheckpointWriter
 from luthier.training.callbacks.progress_bar import ProgressBar
+from luthier.training.checkpoints import expected_content_hash, find_checkpoint, read_checkpoint
 from luthier.training.data.bucketing import (
     Window,
     num_batches,
@@ -38,9 +42,17 @@ from luthier.training.data.collation import TokenBatch, collate
 from luthier.training.data.examples import MAX_LISTED_ROWS, TrainingData
 from luthier.training.data.tokenization import TrainRecord
 from luthier.training.network import TrainingNetwork
-from luthier.training.optimization import build_optimizer, learning_rate_at, set_learning_rate
+from luthier.training.optimization import (
+    build_optimizer,
+    learning_rate_at,
+    optimizer_tensors,
+    restore_optimizer,
+    set_learning_rate,
+)
 from luthier.training.preparation import read_data, settle_options
 from luthier.training.results import EvaluationPoint, LossPoint, TrainingResult
+from luthier.training.run_fingerprint import RunFingerprint, fingerprint_run
+from luthier.training.state import Progress, ResumePoint, TrainingState, copied
 
 log = alog.use_channel(__name__)
 
@@ -58,17 +70,26 @@ def tune(
     options: TrainingOptions,
     callbacks: Sequence[TrainingCallback] = (),
     should_stop: Callable[[], bool] = _never,
+    run_folder: Path | None = None,
+    resume_from: Path | None = None,
+    backup_folder: Path | None = None,
 ) -> TrainingResult:
     """Learn ``adapter`` from records. Its tensors are changed in place, nothing else is.
 
     Args:
         base_model: Stays as it is; others may generate from it meanwhile.
-        adapter: What is learned. After an error it holds a half-trained state: drop it.
+        adapter: What is learned. After an error it holds a half-trained state: drop it. To go on
+            from an earlier adapter with a new optimizer, hand in what ``load_adapter`` gives.
         train: Records, read once.
         validation: Records whose loss is computed after each epoch; None or empty for none.
         options: Hyperparameters. ``torch_dtype`` and ``device`` were decided with ``base_model``.
         callbacks: Told what happens; a progress bar is added unless ``silence_progress_bars``.
         should_stop: Asked before every batch.
+        run_folder: Gets ``checkpoints/``; None writes none.
+        resume_from: A checkpoint, or a folder in which the newest whole one is taken. The training
+            goes on from there as if it had never stopped; records, options, base model and kind of
+            adapter must be those it was started with.
+        backup_folder: Gets a copy of each checkpoint.
 
     Returns:
         Losses, what was truncated, counts.
@@ -77,12 +98,27 @@ def tune(
         InvalidInputError: For an option that cannot be meant.
         VerbalizerError: For a verbalizer without placeholder, or one that shows the label.
         TrainingDataError: For empty data or a row that cannot be learned from; names the row.
+        ArtifactError: If there is no whole checkpoint to resume from.
+        ConflictError: If the checkpoint is of another training, naming each difference; or if
+            ``run_folder`` holds checkpoints and nothing is resumed.
         TrainingFailedError: If a loss is not finite; names the step and the rows.
         CancelledError: If ``should_stop`` said so.
     """
-    options = settle_options(options)
+    checkpoint = None if resume_from is None else find_checkpoint(resume_from)
+    state = None if checkpoint is None else read_checkpoint(checkpoint)
+    options = settle_options(options, default_seed=None if state is None else state.seed)
     if not options.silence_progress_bars:
         callbacks = (*callbacks, ProgressBar())
+    if run_folder is not None:
+        writer = CheckpointWriter(
+            run_folder,
+            adapter,
+            options,
+            base_model_name=base_model.name,
+            is_resumed=state is not None,
+            backup_folder=backup_folder,
+        )
+        callbacks = (*callbacks, writer)
     with contextlib.ExitStack() as stack:
         for callback in callbacks:
             stack.callback(callback.close)
@@ -90,9 +126,14 @@ def tune(
         data, validation_data = read_data(
             base_model, adapter, train, validation, options=options, should_stop=should_stop
         )
-        training = _Training(base_model, adapter, data, options, callbacks, should_stop)
+        _require_validation(options, validation_data)
+        training = _Training(
+            base_model, adapter, data, validation_data, options, callbacks, should_stop
+        )
+        if state is not None and checkpoint is not None:
+            training.restore(state, checkpoint)
         with training.learnable_parameters():
-            training.run(validation_data)
+            training.run()
         result = TrainingResult(
             losses=tuple(training.losses),
             validation_losses=tuple(training.validation_losses),
@@ -118,6 +159,7 @@ class _Training:
         base_model: BaseModel,
         adapter: Adapter,
         data: TrainingData,
+        validation: TrainingData | None,
         options: TrainingOptions,
         callbacks: Sequence[TrainingCallback],
         should_stop: Callable[[], bool],
@@ -132,12 +174,14 @@ class _Training:
         self._base_model = base_model
         self._adapter = adapter
         self._data = data
+        self._validation = validation
         self._options = options
         self._callbacks = callbacks
         self._should_stop = should_stop
-        self._parameters = [parameter for _, parameter in adapter.named_parameters()]
+        self._named = dict(adapter.named_parameters())
+        self._parameters = list(self._named.values())
         self._optimizer = build_optimizer(
-            adapter.named_parameters(), options, learning_rate_factor=adapter.learning_rate_factor
+            self._named.items(), options, learning_rate_factor=adapter.learning_rate_factor
         )
         self._network = TrainingNetwork(
             base_model,
@@ -149,22 +193,44 @@ class _Training:
         self._num_steps = options.num_epochs * num_windows(
             len(data), batch_size=options.batch_size, accumulate_steps=options.accumulate_steps
         )
+        self._epoch = 0
+        self._windows_done = 0
+        self._epoch_loss = 0.0
+        self._epoch_num_labels = 0
+        self._best = BestSoFar()
+        self._fingerprint: RunFingerprint | None = None
 
-    def run(self, validation: TrainingData | None) -> None:
+    def run(self) -> None:
         """All epochs: the loop itself."""
         self._tell_start()
-        for epoch in range(self._options.num_epochs):
-            started = time.monotonic()
-            epoch_loss, epoch_labels = 0.0, 0
-            for window in self._plan(epoch):
-                loss, num_labels = self._learn(window, epoch)
-                epoch_loss, epoch_labels = epoch_loss + loss * num_labels, epoch_labels + num_labels
-            seconds = time.monotonic() - started
-            if validation is not None:
-                self._evaluate(validation, epoch)
-            event = EpochEvent(epoch, self.step, epoch_loss / epoch_labels, seconds)
-            for callback in self._callbacks:
-                callback.on_epoch_end(event)
+        while self._epoch < self._options.num_epochs:
+            self._run_epoch()
+        self._best.put_back(self._named)
+
+    def _run_epoch(self) -> None:
+        """One pass over the data, or what is left of it."""
+        started, epoch = time.monotonic(), self._epoch
+        windows = self._plan(epoch)
+        for window in windows[self._windows_done :]:
+            loss, num_labels = self._learn(window, epoch)
+            self._epoch_loss += loss * num_labels
+            self._epoch_num_labels += num_labels
+            self._windows_done += 1
+            is_end = self._windows_done == len(windows)
+            if is_end and self._validation is not None:
+                self._evaluate(self._validation, epoch)
+            if is_end:
+                self._end_epoch(time.monotonic() - started)
+            self._tell_resume_point(is_evaluation_point=is_end, is_epoch_end=is_end)
+
+    def _end_epoch(self, seconds: float) -> None:
+        mean = self._epoch_loss / self._epoch_num_labels
+        event = EpochEvent(self._epoch, self.step, mean, seconds)
+        for callback in self._callbacks:
+            callback.on_epoch_end(event)
+        self._epoch += 1
+        self._windows_done = self._epoch_num_labels = 0
+        self._epoch_loss = 0.0
 
     def _learn(self, window: Window, epoch: int) -> tuple[float, int]:
         """One update from one window; its mean loss and its label tokens."""
@@ -232,6 +298,9 @@ class _Training:
                 num_labels += batch.num_label_tokens
         point = EvaluationPoint(epoch, self.step, total / num_labels)
         self.validation_losses.append(point)
+        self._best.look_at(point.value, step=self.step)
+        if self._best.is_at(self.step) and self._options.save_checkpoint == "best":
+            self._best.keep(self._named)
         for callback in self._callbacks:
             callback.on_evaluation(point)
 
@@ -283,6 +352,94 @@ class _Training:
             group_by_length=self._options.group_by_length,
         )
 
+    def capture(self) -> TrainingState:
+        """A copy of everything that a resume needs."""
+        if self._fingerprint is None:
+            self._fingerprint = self._fingerprinted()
+        is_best_elsewhere = self._best.step != self.step
+        return TrainingState(
+            seed=self._options.seed,
+            progress=Progress(
+                epoch=self._epoch,
+                windows_done=self._windows_done,
+                step=self.step,
+                num_batches=self.num_batches,
+                num_input_tokens=self.num_input_tokens,
+                num_label_tokens=self.num_label_tokens,
+                epoch_loss=self._epoch_loss,
+                epoch_num_labels=self._epoch_num_labels,
+                best_step=self._best.step,
+                best_value=self._best.value,
+                num_evaluations_since_best=self._best.num_evaluations_since,
+            ),
+            losses=tuple(self.losses),
+            evaluations=tuple(self.validation_losses),
+            parameters=copied(self._named),
+            optimizer=copied(optimizer_tensors(self._optimizer, self._named)),
+            best_parameters=dict(self._best.parameters) if is_best_elsewhere else {},
+            fingerprint=self._fingerprint,
+        )
+
+    def restore(self, state: TrainingState, checkpoint: Path) -> None:
+        """Take up the training that ``state`` is of.
+
+        Args:
+            state: Read from ``checkpoint``.
+            checkpoint: For messages, and what else lies there.
+
+        Raises:
+            ConflictError: If it is of another training.
+        """
+        self._fingerprint = self._fingerprinted()
+        differences = state.fingerprint.differences(self._fingerprint)
+        if differences:
+            raise ConflictError(
+                f"checkpoint {checkpoint.name!r} is of another training: {'; '.join(differences)}"
+            )
+        progress = state.progress
+        put_back(state.parameters, self._named)
+        expected = expected_content_hash(checkpoint)
+        if expected not in (None, self._adapter.content_hash()):
+            raise ConflictError(
+                f"checkpoint {checkpoint.name!r} is of another training: what is not learned of "
+                "the adapter differs; start it with the same seed and initialisation"
+            )
+        restore_optimizer(self._optimizer, self._named, state.optimizer)
+        self._epoch, self._windows_done = progress.epoch, progress.windows_done
+        self._epoch_loss = progress.epoch_loss
+        self._epoch_num_labels = progress.epoch_num_labels
+        self.step, self.num_batches = progress.step, progress.num_batches
+        self.num_input_tokens = progress.num_input_tokens
+        self.num_label_tokens = progress.num_label_tokens
+        self.losses = list(state.losses)
+        self.validation_losses = list(state.evaluations)
+        self._best = BestSoFar(
+            step=progress.best_step,
+            value=progress.best_value,
+            num_evaluations_since=progress.num_evaluations_since_best,
+            parameters=state.best_parameters,
+        )
+        if self._options.save_checkpoint == "best" and self._best.is_at(self.step):
+            self._best.keep(self._named)
+        log.info("training goes on: checkpoint=%s step=%d", checkpoint.name, self.step)
+
+    def _fingerprinted(self) -> RunFingerprint:
+        return fingerprint_run(
+            self._base_model, self._adapter, self._data, self._validation, self._options
+        )
+
+    def _tell_resume_point(self, *, is_evaluation_point: bool, is_epoch_end: bool) -> None:
+        point = ResumePoint(
+            step=self.step,
+            is_evaluation_point=is_evaluation_point,
+            is_epoch_end=is_epoch_end,
+            is_last=self._epoch == self._options.num_epochs,
+            best_step=self._best.step,
+            capture=self.capture,
+        )
+        for callback in self._callbacks:
+            callback.on_resume_point(point)
+
     def _tell_start(self) -> None:
         num_rows, options = len(self._data), self._options
         event = StartEvent(
@@ -297,6 +454,9 @@ class _Training:
             ),
             num_trainable=sum(parameter.numel() for parameter in self._parameters),
             truncation=self._data.truncation,
+            first_step=self.step,
+            first_batch=self.num_batches,
+            first_epoch=self._epoch,
         )
         log.info(
             "training starts: method=%s rows=%d steps=%d batch_size=%d trainable=%d",
@@ -320,6 +480,11 @@ class _Training:
     def _stop_if_asked(self) -> None:
         if self._should_stop():
             raise CancelledError(f"training was cancelled after {self.step} updates")
+
+
+def _require_validation(options: TrainingOptions, validation: TrainingData | None) -> None:
+    if validation is None and options.save_checkpoint == "best":
+        raise InvalidInputError("'save_checkpoint' is 'best', which needs validation data")
 
 
 def _named(rows: Sequence[int]) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import nn
 
 from luthier.data_model.training_options import TrainingOptions
+from luthier.errors import ArtifactError
 
 
 def _one(name: str) -> float:
@@ -93,3 +94,42 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
     """Use ``learning_rate``, times each group's factor, from the next ``optimizer.step()`` on."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_factor", 1.0)
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, named_parameters: Mapping[str, nn.Parameter]
+) -> dict[str, torch.Tensor]:
+    """The optimizer's own tensors by ``<parameter>::<key>``; not copied.
+
+    Learning rates and other settings are not among them: they come from the options.
+    """
+    return {
+        f"{name}::{key}": value
+        for name, parameter in named_parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
+    """Put back what ``optimizer_tensors`` gave.
+
+    Args:
+        optimizer: Fresh, of the same options.
+        named_parameters: Of the same names and shapes.
+        tensors: Taken over, not copied, unless they change their device.
+
+    Raises:
+        ArtifactError: For a tensor that belongs to no parameter.
+    """
+    for entry, tensor in tensors.items():
+        name, _, key = entry.rpartition("::")
+        parameter = named_parameters.get(name)
+        if parameter is None or (tensor.ndim and tensor.shape != parameter.shape):
+            raise ArtifactError(f"the optimizer's {entry[:80]!r} fits no learned tensor")
+        is_on_device = tensor.ndim > 0 or optimizer.defaults.get("fused")
+        optimizer.state[parameter][key] = tensor.to(parameter.device) if is_on_device else tensor

@@ -24,13 +24,14 @@ from luthier.training.data.verbalizer import Verbalizer
 log = alog.use_channel(__name__)
 
 
-def settle_options(options: TrainingOptions) -> TrainingOptions:
+def settle_options(options: TrainingOptions, *, default_seed: int | None = None) -> TrainingOptions:
     """Check the options, and draw the seed if it is -1.
 
     Server limits are the caller's business; what no server could want is refused here.
 
     Args:
         options: As the caller gave them.
+        default_seed: Used for -1 instead of a drawn one: that of the training that goes on.
 
     Returns:
         The same with a seed >= 0.
@@ -41,7 +42,8 @@ def settle_options(options: TrainingOptions) -> TrainingOptions:
     options.validate(UNLIMITED)
     if options.seed >= 0:
         return options
-    return dataclasses.replace(options, seed=secrets.randbits(31))
+    seed = secrets.randbits(31) if default_seed is None else default_seed
+    return dataclasses.replace(options, seed=seed)
 
 
 def read_data(

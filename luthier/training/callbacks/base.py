@@ -8,6 +8,7 @@ the loop, so what it does costs training time::
       on_step                   after each update of the parameters
       on_evaluation             after each pass over the validation data
       on_epoch_end
+      on_resume_point           after all that belongs to an update: the state may be copied
     on_finish                   only if the training came to its end
     close                       always and last: success, error or cancellation
 
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from luthier.data_model.training_options import TrainingOptions
 from luthier.training.data.examples import TruncationReport
 from luthier.training.results import EvaluationPoint, TrainingResult
+from luthier.training.state import ResumePoint
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class StartEvent:
         num_batches: Batches that will go through the model.
         num_trainable: Numbers that are learned.
         truncation: What was cut from the training data.
+        first_step: Updates that were done before, by the training that this one goes on with.
+        first_batch: Batches likewise.
+        first_epoch: Passes likewise.
     """
 
     options: TrainingOptions
@@ -44,6 +49,9 @@ class StartEvent:
     num_batches: int
     num_trainable: int
     truncation: TruncationReport
+    first_step: int = 0
+    first_batch: int = 0
+    first_epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,9 @@ class TrainingCallback:
 
     def on_epoch_end(self, event: EpochEvent) -> None:
         """A pass is done; comes after its evaluation."""
+
+    def on_resume_point(self, point: ResumePoint) -> None:
+        """All that belongs to an update is done; a copy of the state can be taken now."""
 
     def on_finish(self, result: TrainingResult) -> None:
         """The training came to its end."""

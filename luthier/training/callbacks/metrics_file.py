@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from io import TextIOWrapper
 from pathlib import Path
 
+from luthier.files.atomic_folder import write_file_atomically
 from luthier.training.callbacks.base import EpochEvent, StartEvent, StepEvent, TrainingCallback
 from luthier.training.results import EvaluationPoint, TrainingResult
 
@@ -17,10 +18,11 @@ class MetricsFile(TrainingCallback):
 
     Events are ``start``, ``step``, ``evaluation``, ``epoch`` and ``finish``; a file without
     ``finish`` belongs to a training that runs, failed or was cancelled. Each line is flushed, so a
-    reader sees whole lines only.
+    reader sees whole lines only. A training that goes on from a checkpoint keeps the lines up to
+    that step and adds a ``start`` of its own.
 
     Args:
-        path: Replaced if it exists; its folder must.
+        path: Replaced if it exists and the training is new; its folder must exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,7 +31,12 @@ class MetricsFile(TrainingCallback):
 
     def on_start(self, event: StartEvent) -> None:
         """Open the file and write the plan and the options."""
-        self._file = self._path.open("w", encoding="utf-8")
+        if event.first_step and self._path.exists():
+            kept = _lines_until(self._path, event.first_step)
+            write_file_atomically(self._path, kept.encode("utf-8"))
+            self._file = self._path.open("a", encoding="utf-8")
+        else:
+            self._file = self._path.open("w", encoding="utf-8")
         self._write("start", dataclasses.asdict(event))
 
     def on_step(self, event: StepEvent) -> None:
@@ -61,3 +68,21 @@ class MetricsFile(TrainingCallback):
         line = {"event": event, **values, "timestamp": datetime.now(UTC).isoformat()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+
+
+def _lines_until(path: Path, step: int) -> str:
+    """The whole lines of events up to an update; those after it will happen again."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:  # cut off when the process was killed
+            continue
+        if isinstance(event, dict) and event.get("event") != "finish" and _step_of(event) <= step:
+            kept.append(line + "\n")
+    return "".join(kept)
+
+
+def _step_of(event: dict[str, object]) -> float:
+    found = event.get("first_step" if event.get("event") == "start" else "step", 0)
+    return found if isinstance(found, int | float) else 0

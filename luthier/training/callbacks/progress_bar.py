@@ -33,8 +33,13 @@ class ProgressBar(TrainingCallback):
     def on_start(self, event: StartEvent) -> None:
         """Draw the empty bar."""
         self._num_epochs = event.options.num_epochs
-        self._bar = tqdm(total=event.num_batches, unit="batch", file=self._stream or sys.stderr)
-        self._describe_epoch(0)
+        self._bar = tqdm(
+            total=event.num_batches,
+            initial=event.first_batch,
+            unit="batch",
+            file=self._stream or sys.stderr,
+        )
+        self._describe_epoch(event.first_epoch)
 
     def on_batch(self, event: BatchEvent) -> None:
         """Move on by one."""

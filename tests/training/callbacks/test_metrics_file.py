@@ -1,5 +1,6 @@
 """metrics.jsonl: whole lines, also while the training runs and after it failed."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -82,3 +83,35 @@ def test_a_cancelled_training_leaves_no_finish(tmp_path: Path, tiny_causal_base:
             should_stop=lambda: path.exists() and len(path.read_text().splitlines()) >= 3,
         )
     assert [line["event"] for line in _lines(path)] == ["start", "step", "step", "epoch"]
+
+
+def test_a_resumed_training_keeps_the_lines_up_to_its_checkpoint(
+    tmp_path: Path, tiny_causal_base: BaseModel
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    options = dataclasses.replace(OPTIONS, save_every_steps=1, keep_checkpoints=0)
+    tune(
+        tiny_causal_base,
+        _prompt(tiny_causal_base),
+        RECORDS,
+        options=options,
+        callbacks=[MetricsFile(path)],
+        run_folder=tmp_path,
+    )
+    whole = [line for line in _lines(path) if line["event"] == "step"]
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"event": "step", "st')
+    tune(
+        tiny_causal_base,
+        _prompt(tiny_causal_base),
+        RECORDS,
+        options=options,
+        callbacks=[MetricsFile(path)],
+        resume_from=tmp_path / "checkpoints" / "step-000000003",
+    )
+    lines = _lines(path)
+    steps = [line for line in lines if line["event"] == "step"]
+    assert [line["loss"] for line in steps] == [line["loss"] for line in whole]
+    events = ["start", "step", "step", "epoch", "step", "start", "step", "epoch", "finish"]
+    assert [line["event"] for line in lines] == events
+    assert lines[5]["first_step"] == 3

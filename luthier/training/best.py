@@ -1,0 +1,86 @@
+"""Which evaluation was best so far, and the parameters there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from luthier.errors import ArtifactError
+from luthier.training.state import copied
+
+
+class BestSoFar:
+    """The best value of one metric. NaN and missing values are never best.
+
+    Args:
+        higher_is_better: The metric's direction.
+        step: Update of the best value; None before any.
+        value: The best value.
+        num_evaluations_since: Evaluations that were no better, since.
+        parameters: Copies on the CPU, if they were kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        higher_is_better: bool = False,
+        step: int | None = None,
+        value: float | None = None,
+        num_evaluations_since: int = 0,
+        parameters: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        self.step = step
+        self.value = value
+        self.num_evaluations_since = num_evaluations_since
+        self.parameters: Mapping[str, torch.Tensor] = parameters or {}
+        self._higher_is_better = higher_is_better
+
+    def look_at(self, value: float | None, *, step: int, min_delta: float = 0.0) -> None:
+        """Compare a new value, which must be better by more than ``min_delta``."""
+        if value is not None and math.isfinite(value):
+            gain = math.inf if self.value is None else value - self.value
+            if self.value is not None and not self._higher_is_better:
+                gain = -gain
+            if gain > min_delta:
+                self.step, self.value, self.num_evaluations_since = step, value, 0
+                return
+        self.num_evaluations_since += 1
+
+    def is_at(self, step: int) -> bool:
+        """Whether the best evaluation is that after ``step`` updates."""
+        return self.step == step
+
+    def keep(self, named_parameters: Mapping[str, nn.Parameter]) -> None:
+        """Copy the parameters as they are now."""
+        self.parameters = copied(named_parameters)
+
+    def put_back(self, named_parameters: Mapping[str, nn.Parameter]) -> None:
+        """Make the parameters what they were when they were kept; nothing if they never were."""
+        if self.parameters:
+            put_back(self.parameters, named_parameters)
+
+
+@torch.no_grad()
+def put_back(
+    tensors: Mapping[str, torch.Tensor], named_parameters: Mapping[str, nn.Parameter]
+) -> None:
+    """Copy tensors into the parameters of the same names.
+
+    Args:
+        tensors: One per parameter.
+        named_parameters: Changed in place.
+
+    Raises:
+        ArtifactError: If names or shapes differ; then nothing is changed.
+    """
+    for name in sorted({*tensors, *named_parameters}):
+        if name not in tensors or name not in named_parameters:
+            raise ArtifactError(f"{name[:200]!r} is on one side only")
+        saved, parameter = tensors[name], named_parameters[name]
+        if saved.shape != parameter.shape or saved.dtype != parameter.dtype:
+            raise ArtifactError(f"{name[:200]!r} has another shape or dtype")
+    for name, parameter in named_parameters.items():
+        parameter.copy_(tensors[name])

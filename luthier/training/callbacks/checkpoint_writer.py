@@ -1,0 +1,114 @@
+"""Writes checkpoints: when, and which ones stay."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import alog
+
+from luthier.adapters.base import Adapter
+from luthier.data_model.training_options import TrainingOptions
+from luthier.errors import ConflictError
+from luthier.files.atomic_folder import write_folder_atomically
+from luthier.training.callbacks.base import StartEvent, TrainingCallback
+from luthier.training.checkpoints import (
+    CHECKPOINTS_FOLDER,
+    checkpoint_folder,
+    delete_checkpoint,
+    delete_partial,
+    list_checkpoints,
+    write_checkpoint,
+)
+from luthier.training.state import ResumePoint
+
+log = alog.use_channel(__name__)
+
+#: Kept unless told otherwise: the newest, and the one before it should the newest be damaged.
+_KEEP = 2
+
+
+class CheckpointWriter(TrainingCallback):
+    """Saves the training's state into ``<run folder>/checkpoints``.
+
+    Args:
+        run_folder: One training's own.
+        adapter: What is learned.
+        options: ``save_checkpoint``, ``save_every_steps`` and ``keep_checkpoints`` count.
+        base_model_name: Goes into the adapter's folder.
+        is_resumed: Whether checkpoints may be there already.
+        backup_folder: Each checkpoint is copied there; a copy that fails is logged and no more.
+
+    Raises:
+        ConflictError: If another training's checkpoints are there.
+    """
+
+    def __init__(
+        self,
+        run_folder: Path,
+        adapter: Adapter,
+        options: TrainingOptions,
+        *,
+        base_model_name: str,
+        is_resumed: bool = False,
+        backup_folder: Path | None = None,
+    ) -> None:
+        self._folder = run_folder / CHECKPOINTS_FOLDER
+        self._adapter = adapter
+        self._options = options
+        self._base_model_name = base_model_name
+        self._backup_folder = backup_folder
+        if not is_resumed and list_checkpoints(self._folder):
+            raise ConflictError(
+                f"{run_folder.name!r} already holds checkpoints; resume from them, or give another "
+                "folder"
+            )
+
+    def on_start(self, event: StartEvent) -> None:
+        """Delete what a killed run left half-written."""
+        delete_partial(self._folder)
+
+    def on_resume_point(self, point: ResumePoint) -> None:
+        """Write a checkpoint if it is due, then delete old ones."""
+        if not self._is_due(point):
+            return
+        folder = checkpoint_folder(self._folder, point.step)
+        write_checkpoint(
+            folder, point.capture(), self._adapter, base_model_name=self._base_model_name
+        )
+        log.debug("checkpoint written: step=%d", point.step)
+        self._delete_old(self._folder, point.best_step)
+        self._copy(folder, point.best_step)
+
+    def _is_due(self, point: ResumePoint) -> bool:
+        word, every = self._options.save_checkpoint, self._options.save_every_steps
+        if every and point.step % every == 0 and point.step:
+            return True
+        if word == "last":
+            return point.is_evaluation_point or point.is_epoch_end or point.is_last
+        if word == "best":
+            return point.best_step == point.step
+        return word == "each_evaluation" and point.is_evaluation_point
+
+    def _delete_old(self, parent: Path, best_step: int | None) -> None:
+        keep = self._options.keep_checkpoints
+        if keep is None:
+            keep = 0 if self._options.save_checkpoint == "each_evaluation" else _KEEP
+        if not keep:
+            return
+        found = list_checkpoints(parent)
+        for step in list(found)[:-keep]:
+            if step != best_step:
+                delete_checkpoint(found[step])
+
+    def _copy(self, folder: Path, best_step: int | None) -> None:
+        if self._backup_folder is None:
+            return
+        try:
+            with write_folder_atomically(
+                self._backup_folder / folder.name, overwrite=True
+            ) as partial:
+                shutil.copytree(folder, partial, dirs_exist_ok=True)
+            self._delete_old(self._backup_folder, best_step)
+        except OSError as error:
+            log.warning("a checkpoint was not backed up: %s", error)
