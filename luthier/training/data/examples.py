@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 #: Positions with this label are not learned, as everywhere in torch and transformers.
 IGNORED_LABEL = -100
@@ -91,6 +93,14 @@ class TruncationReport:
         return f"of {self.num_rows} rows: " + "; ".join(parts)
 
 
+class BatchChange(Protocol):
+    """Changes rows before they are learned from."""
+
+    def __call__(self, examples: Mapping[int, Example], *, epoch: int) -> list[Example]:
+        """As many examples, in order; a function of the arguments alone."""
+        ...
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """Tokenized records, and what was cut from them.
@@ -98,10 +108,26 @@ class TrainingData:
     Args:
         examples: In the order of the records.
         truncation: What was cut.
+        change: Changes the rows of a batch each time they are learned from, or None.
     """
 
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     truncation: TruncationReport
+    change: BatchChange | None = None
+
+    def batch(self, indices: Sequence[int], *, epoch: int) -> list[Example]:
+        """The rows of one batch, as they are learned from in one epoch.
+
+        Args:
+            indices: Of the examples.
+            epoch: Number of the pass over the data, from 0.
+
+        Returns:
+            One example per index.
+        """
+        if self.change is None:
+            return [self.examples[index] for index in indices]
+        return self.change({index: self.examples[index] for index in indices}, epoch=epoch)
 
     @property
     def lengths(self) -> list[int]:
