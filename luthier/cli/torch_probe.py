@@ -28,7 +28,7 @@ def probe() -> dict[str, Any]:
         "device_name": torch.cuda.get_device_name() if device == "cuda" else "",
         "num_threads": torch.get_num_threads(),
         "bf16_speed_of_fp32": round(ratio, 2),
-        "advised_dtype": "bfloat16" if ratio > 1 else "float32",
+        "is_bf16_faster": ratio > 1,
     }
 
 

@@ -3,8 +3,8 @@ import torch
 from luthier.cli.torch_probe import probe
 
 
-def test_probe_measures_and_advises() -> None:
+def test_probe_measures_this_machine() -> None:
     facts = probe()
     assert facts["torch"] == torch.__version__
-    is_faster = facts["bf16_speed_of_fp32"] > 1
-    assert facts["advised_dtype"] == ("bfloat16" if is_faster else "float32")
+    assert facts["bf16_speed_of_fp32"] > 0
+    assert isinstance(facts["is_bf16_faster"], bool)
