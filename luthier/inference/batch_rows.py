@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,19 +21,12 @@ class BatchRow:
     Args:
         sequence: What it generates.
         adapter_key: The adapter's content hash, "" for the bare base.
-        on_cancel: Called once if its reader gives up.
     """
 
-    def __init__(
-        self,
-        sequence: GeneratedSequence,
-        *,
-        adapter_key: str,
-        on_cancel: Callable[[BatchRow], None],
-    ) -> None:
+    def __init__(self, sequence: GeneratedSequence, *, adapter_key: str) -> None:
         self.sequence = sequence
         self.adapter_key = adapter_key
-        self.channel = Channel(on_cancel=lambda: on_cancel(self))
+        self.channel = Channel()  # every step looks at who was cancelled
         self.kv: KvRange | None = None
         self.num_computed = 0
 

@@ -66,9 +66,7 @@ class BatchedEngine(Engine):
             max_rows=self._options.max_running,
             max_step_tokens=self._options.step_tokens_on(base_model.device),
         )
-        # Re-entrant: dropping a stream cancels its row, and the garbage collector may do that
-        # while this thread holds the lock.
-        self._state = threading.Condition(threading.RLock())
+        self._state = threading.Condition()
         self._is_closed = False
         self._failure = ""
         self._whole_models: PlainEngine | None = None
@@ -89,7 +87,7 @@ class BatchedEngine(Engine):
             prior_token_ids=prior_token_ids(self._base_model, prompt),
         )
         key = adapter.content_hash() if adapter is not None else ""
-        row = BatchRow(sequence, adapter_key=key, on_cancel=self._drop_if_waiting)
+        row = BatchRow(sequence, adapter_key=key)
         with self._state:
             self._check_accepts()
             self._scheduler.waiting.add(row)
@@ -100,12 +98,13 @@ class BatchedEngine(Engine):
         """How the engine is doing; see ``Engine``."""
         with self._state:
             detail = self._failure or ("closed" if self._is_closed else "")
-            return EngineStatus(
-                is_healthy=not detail,
-                num_running=len(self._scheduler.running),
-                num_waiting=len(self._scheduler.waiting),
-                detail=detail,
-            )
+            num_running = len(self._scheduler.running)
+            num_waiting = len(self._scheduler.waiting)
+            beside = self._whole_models
+        if beside is not None:
+            num_running += beside.status().num_running
+            num_waiting += beside.status().num_waiting
+        return EngineStatus(not detail, num_running, num_waiting, detail)
 
     def close(self) -> None:
         """End every stream and the thread; see ``Engine``."""
@@ -122,7 +121,7 @@ class BatchedEngine(Engine):
         with self._state:
             self._check_accepts()
             if self._whole_models is None:
-                self._whole_models = PlainEngine(self._base_model, self._options)
+                self._whole_models = PlainEngine(self._owner() or self._base_model, self._options)
             return self._whole_models
 
     def _fitting(self, prompt: Prompt) -> Prompt:
@@ -147,12 +146,6 @@ class BatchedEngine(Engine):
                 f"{len(self._scheduler.waiting)} requests wait for base model "
                 f"{self._base_model.name!r}, at most {self._options.max_waiting} may"
             )
-
-    def _drop_if_waiting(self, row: BatchRow) -> None:
-        with self._state:
-            if not self._scheduler.waiting.remove(row):
-                return  # the next step looks at the channel
-        deliver([(row.channel, row.sequence.end(FinishReason.CANCELLED))])
 
     def _live(self) -> None:
         """The thread's life. However it ends, nobody is left waiting."""

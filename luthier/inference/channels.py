@@ -20,10 +20,11 @@ class Channel:
     one last item: a chunk that ``is_last``, or an error.
 
     Args:
-        on_cancel: Called once, from any thread, when the reader gives up before the end.
+        on_cancel: Called once when the reader gives up before the end: from any thread, and at any
+            moment, because the garbage collector may drop a reader.
     """
 
-    def __init__(self, on_cancel: Callable[[], None]) -> None:
+    def __init__(self, on_cancel: Callable[[], None] = lambda: None) -> None:
         self._on_cancel = on_cancel
         self._items: deque[Item] = deque()
         self._condition = threading.Condition()

@@ -165,11 +165,13 @@ class PlainEngine(Engine):
     def _next_row(self) -> _Row | None:
         with self._state:
             while not self._is_closed:
-                if self._waiting:
+                try:
                     row = self._waiting.popleft()
-                    self._running.add(row)
-                    return row
-                self._state.wait()
+                except IndexError:
+                    self._state.wait()
+                    continue
+                self._running.add(row)
+                return row
         return None
 
     def _run(self, row: _Row) -> None:

@@ -19,6 +19,7 @@ from luthier.data_model.sampling import SamplingParams
 from luthier.errors import EngineError
 
 _LARGEST_SCORE = torch.finfo(torch.float32).max
+_SMALL_NUCLEUS = 512
 _SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
 
 
@@ -199,10 +200,15 @@ def keep_top_p(scores: torch.Tensor, top_p: float) -> torch.Tensor:
     Source:
         Holtzman et al. 2020, https://arxiv.org/abs/1904.09751
     """
-    ascending, order = torch.sort(scores)
-    is_dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-    is_dropped[-1] = False
-    return scores.index_fill(0, order[is_dropped], -math.inf)
+    # Sorting a whole vocabulary takes milliseconds, and the set is nearly always small.
+    for num_looked_at in (min(_SMALL_NUCLEUS, scores.shape[-1]), scores.shape[-1]):
+        likeliest, order = torch.topk(scores, num_looked_at)
+        mass = (likeliest - scores.logsumexp(dim=-1)).exp().cumsum(dim=-1)
+        if mass[-1] >= top_p:
+            break
+    # A token stays if those before it do not reach the mass alone.
+    kept = order[: 1 + int((mass[:-1] < top_p).sum())]
+    return torch.full_like(scores, -math.inf).index_copy(0, kept, scores[kept])
 
 
 def keep_typical(scores: torch.Tensor, typical_p: float) -> torch.Tensor:
@@ -234,12 +240,13 @@ def draw(scores: torch.Tensor, uniform: float) -> int:
     Returns:
         Its id.
     """
-    cumulative = scores.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    candidates = scores.isfinite().nonzero()[:, 0]
+    cumulative = scores[candidates].softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     target = cumulative[-1] * uniform
     # right=True: the first token whose cumulative mass exceeds the target, so none without mass.
-    token_id = int(torch.searchsorted(cumulative, target, right=True))
-    if token_id < len(cumulative):
-        return token_id
+    place = int(torch.searchsorted(cumulative, target, right=True))
+    if place < len(candidates):
+        return int(candidates[place])
     return int(scores.argmax())  # the product rounded up to the whole mass
 
 

@@ -19,7 +19,7 @@ def row_of(base: BaseModel, adapter: Adapter | None, **sampling: object) -> Batc
         vocabulary=Vocabulary(base.tokenizer, frozenset(base.eos_token_ids)),
         prior_token_ids=request.input_ids,
     )
-    return BatchRow(sequence, adapter_key="", on_cancel=lambda row: None)
+    return BatchRow(sequence, adapter_key="")
 
 
 def test_positions_are_virtual_then_prompt_then_generated(

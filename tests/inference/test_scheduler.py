@@ -27,7 +27,7 @@ def make_row(causal_base: BaseModel) -> Any:
             vocabulary=Vocabulary(causal_base.tokenizer, frozenset()),
             prior_token_ids=ids,
         )
-        return BatchRow(sequence, adapter_key=key, on_cancel=lambda row: None)
+        return BatchRow(sequence, adapter_key=key)
 
     return make
 
