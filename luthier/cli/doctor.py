@@ -244,4 +244,4 @@ def _server(url: str) -> Finding:
         text = f"{error}; 'luthier serve' starts one"
         return Finding("server", Verdict.NOTE, text, {"url": url, "health": ""})
     facts = {"url": url, "health": health, "num_models": num_models}
-    return Finding("server", Verdict.OK, f"{url} says {health}, {num_models} models", facts)
+    return Finding("server", Verdict.OK, f"{url} says {health}, models: {num_models}", facts)

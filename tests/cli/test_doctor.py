@@ -28,7 +28,7 @@ def test_server_that_answers_is_reported(run, serve) -> None:
     models = httpx.Response(200, json={"models": [{"name": "m", "loaded": False}]})
     url, _ = serve({"GET /health": httpx.Response(200, text="OK"), "GET /info/models": models})
     found = findings(run("doctor", "--quick", "--json", "--url", url))
-    assert found["server"]["message"] == f"{url} says OK, 1 models"
+    assert found["server"]["message"] == f"{url} says OK, models: 1"
 
 
 def test_unknown_setting_fails_with_a_suggestion(run, monkeypatch, tmp_path) -> None:
