@@ -225,8 +225,9 @@ def _stop_sequences(value: Any) -> tuple[str, ...]:
 def _decay_penalty(value: Any) -> tuple[int, float]:
     if hasattr(value, "start_index") and hasattr(value, "decay_factor"):
         return (value.start_index, value.decay_factor)
-    if isinstance(value, Mapping) and set(value) == {"start_index", "decay_factor"}:
-        return (value["start_index"], value["decay_factor"])
+    if isinstance(value, Mapping) and value and set(value) <= {"start_index", "decay_factor"}:
+        # Neither field has presence on the wire: a zero that was sent looks like one that was not.
+        return (value.get("start_index", 0), value.get("decay_factor", 0.0))
     if isinstance(value, tuple | list) and len(value) == 2:
         return (value[0], value[1])
     raise InvalidInputError(

@@ -82,6 +82,13 @@ def test_every_parameter_that_is_set_reaches_the_model(stubs, runtime):
     assert params.temperature is None
 
 
+def test_a_length_penalty_may_start_at_the_first_token(stubs, runtime):
+    penalty = {"start_index": 0, "decay_factor": 1.5}
+    generate(stubs, text="x", exponential_decay_length_penalty=penalty)
+    _, params = runtime.log.calls[-1]
+    assert params.exponential_decay_length_penalty == (0, 1.5)
+
+
 def test_a_stream_gives_one_message_per_piece(stubs):
     assert [message.generated_text for message in stream(stubs, text="a b")] == ["b", "a", ""]
 
