@@ -17,8 +17,9 @@ from luthier.errors import NotSupportedError
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.collation import TokenBatch
 from luthier.training.data.examples import IGNORED_LABEL
-from luthier.training.label_head import install_label_head
+from luthier.training.label_head import LabelHead, install_label_head
 from luthier.training.losses import cross_entropy_sum, projected_cross_entropy_sum
+from luthier.training.packed_network import pack_if_exact
 
 #: Decoder-only models for which a test holds loss and gradient of a prompt computed once per batch
 #: against a prompt in every row. Others get it in every row.
@@ -42,6 +43,8 @@ class TrainingNetwork:
         gradient_checkpointing: Whether activations are computed twice instead of kept.
         shares_prefix: Whether the virtual tokens of a causal model may be computed once per batch
             instead of once per row. Loss and gradient are the same up to rounding.
+        packs_rows: Whether the rows of a causal batch may be laid end to end instead of padded,
+            where the model gives the same then. Loss and gradient are the same up to rounding.
 
     Raises:
         NotSupportedError: If the base model has no checkpointing or no output layer to speak of.
@@ -55,6 +58,7 @@ class TrainingNetwork:
         base_dropout: bool = False,
         gradient_checkpointing: bool = False,
         shares_prefix: bool = True,
+        packs_rows: bool = True,
     ) -> None:
         self._base_model = base_model
         self._adapter = adapter
@@ -77,6 +81,16 @@ class TrainingNetwork:
             and base_model.kind == "causal"
             and self._model.config.model_type in SHARED_PREFIX_MODEL_TYPES
         )
+        self._packed = None
+        if packs_rows and base_model.kind == "causal":
+            has_dropout = base_dropout or adapter.has_dropout
+            prompt = adapter.soft_prompt().decoder
+            self._packed = pack_if_exact(self._model, prompt, shares_text=not has_dropout)
+
+    @property
+    def packs_rows(self) -> bool:
+        """Whether rows are laid end to end; a batch that cannot be is padded all the same."""
+        return self._packed is not None
 
     def loss_sum(self, batch: TokenBatch) -> torch.Tensor:
         """Cross-entropy of the batch's labels, summed.
@@ -87,6 +101,10 @@ class TrainingNetwork:
         Returns:
             A scalar in fp32, differentiable in the adapter's parameters.
         """
+        if self._packed is not None:
+            passed = self._packed.run(batch, self._adapter.soft_prompt().decoder)
+            if passed is not None:
+                return _loss_of(self._packed.label_head, *passed)
         rows, columns = torch.nonzero(batch.labels != IGNORED_LABEL, as_tuple=True)
         labels = batch.labels[rows, columns]
         is_causal = self._base_model.kind == "causal"
@@ -108,23 +126,21 @@ class TrainingNetwork:
 
     def _run(self, labels: torch.Tensor, **inputs: object) -> torch.Tensor:
         """One pass through the model, and the loss at the places chosen before it."""
-        output = self._model(use_cache=False, **inputs)
-        head = self._label_head.head
-        if self._label_head.keeps_hidden and isinstance(head, nn.Linear):
-            hidden = self._label_head.hidden
-            assert hidden is not None
-            return projected_cross_entropy_sum(hidden, head.weight, head.bias, labels)
-        return cross_entropy_sum(output.logits[0], labels)
+        logits = self._model(use_cache=False, **inputs).logits
+        return _loss_of(self._label_head, logits, labels)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """No dropout and no gradients, for as long as this lasts."""
-        self._model.eval()
+        models = [self._model, *([self._packed.model] if self._packed else [])]
+        for model in models:
+            model.eval()
         try:
             with torch.no_grad():
                 yield
         finally:
-            self._model.train(self._is_training)
+            for model in models:
+                model.train(self._is_training)
 
     def _loss_sum_with_shared_prefix(
         self, batch: TokenBatch, rows: torch.Tensor, columns: torch.Tensor
@@ -170,6 +186,16 @@ class TrainingNetwork:
         shifted = labels.roll(1, dims=1)
         shifted[:, 0] = config.decoder_start_token_id
         return shifted.masked_fill(shifted == IGNORED_LABEL, config.pad_token_id)
+
+
+def _loss_of(label_head: LabelHead, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The loss at the places that the head chose in the pass just made."""
+    head = label_head.head
+    if label_head.keeps_hidden and isinstance(head, nn.Linear):
+        hidden = label_head.hidden
+        assert hidden is not None
+        return projected_cross_entropy_sum(hidden, head.weight, head.bias, labels)
+    return cross_entropy_sum(logits[0], labels)
 
 
 def _remove_dropout(model: nn.Module) -> None:
