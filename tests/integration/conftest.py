@@ -15,6 +15,6 @@ from fixtures.tuned_server import tuned_server
 def runtime_server(
     tmp_path_factory: pytest.TempPathFactory, tiny_base_models_dir: Path
 ) -> Iterator[tuple[ServerProcess, dict[str, dict[str, Any]]]]:
-    """A server with the four models of ``fixtures.tuned_server``, and how each training ended."""
+    """A server with the models of ``fixtures.tuned_server``, and how each training ended."""
     with tuned_server(tmp_path_factory.mktemp("server"), tiny_base_models_dir) as found:
         yield found
