@@ -16,6 +16,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 from fixtures.tiny_models import make_tiny_causal, make_tiny_seq2seq
+from hypothesis import settings
 from transformers.utils import logging as transformers_logging
 
 from luthier.resources.base_model import BaseModel, load_base_model
@@ -23,6 +24,9 @@ from luthier.resources.names import BaseModelSources, resolve_base_model
 
 transformers_logging.disable_progress_bar()
 torch.set_num_threads(1)
+# A busy machine is no bug: how long one example takes says nothing.
+settings.register_profile("luthier", deadline=None)
+settings.load_profile("luthier")
 
 _connect = socket.socket.connect
 _connect_ex = socket.socket.connect_ex
