@@ -1,0 +1,110 @@
+"""How values of H2O LLM Studio become ours. Each converter gets the value and the whole table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from luthier.data_model.other_systems.foreign_setting import Refusal, Values
+from luthier.data_model.run_options import FULL_FINE_TUNING, LORA
+
+
+def is_none(value: Any) -> bool:
+    """Whether they mean that there is none."""
+    return value in (None, "None", "")
+
+
+def or_none(value: Any, values: Values) -> Any:
+    """A column, or None."""
+    return None if is_none(value) else value
+
+
+def decoded_text(value: Any, values: Values) -> Any:
+    """Their texts spell line ends as backslash and n."""
+    if not isinstance(value, str):
+        return value
+    return value.replace("\\n", "\n").replace("\\t", "\t").replace("\\r", "\r")
+
+
+def columns(value: Any, values: Values) -> Any:
+    """Columns as a list; one may be given as a text."""
+    if is_none(value):
+        return []
+    return [value] if isinstance(value, str) else value
+
+
+def names(value: Any, values: Values) -> Any:
+    """Names separated by commas; none means the default."""
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",") if name.strip()]
+    return value or None
+
+
+def method(value: Any, values: Values) -> Any:
+    """Full fine-tuning is LoRA switched off."""
+    return LORA if value else FULL_FINE_TUNING
+
+
+def model_name(value: Any, values: Values) -> Any:
+    """A name that can be a folder's."""
+    return str(value).replace("/", "-")
+
+
+def validation_file(value: Any, values: Values) -> Any:
+    """Only a custom strategy reads it."""
+    is_custom = values["dataset.validation_strategy"] == "custom"
+    return value if is_custom and not is_none(value) else ""
+
+
+def id_column(value: Any, values: Values) -> Any:
+    """Only parents refer to it."""
+    return None if is_none(values["dataset.parent_id_column"]) else value
+
+
+def only_last(value: Any, values: Values) -> Any:
+    """It counts where prompts are masked."""
+    return bool(value) and bool(values["dataset.mask_prompt_labels"])
+
+
+def batches_per_update(value: Any, values: Values) -> Any:
+    """Their batch size is per device; so many batches make the same update here."""
+    count, gpus = values["training.grad_accumulation"], values["environment.gpus"]
+    if not isinstance(count, int) or not isinstance(gpus, list | tuple):
+        return count
+    return count * max(1, len(gpus))
+
+
+_LOSSES = {
+    "TokenAveragedCrossEntropy": "token_average",
+    "SampleAveragedCrossEntropy": "sample_average",
+}
+
+
+def loss(value: Any, values: Values) -> Any:
+    """The two losses of supervised generation."""
+    return _LOSSES.get(value) or Refusal(f"loss {value!r:.80} is not built yet")
+
+
+def dtype(value: Any, values: Values) -> Any:
+    """Number formats; not the quantised ones."""
+    if value in ("int4", "int8"):
+        return Refusal(
+            f"weights of {value} are not built yet; their own fallback without a GPU is float32: "
+            "set architecture.torch_dtype to float32, float16 or bfloat16"
+        )
+    return value
+
+
+def quantile(value: Any, values: Values) -> Any:
+    """0 keeps full length there, which costs time and changes nothing."""
+    return 1.0 if value == 0 else value
+
+
+def save_word(value: Any, values: Values) -> Any:
+    """When to save, in our words."""
+    return {"each_evaluation_epoch": "each_evaluation", "disable": "never"}.get(value, value)
+
+
+def is_not_choosing(value: Any, values: Values) -> bool:
+    """A metric matters to what is learned only where the best checkpoint is kept by it."""
+    is_best = values["training.save_checkpoint"] == "best"
+    return not is_best and not values.get("training.save_best_checkpoint")
