@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.adapters.base import Adapter, SoftPromptTensors
@@ -70,6 +71,7 @@ def prepare_inputs(
     *,
     decoder_input_ids: torch.Tensor | None = None,
     decoder_attention_mask: torch.Tensor | None = None,
+    embed: nn.Module | None = None,
 ) -> ModelInputs:
     """Turn token ids into what the model is fed: virtual tokens first, differentiable in them.
 
@@ -81,6 +83,7 @@ def prepare_inputs(
         decoder_input_ids: What a seq2seq decoder has so far, [B, U], beginning with its start
             token.
         decoder_attention_mask: [B, U]; None if nothing before a token is padded.
+        embed: Used in place of the model's input embeddings: the same ones with a hook.
 
     Returns:
         Arguments for one forward pass of ``ModelInputs.model``.
@@ -91,7 +94,7 @@ def prepare_inputs(
     """
     model = base_model.model if adapter is None else adapter.tuned_model(base_model.model)
     prompt = SoftPromptTensors() if adapter is None else adapter.soft_prompt()
-    embed = model.get_input_embeddings()
+    embed = model.get_input_embeddings() if embed is None else embed
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     if base_model.kind == "causal":

@@ -8,6 +8,23 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from luthier.data_model.dataset_options import DatasetOptions
+
+
+def embedding_noise_of(options: DatasetOptions | None, *, seed: int) -> EmbeddingNoise | None:
+    """The noise that options ask for, or None.
+
+    Args:
+        options: Of the data set; None asks for nothing.
+        seed: Of the training.
+
+    Returns:
+        Noise.
+    """
+    if options is None or not options.neftune_noise_alpha:
+        return None
+    return EmbeddingNoise(options.neftune_noise_alpha, seed=seed)
+
 
 class EmbeddingNoise:
     """Noise of its own generator for one training.

@@ -17,6 +17,7 @@ import alog
 import torch
 
 from luthier.adapters.base import Adapter
+from luthier.data_model.dataset_options import DatasetOptions
 from luthier.data_model.training_options import TrainingOptions
 from luthier.errors import CancelledError, ConflictError, InvalidInputError, TrainingFailedError
 from luthier.resources.base_model import BaseModel
@@ -41,6 +42,7 @@ from luthier.training.data.bucketing import (
 from luthier.training.data.collation import TokenBatch, collate
 from luthier.training.data.examples import MAX_LISTED_ROWS, TrainingData
 from luthier.training.data.tokenization import TrainRecord
+from luthier.training.embedding_noise import EmbeddingNoise, embedding_noise_of
 from luthier.training.network import TrainingNetwork
 from luthier.training.optimization import (
     build_optimizer,
@@ -70,6 +72,7 @@ def tune(
     options: TrainingOptions,
     callbacks: Sequence[TrainingCallback] = (),
     should_stop: Callable[[], bool] = _never,
+    dataset: DatasetOptions | None = None,
     run_folder: Path | None = None,
     resume_from: Path | None = None,
     backup_folder: Path | None = None,
@@ -85,6 +88,8 @@ def tune(
         options: Hyperparameters. ``torch_dtype`` and ``device`` were decided with ``base_model``.
         callbacks: Told what happens; a progress bar is added unless ``silence_progress_bars``.
         should_stop: Asked before every batch.
+        dataset: How records become text and what is drawn anew in each epoch; the defaults if None.
+            Its files, columns and split are ``load_dataset``'s business.
         run_folder: Gets ``checkpoints/``; None writes none.
         resume_from: A checkpoint, or a folder in which the newest whole one is taken. The training
             goes on from there as if it had never stopped; records, options, base model and kind of
@@ -124,11 +129,18 @@ def tune(
             stack.callback(callback.close)
         started = time.monotonic()
         data, validation_data = read_data(
-            base_model, adapter, train, validation, options=options, should_stop=should_stop
+            base_model,
+            adapter,
+            train,
+            validation,
+            options=options,
+            dataset=dataset,
+            should_stop=should_stop,
         )
+        noise = embedding_noise_of(dataset, seed=options.seed)
         _require_validation(options, validation_data)
         training = _Training(
-            base_model, adapter, data, validation_data, options, callbacks, should_stop
+            base_model, adapter, data, validation_data, options, callbacks, should_stop, noise
         )
         if state is not None and checkpoint is not None:
             training.restore(state, checkpoint)
@@ -163,6 +175,7 @@ class _Training:
         options: TrainingOptions,
         callbacks: Sequence[TrainingCallback],
         should_stop: Callable[[], bool],
+        noise: EmbeddingNoise | None,
     ) -> None:
         self.step = 0
         self.num_batches = 0
@@ -188,7 +201,9 @@ class _Training:
             adapter,
             base_dropout=options.base_dropout,
             gradient_checkpointing=options.gradient_checkpointing,
+            embedding_noise=noise,
         )
+        self._noise = noise
         self._lengths = data.lengths
         self._num_steps = options.num_epochs * num_windows(
             len(data), batch_size=options.batch_size, accumulate_steps=options.accumulate_steps
@@ -235,7 +250,7 @@ class _Training:
     def _learn(self, window: Window, epoch: int) -> tuple[float, int]:
         """One update from one window; its mean loss and its label tokens."""
         started = time.monotonic()
-        batches = [self._collate(rows, self._data) for rows in window]
+        batches = [self._collate(rows, self._data, epoch) for rows in window]
         num_labels = sum(batch.num_label_tokens for batch in batches)
         rows = [row for batch in batches for row in batch.rows]
         if num_labels == 0:
@@ -278,7 +293,7 @@ class _Training:
         rows the same as one batch of k·b.
         """
         self._stop_if_asked()
-        with self._dropout_randomness():
+        with self._dropout_randomness(), self._embedding_noise(batch):
             loss_sum = self._network.loss_sum(batch)
             (loss_sum / num_labels).backward()
         self.num_batches += 1
@@ -293,7 +308,7 @@ class _Training:
         with self._network.evaluating():
             for rows in plan_evaluation(data.lengths, batch_size=self._options.batch_size):
                 self._stop_if_asked()
-                batch = self._collate(rows, data)
+                batch = self._collate(rows, data, epoch)
                 total += float(self._network.loss_sum(batch))
                 num_labels += batch.num_label_tokens
         point = EvaluationPoint(epoch, self.step, total / num_labels)
@@ -469,9 +484,14 @@ class _Training:
         for callback in self._callbacks:
             callback.on_start(event)
 
-    def _collate(self, rows: Sequence[int], data: TrainingData) -> TokenBatch:
+    def _embedding_noise(self, batch: TokenBatch) -> contextlib.AbstractContextManager[None]:
+        if self._noise is None:
+            return contextlib.nullcontext()
+        return self._noise.applied(batch.attention_mask, batch=self.num_batches)
+
+    def _collate(self, rows: Sequence[int], data: TrainingData, epoch: int) -> TokenBatch:
         return collate(
-            [data.examples[row] for row in rows],
+            data.batch(rows, epoch=epoch),
             pad_token_id=self._base_model.pad_token_id,
             is_seq2seq=self._base_model.kind == "seq2seq",
             device=self._base_model.device,

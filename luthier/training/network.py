@@ -17,6 +17,7 @@ from luthier.errors import NotSupportedError
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.collation import TokenBatch
 from luthier.training.data.examples import IGNORED_LABEL
+from luthier.training.embedding_noise import EmbeddingNoise
 from luthier.training.label_head import LabelHead, install_label_head
 from luthier.training.losses import cross_entropy_sum, projected_cross_entropy_sum
 from luthier.training.packed_network import pack_if_exact
@@ -45,6 +46,8 @@ class TrainingNetwork:
             instead of once per row. Loss and gradient are the same up to rounding.
         packs_rows: Whether the rows of a causal batch may be laid end to end instead of padded,
             where the model gives the same then. Loss and gradient are the same up to rounding.
+        embedding_noise: Added to the embeddings of tokens while it is applied, or None. Rows are
+            padded then, because each has noise of its own.
 
     Raises:
         NotSupportedError: If the base model has no checkpointing or no output layer to speak of.
@@ -59,6 +62,7 @@ class TrainingNetwork:
         gradient_checkpointing: bool = False,
         shares_prefix: bool = True,
         packs_rows: bool = True,
+        embedding_noise: EmbeddingNoise | None = None,
     ) -> None:
         self._base_model = base_model
         self._adapter = adapter
@@ -75,6 +79,8 @@ class TrainingNetwork:
             if not base_dropout:
                 _remove_dropout(self._model)
         self._embed: nn.Module = self._model.get_input_embeddings()
+        if embedding_noise is not None:
+            embedding_noise.listen_to(self._embed)
         self._shares_prefix = (
             shares_prefix
             and not gradient_checkpointing
@@ -82,7 +88,7 @@ class TrainingNetwork:
             and self._model.config.model_type in SHARED_PREFIX_MODEL_TYPES
         )
         self._packed = None
-        if packs_rows and base_model.kind == "causal":
+        if packs_rows and base_model.kind == "causal" and embedding_noise is None:
             has_dropout = base_dropout or adapter.has_dropout
             prompt = adapter.soft_prompt().decoder
             self._packed = pack_if_exact(self._model, prompt, shares_text=not has_dropout)
@@ -118,6 +124,7 @@ class TrainingNetwork:
             batch.input_ids,
             batch.attention_mask,
             decoder_input_ids=None if is_causal else self._shifted_right(batch.labels),
+            embed=self._embed,
         )
         # A causal model's state at one token predicts the next; a decoder reads shifted labels.
         places = columns + inputs.num_prefix_positions - int(is_causal)

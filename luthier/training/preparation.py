@@ -9,9 +9,13 @@ from collections.abc import Callable, Iterable
 import alog
 
 from luthier.adapters.base import Adapter, SoftPromptTensors
+from luthier.data_model.conversations import ChatTrainRecord
+from luthier.data_model.dataset_options import DatasetOptions
 from luthier.data_model.training_options import UNLIMITED, TrainingOptions
 from luthier.errors import InvalidInputError
 from luthier.resources.base_model import BaseModel
+from luthier.training.data.augmentation import Augmentation, changes_rows, mask_token_of
+from luthier.training.data.conversation_encoding import ConversationEncoder
 from luthier.training.data.examples import TrainingData
 from luthier.training.data.tokenization import (
     RowTokenizer,
@@ -22,6 +26,15 @@ from luthier.training.data.tokenization import (
 from luthier.training.data.verbalizer import Verbalizer
 
 log = alog.use_channel(__name__)
+
+#: Options that decide what is drawn anew each time a row is learned from.
+_DRAWN_OPTIONS = (
+    "neftune_noise_alpha",
+    "padding_quantile",
+    "random_parent_probability",
+    "skip_parent_probability",
+    "token_mask_probability",
+)
 
 
 def settle_options(options: TrainingOptions, *, default_seed: int | None = None) -> TrainingOptions:
@@ -54,6 +67,7 @@ def read_data(
     *,
     options: TrainingOptions,
     should_stop: Callable[[], bool],
+    dataset: DatasetOptions | None = None,
 ) -> tuple[TrainingData, TrainingData | None]:
     """Tokenize training and validation records.
 
@@ -64,6 +78,7 @@ def read_data(
         validation: Read once; None or empty gives None.
         options: Verbalizer and lengths.
         should_stop: Asked between chunks of records.
+        dataset: How records become text, and what is drawn anew in each epoch.
 
     Returns:
         Training data, and validation data or None.
@@ -74,16 +89,31 @@ def read_data(
         TrainingDataError: For empty training data, or a row that cannot be learned from.
         CancelledError: If ``should_stop`` said so.
     """
+    dataset = dataset or DatasetOptions()
+    dataset.validate()
     verbalizer = Verbalizer(options.verbalizer)
     verbalizer.require_trainable()
     row_tokenizer = _row_tokenizer(base_model, adapter.soft_prompt(), options)
-    data = tokenize_records(train, verbalizer, row_tokenizer, should_stop=should_stop)
+    conversations: dict[int, ChatTrainRecord] = {}
+    if dataset.skip_parent_probability or dataset.random_parent_probability:
+        train = list(train)
+        conversations = _conversations(train)
+    data = tokenize_records(
+        train, verbalizer, row_tokenizer, options=dataset, should_stop=should_stop
+    )
     _report_truncation("train", data)
+    if changes_rows(dataset) or dataset.neftune_noise_alpha:
+        data = _with_changes(data, row_tokenizer, conversations, dataset, seed=options.seed)
     held_out = list(validation or ())
     if not held_out:
         return data, None
     validation_data = tokenize_records(
-        held_out, verbalizer, row_tokenizer, name="validation", should_stop=should_stop
+        held_out,
+        verbalizer,
+        row_tokenizer,
+        options=dataset,
+        name="validation",
+        should_stop=should_stop,
     )
     _report_truncation("validation", validation_data)
     return data, validation_data
@@ -113,6 +143,45 @@ def _row_tokenizer(
         max_target_length=options.max_target_length,
         has_virtual_tokens=prompt.decoder is not None,
         max_row_length=room,
+        end_token_ids=base_model.eos_token_ids,
+    )
+
+
+def _conversations(records: Iterable[TrainRecord]) -> dict[int, ChatTrainRecord]:
+    """Row number -> conversation; their turns are to be skipped or added."""
+    found = {
+        row: record
+        for row, record in enumerate(records, start=1)
+        if isinstance(record, ChatTrainRecord)
+    }
+    if not found:
+        raise InvalidInputError(
+            "'skip_parent_probability' and 'random_parent_probability' need conversations"
+        )
+    return found
+
+
+def _with_changes(
+    data: TrainingData,
+    row_tokenizer: RowTokenizer,
+    conversations: dict[int, ChatTrainRecord],
+    dataset: DatasetOptions,
+    *,
+    seed: int,
+) -> TrainingData:
+    """The same data, changed each time it is learned from."""
+    change = Augmentation(
+        dataset,
+        seed,
+        mask_token_of(row_tokenizer.tokenizer),
+        row_tokenizer.is_seq2seq,
+        conversations,
+        ConversationEncoder(row_tokenizer, dataset),
+    )
+    return dataclasses.replace(
+        data,
+        change=change if changes_rows(dataset) else None,
+        drawn_options={name: getattr(dataset, name) for name in _DRAWN_OPTIONS},
     )
 
 

@@ -78,7 +78,7 @@ def fingerprint_run(
         The marks. Costs about a second per million rows.
     """
     return RunFingerprint(
-        options=_json_values(_result_options(options)),
+        options=_json_values({**_result_options(options), **data.drawn_options}),
         base_model=_mark_of(base_model),
         adapter=_json_values(_describe(adapter)),
         train_rows=_row_hashes(data),

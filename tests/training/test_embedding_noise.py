@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from luthier.training.embedding_noise import EmbeddingNoise
+from luthier.data_model.dataset_options import DatasetOptions
+from luthier.training.embedding_noise import EmbeddingNoise, embedding_noise_of
 
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0, 0, 0]])
 
@@ -69,3 +70,9 @@ def test_gradients_pass_through_and_the_number_format_stays() -> None:
     assert out.dtype == torch.bfloat16
     out.sum().backward()
     assert layer.weight.grad is not None
+
+
+def test_there_is_noise_only_where_options_ask_for_it() -> None:
+    assert embedding_noise_of(None, seed=1) is None
+    assert embedding_noise_of(DatasetOptions(), seed=1) is None
+    assert embedding_noise_of(DatasetOptions(neftune_noise_alpha=5.0), seed=1) is not None

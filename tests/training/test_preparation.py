@@ -1,14 +1,20 @@
 """Before the first batch: options settled, data read with what the base model can take."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.soft_prompt import SoftPrompt
+from luthier.data_model.conversations import ChatMessage, ChatTrainRecord
+from luthier.data_model.dataset_options import DatasetOptions
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.data_model.training_options import TrainingOptions
 from luthier.errors import CancelledError, InvalidInputError, VerbalizerError
 from luthier.resources.base_model import BaseModel
+from luthier.training.data.examples import TrainingData
+from luthier.training.data.tokenization import TrainRecord
 from luthier.training.preparation import read_data, settle_options
 
 RECORD = GenerationTrainRecord(input="a cute dog", output="no complaint")
@@ -88,3 +94,46 @@ def test_reading_stops_when_asked(tiny_causal_base: BaseModel) -> None:
             options=TrainingOptions(),
             should_stop=lambda: True,
         )
+
+
+def _read(base: BaseModel, records: list[TrainRecord], **given: Any) -> TrainingData:
+    data, _ = read_data(
+        base,
+        _prompt(base),
+        records,
+        None,
+        options=TrainingOptions(),
+        dataset=DatasetOptions(**given),
+        should_stop=lambda: False,
+    )
+    return data
+
+
+def test_conversations_end_where_the_base_model_stops(tiny_causal_base: BaseModel) -> None:
+    record = ChatTrainRecord((ChatMessage("user", "Hi"), ChatMessage("assistant", "Hello")))
+    (example,) = _read(tiny_causal_base, [record]).examples
+    text = tiny_causal_base.tokenizer.decode(example.input_ids)
+    assert text == "<|user|>Hi</s><|assistant|>Hello</s>"
+
+
+def test_dataset_options_are_checked_first(tiny_causal_base: BaseModel) -> None:
+    with pytest.raises(InvalidInputError, match="'padding_quantile' must be at most 1"):
+        _read(tiny_causal_base, [], padding_quantile=2.0)
+
+
+def test_rows_are_changed_only_where_that_was_asked_for(tiny_causal_base: BaseModel) -> None:
+    plain = _read(tiny_causal_base, [RECORD])
+    assert plain.change is None
+    assert plain.drawn_options == {}
+    masked = _read(tiny_causal_base, [RECORD], token_mask_probability=0.9)
+    assert masked.examples == plain.examples
+    assert masked.batch([0], epoch=0) != list(plain.examples)
+    assert masked.drawn_options["token_mask_probability"] == 0.9
+    noisy = _read(tiny_causal_base, [RECORD], neftune_noise_alpha=5.0)
+    assert noisy.change is None
+    assert noisy.drawn_options["neftune_noise_alpha"] == 5.0
+
+
+def test_other_parents_need_conversations(tiny_causal_base: BaseModel) -> None:
+    with pytest.raises(InvalidInputError, match="need conversations"):
+        _read(tiny_causal_base, [RECORD], skip_parent_probability=0.5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 #: Positions with this label are not learned, as everywhere in torch and transformers.
@@ -109,11 +109,13 @@ class TrainingData:
         examples: In the order of the records.
         truncation: What was cut.
         change: Changes the rows of a batch each time they are learned from, or None.
+        drawn_options: What decides about such changes, name to value; part of what a training is.
     """
 
     examples: Sequence[Example]
     truncation: TruncationReport
     change: BatchChange | None = None
+    drawn_options: Mapping[str, object] = field(default_factory=dict)
 
     def batch(self, indices: Sequence[int], *, epoch: int) -> list[Example]:
         """The rows of one batch, as they are learned from in one epoch.
