@@ -3,17 +3,15 @@
     python -m scripts.render_docs            write docs/settings.md and docs/errors.md
     python -m scripts.render_docs --check    exit 1 if what is committed differs
 
-docs/settings.md: the tables between the markers come from config.yml, the schema and the training
-options; the text around them is written by hand. docs/errors.md: all of it, from the error classes
-and the table in runtime/errors.py.
+docs/settings.md: the tables between the markers come from config.yml, the schema, the training
+options and the tables of other systems; the text around them is written by hand. docs/errors.md:
+all of it, from the error classes and the table in runtime/errors.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import inspect
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -25,13 +23,9 @@ from luthier.config.loader import DEFAULTS_FILE
 from luthier.config.schema import Config
 from luthier.config.settings import all_settings, fields_of, is_level
 from luthier.config.values import bounds_of, type_name
-from luthier.data_model.training_options import (
-    FULL_FINE_TUNING_DEFAULTS,
-    PROMPT_TUNING_DEFAULTS,
-    TrainingOptions,
-)
 from luthier.errors import LuthierError
 from luthier.runtime.errors import status_of
+from scripts.render_training_docs import other_systems, training_options
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ROOT / "docs" / "settings.md"
@@ -62,6 +56,7 @@ def rendered() -> dict[Path, str]:
         ("server settings", server_settings()),
         ("caikit settings", caikit_settings()),
         ("training options", training_options()),
+        ("other systems", other_systems()),
     ):
         settings = between_markers(settings, name, "\n".join(lines))
     return {SETTINGS: settings, ERRORS: "\n".join(errors()) + "\n"}
@@ -141,30 +136,6 @@ def caikit_settings() -> Iterator[str]:
     for entry in sorted(CAIKIT_KEYS, key=lambda each: each.key):
         effect = "refused" if entry.is_refused else "left out, with a warning"
         yield _row(f"`{entry.key}`", effect, entry.advice)
-
-
-def training_options() -> Iterator[str]:
-    """The table of hyperparameters."""
-    yield from _table_head(
-        "Option", "Prompt tuning", "Full fine-tuning", "Allowed", "Also called", "Meaning"
-    )
-    for field in dataclasses.fields(TrainingOptions):
-        setting = field.metadata["setting"]
-        limits = [
-            f">= {setting.minimum:g}" if setting.minimum is not None else "",
-            f"> {setting.above:g}" if setting.above is not None else "",
-            f"<= {setting.maximum:.15g}" if setting.maximum is not None else "",
-            f"<= `training.limits.{setting.limit}`" if setting.limit else "",
-            ", ".join(setting.choices),
-        ]
-        yield _row(
-            f"`{field.name}`",
-            f"`{json.dumps(getattr(PROMPT_TUNING_DEFAULTS, field.name))}`",
-            f"`{json.dumps(getattr(FULL_FINE_TUNING_DEFAULTS, field.name))}`",
-            "; ".join([setting.kind, *filter(None, limits)]),
-            ", ".join(f"`{alias}`" for alias in setting.aliases),
-            setting.meaning,
-        )
 
 
 def errors() -> Iterator[str]:

@@ -3,8 +3,8 @@
 ``ExperimentOptions`` holds the typed options of its parts; in a file they stand in groups, which
 follow H2O LLM Studio's::
 
-    general  dataset  tokenizer  architecture  training  augmentation  lora  tuning_config
-    environment  logging
+    general  dataset  tokenizer  architecture  training  augmentation  prediction
+    lora  tuning_config  environment  logging
 
 A group is a way to find an option, not a type: ``tokenizer.max_length`` and ``dataset.data_sample``
 are both fields of ``DatasetOptions``. ``OPTIONS`` is the list of all of them; reading, writing,
@@ -70,7 +70,10 @@ _GROUP_OF: Mapping[str, str] = MappingProxyType(
         "device": "environment",
         "number_of_workers": "environment",
         "seed": "environment",
+        "metrics": "prediction",
         "silence_progress_bars": "logging",
+        "trackers": "logging",
+        "tracker_project": "logging",
     }
 )
 GROUPS = (
@@ -80,6 +83,7 @@ GROUPS = (
     "architecture",
     "training",
     "augmentation",
+    "prediction",
     "lora",
     "tuning_config",
     "environment",

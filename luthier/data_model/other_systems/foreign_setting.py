@@ -35,6 +35,17 @@ class Refusal:
     reason: str
 
 
+@dataclass(frozen=True)
+class Unneeded:
+    """What a converter gives for a value that our default does for as well.
+
+    Args:
+        reason: For people.
+    """
+
+    reason: str
+
+
 def same(value: Any, values: Values) -> Any:
     """The value means the same here."""
     return value
@@ -78,7 +89,7 @@ class ForeignSetting:
         default: Where they leave it out; ``ABSENT`` where the setting is of an older version.
         option: Path of ours that it becomes, or "". A path that this build lacks counts as not
             built yet.
-        convert: Its value as a value of ours, or a ``Refusal``.
+        convert: Its value as a value of ours, or a ``Refusal``, or ``Unneeded``.
         status: For a row without an option.
         reason: What holds instead, or what to know of the conversion.
         is_harmless: For a row without an option: whether leaving a value out changes nothing that

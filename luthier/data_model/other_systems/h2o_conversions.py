@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from luthier.data_model.other_systems.foreign_setting import Refusal, Values
+from luthier.data_model.other_systems.foreign_setting import Refusal, Unneeded, Values
 from luthier.data_model.run_options import FULL_FINE_TUNING, LORA
 
 
@@ -108,3 +108,27 @@ def is_not_choosing(value: Any, values: Values) -> bool:
     """A metric matters to what is learned only where the best checkpoint is kept by it."""
     is_best = values["training.save_checkpoint"] == "best"
     return not is_best and not values.get("training.save_best_checkpoint")
+
+
+_METRICS = {"BLEU": "bleu", "Perplexity": "perplexity"}
+
+
+def metric(value: Any, values: Values) -> Any:
+    """A metric that is computed here; a judge matters only where it chooses the checkpoint."""
+    if value in _METRICS:
+        return ["loss", _METRICS[value]] if is_not_choosing(value, values) else [_METRICS[value]]
+    if value == "GPT" and is_not_choosing(value, values):
+        return Unneeded("an AI judge is not built yet; the validation loss is measured")
+    return Refusal(f"metric {value!r:.80} is not built yet")
+
+
+def tracker(value: Any, values: Values) -> Any:
+    """Where metrics are sent; files of ours always have them."""
+    if is_none(value):
+        return []
+    return ["wandb"] if value == "W&B" else Unneeded(f"tracker {value!r:.80} is not offered")
+
+
+def tracker_project(value: Any, values: Values) -> Any:
+    """The project of the tracker that is used."""
+    return value or Unneeded("our default")

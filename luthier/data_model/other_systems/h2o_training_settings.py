@@ -15,8 +15,11 @@ from luthier.data_model.other_systems.h2o_conversions import (
     is_not_choosing,
     loss,
     method,
+    metric,
     names,
     save_word,
+    tracker,
+    tracker_project,
 )
 
 _AT_REQUEST = "given with each request for text, not with a training"
@@ -211,8 +214,9 @@ _PREDICTION = (
     ForeignSetting(
         "prediction.metric",
         "GPT",
-        status=Status.NOT_BUILT,
-        reason="the validation loss is measured",
+        "prediction.metrics",
+        metric,
+        reason="GPT, an AI judge, is not built yet",
         is_harmless=is_not_choosing,
     ),
     *(
@@ -365,12 +369,31 @@ _LOGGING = (
     ForeignSetting(
         "logging.logger",
         "None",
-        reason="trackers of others; metrics.jsonl is always written",
+        "logging.trackers",
+        tracker,
+        reason="W&B; Neptune is not offered; metrics.jsonl is always written",
         is_harmless=always,
     ),
-    *(
-        ForeignSetting(f"logging.{name}", "", reason="part of logger", is_harmless=always)
-        for name in ("neptune_project", "wandb_project", "wandb_entity")
+    ForeignSetting(
+        "logging.wandb_project",
+        "",
+        "logging.tracker_project",
+        tracker_project,
+        is_harmless=always,
+    ),
+    ForeignSetting(
+        "logging.wandb_entity",
+        "",
+        status=Status.REPLACED,
+        reason="the environment variable WANDB_ENTITY",
+        is_harmless=always,
+    ),
+    ForeignSetting(
+        "logging.neptune_project",
+        "",
+        status=Status.NOT_OFFERED,
+        reason="part of logger Neptune",
+        is_harmless=always,
     ),
 )
 

@@ -18,6 +18,7 @@ from luthier.data_model.other_systems.foreign_setting import (
     ABSENT,
     ForeignSetting,
     Refusal,
+    Unneeded,
     Values,
 )
 from luthier.data_model.other_systems.h2o_settings import (
@@ -216,6 +217,8 @@ def _judge(setting: ForeignSetting, values: Values) -> ReportLine:
         converted = setting.convert(value, values)
         if isinstance(converted, Refusal):
             return line(Fate.REFUSED, converted.reason)
+        if isinstance(converted, Unneeded):
+            return line(Fate.IGNORED, converted.reason)
         note = f" ({setting.reason})" if setting.reason else ""
         return line(Fate.MAPPED, f"{setting.option} = {converted!r:.80}{note}")
     why = f"{setting.state}: {setting.reason}" if setting.reason else str(setting.state)

@@ -36,6 +36,10 @@ VALUES: dict[str, Any] = {
         ("dtype", "float16", "float16"),
         ("quantile", 0.5, 0.5),
         ("save_word", "disable", "never"),
+        ("metric", "Perplexity", ["loss", "perplexity"]),
+        ("tracker", "W&B", ["wandb"]),
+        ("tracker", "None", []),
+        ("tracker_project", "mine", "mine"),
     ],
 )
 def test_a_value_becomes_ours(name: str, value: Any, expected: Any) -> None:

@@ -148,6 +148,7 @@ def test_an_h2o_default_experiment_is_mapped_setting_by_setting() -> None:
                 "schedule": "cosine",
                 "weight_decay": 0.0,
             },
+            "prediction": {"metrics": ["loss", "bleu"]},
             "lora": {"rank": 4, "alpha": 16, "dropout": 0.05},
             "environment": {"seed": -1, "number_of_workers": 8},
         }
@@ -243,7 +244,10 @@ def test_what_would_change_the_result_is_refused_by_name(
 
 def test_a_metric_matters_only_where_it_chooses_the_checkpoint() -> None:
     assert "prediction.metric" not in refused(h2o())
-    assert "prediction.metric" in refused(h2o(training__save_checkpoint="best"))
+    best = {"training__save_checkpoint": "best"}
+    assert "prediction.metric" in refused(h2o(prediction__metric="GPT", **best))
+    assert "prediction.metric" not in refused(h2o(prediction__metric="GPT"))
+    assert h2o(**best).options.training.metrics == ("bleu",)
 
 
 def test_what_a_file_leaves_out_has_h2os_default_and_not_ours() -> None:
