@@ -140,7 +140,8 @@ def _attend(
 
 def _rows_of(tensor: torch.Tensor, group: RowGroup) -> torch.Tensor:
     """[1, H, B·T, Dh] as [B, H, T, Dh]; a view."""
-    return tensor[0].unflatten(1, (group.num_rows, group.length)).transpose(0, 1)
+    rows: torch.Tensor = tensor[0].unflatten(1, (group.num_rows, group.length))
+    return rows.transpose(0, 1)
 
 
 def _mask(layout: RowLayout, like: torch.Tensor) -> torch.Tensor:
