@@ -22,6 +22,10 @@ from luthier.files.names import is_inside
 
 PARTIAL_SUFFIX = ".partial"
 MANIFEST_NAME = "manifest.json"
+#: A folder with one of these was written by ``write_manifest`` or is a PEFT adapter.
+_OWN_NAMES = frozenset({MANIFEST_NAME, "adapter_config.json"})
+_MODULE_CONFIG_NAME = "config.yml"
+_MODULE_CONFIG_BYTES = 1 << 20
 
 
 @contextmanager
@@ -33,14 +37,15 @@ def write_folder_atomically(target: Path, *, overwrite: bool = False) -> Iterato
 
     Args:
         target: Where the folder shall be; its parents are made.
-        overwrite: Replace an existing ``target``: it is moved aside just before the rename and
-            deleted after it, so a crash may leave none under this name but never a mixture.
+        overwrite: Replace an existing ``target`` that is empty or holds a saved model, adapter or
+            checkpoint: it is moved aside just before the rename and deleted after it, so a crash
+            may leave none under this name but never a mixture.
 
     Yields:
         The empty folder, beside ``target``.
 
     Raises:
-        ConflictError: If ``target`` exists and ``overwrite`` is False.
+        ConflictError: If ``target`` exists and ``overwrite`` is False, or it holds anything else.
     """
     target = Path(os.path.abspath(target))
     _refuse_existing(target, overwrite=overwrite)
@@ -123,8 +128,29 @@ def check_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_existing(target: Path, *, overwrite: bool) -> None:
-    if not overwrite and os.path.lexists(target):
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
         raise ConflictError(f"{target.name!r} already exists in {target.parent.name!r}")
+    if not _may_be_replaced(target):
+        raise ConflictError(
+            f"{target.name!r} in {target.parent.name!r} is neither an empty folder nor a saved "
+            "model, so it is not replaced; name another folder"
+        )
+
+
+def _may_be_replaced(target: Path) -> bool:
+    """Whether a folder is empty or recognisably one of ours, PEFT's or caikit's.
+
+    A user who saves into their home or a project's folder must not lose it.
+    """
+    if not target.is_dir():
+        return False
+    names = os.listdir(target)
+    if not names or not _OWN_NAMES.isdisjoint(names):
+        return True
+    config = target / _MODULE_CONFIG_NAME
+    return config.is_file() and b"module_id:" in config.read_bytes()[:_MODULE_CONFIG_BYTES]
 
 
 def _move_into_place(partial: Path, target: Path) -> None:

@@ -35,6 +35,7 @@ def test_an_existing_folder_stays_unless_overwriting(tmp_path):
     target = tmp_path / "model"
     with write_folder_atomically(target) as partial:
         (partial / "a.txt").write_text("old")
+        write_manifest(partial)
     with pytest.raises(ConflictError, match="already exists"):  # noqa: SIM117
         with write_folder_atomically(target):
             pass
@@ -43,6 +44,32 @@ def test_an_existing_folder_stays_unless_overwriting(tmp_path):
         (partial / "b.txt").write_text("new")
     assert os.listdir(target) == ["b.txt"]
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_overwriting_never_takes_what_is_no_saved_model(tmp_path):
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "config.yml").write_text("years: of work")
+    file = tmp_path / "thesis.txt"
+    file.write_text("years of work")
+    for target in (project, file):
+        with pytest.raises(ConflictError, match="neither an empty folder nor a saved model"):  # noqa: SIM117
+            with write_folder_atomically(target, overwrite=True):
+                pass
+    assert (project / "config.yml").read_text() == "years: of work"
+    assert file.read_text() == "years of work"
+    assert sorted(os.listdir(tmp_path)) == ["project", "thesis.txt"]
+
+
+@pytest.mark.parametrize("marker", [None, "manifest.json", "adapter_config.json", "config.yml"])
+def test_overwriting_replaces_empty_folders_and_models_of_all_makers(tmp_path, marker):
+    target = tmp_path / "model"
+    target.mkdir()
+    if marker is not None:
+        (target / marker).write_text("module_id: 6655831b")
+    with write_folder_atomically(target, overwrite=True) as partial:
+        (partial / "b.txt").write_text("new")
+    assert os.listdir(target) == ["b.txt"]
 
 
 def test_of_two_writers_one_wins_and_the_other_is_told(tmp_path):

@@ -23,6 +23,7 @@ from luthier.errors import (
     ArtifactError,
     BaseModelNotFoundError,
     CancelledError,
+    ConflictError,
     InvalidInputError,
     NotSupportedError,
     UnsafeWeightsError,
@@ -238,11 +239,18 @@ def test_an_adapter_of_peft_runs_here(tiny_causal_dir, tmp_path):
 def test_saving_again_replaces_the_folder_in_one_step(tuned, tmp_path):
     target = tmp_path / "model"
     target.mkdir()
-    (target / "stale.txt").write_text("old")
     tuned.save(target)
+    (target / "stale.txt").write_text("old")
     tuned.save(str(target))
     assert not (target / "stale.txt").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_folder_of_other_things_is_not_replaced(tuned, tmp_path):
+    (tmp_path / "notes.txt").write_text("dear")
+    with pytest.raises(ConflictError, match="neither an empty folder nor a saved model"):
+        tuned.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_save_that_fails_leaves_what_was_there(tuned, tmp_path, monkeypatch):
