@@ -134,6 +134,9 @@ class TrainingData:
     @property
     def lengths(self) -> list[int]:
         """Tokens and labels per example: what batches of like length go by, [N]."""
+        known: list[int] | None = getattr(self.examples, "lengths", None)
+        if known is not None:
+            return known
         return [len(example.input_ids) + len(example.labels) for example in self.examples]
 
     def __len__(self) -> int:

@@ -8,26 +8,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import TypeAlias, TypeGuard
+
+import alog
 
 from luthier.data_model.conversations import ChatMessage, ChatTrainRecord, TextTrainRecord
 from luthier.data_model.dataset_options import DatasetOptions
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.errors import CancelledError, InvalidInputError, TrainingDataError
+from luthier.training.data.content_key import content_key
 from luthier.training.data.conversation_encoding import ConversationEncoder
-from luthier.training.data.examples import (
-    MAX_LISTED_ROWS,
-    Example,
-    TokenizedRow,
-    TrainingData,
-    TruncationReport,
-)
+from luthier.training.data.cut_counts import CutCounts
+from luthier.training.data.examples import Example, TokenizedRow, TrainingData
 from luthier.training.data.pair_encoding import TextPair, encode_pairs, text_pair
 from luthier.training.data.plain_text import encode_plain_text
 from luthier.training.data.row_tokenizer import RowTokenizer, eos_token_id_of
+from luthier.training.data.stored_examples import read_stored, write_stored
 from luthier.training.data.verbalizer import DEFAULT_VERBALIZER, Verbalizer
 
 __all__ = ["RecordTokenizer", "RowTokenizer", "TrainRecord", "eos_token_id_of", "tokenize_records"]
+
+log = alog.use_channel(__name__)
 
 #: Records that go to the tokenizer at once; also how often a stop is looked for.
 _CHUNK_ROWS = 512
@@ -153,16 +155,55 @@ def tokenize_records(
     """
     options = options or DatasetOptions()
     tokenizer = RecordTokenizer(verbalizer, row_tokenizer, options, name)
-    cuts = _Cuts()
-    examples: list[Example] = []
-    for rows in _in_order(tokenizer.tokenize, _chunks(records, should_stop), options):
-        for row in rows:
-            cuts.count_source(row.example.row, row.num_source_cut)
-            cuts.count_target(row.example.row, row.num_target_cut)
-            examples.append(row.example)
-    if not examples:
+    if options.tokenization_cache is None:
+        data = _kept_in_memory(tokenizer, records, should_stop)
+    else:
+        data = _kept_on_disk(tokenizer, records, should_stop, Path(options.tokenization_cache))
+    if data is None:
         raise TrainingDataError(f"{name} data cannot be empty: it holds no record")
-    return TrainingData(tuple(examples), cuts.report(num_rows=len(examples)))
+    return data
+
+
+def _kept_in_memory(
+    tokenizer: RecordTokenizer, records: Iterable[TrainRecord], should_stop: Callable[[], bool]
+) -> TrainingData | None:
+    cuts = CutCounts()
+    examples: list[Example] = []
+    for row in _tokenized(tokenizer, records, should_stop):
+        cuts.count(row)
+        examples.append(row.example)
+    return TrainingData(tuple(examples), cuts.report()) if examples else None
+
+
+def _kept_on_disk(
+    tokenizer: RecordTokenizer,
+    records: Iterable[TrainRecord],
+    should_stop: Callable[[], bool],
+    cache: Path,
+) -> TrainingData | None:
+    """From the cache, or into it. Records that can be read twice are never held in memory."""
+    if isinstance(records, Iterator):
+        records = list(records)
+    key = content_key(
+        (record for chunk in _chunks(records, should_stop) for _, record in chunk),
+        template=tokenizer.verbalizer.template,
+        row_tokenizer=tokenizer.row_tokenizer,
+        options=tokenizer.options,
+    )
+    stored = read_stored(cache / key)
+    if stored is not None:
+        log.info("tokenized data is taken from the cache: rows=%d", len(stored))
+        return stored
+    return write_stored(cache / key, _tokenized(tokenizer, records, should_stop))
+
+
+def _tokenized(
+    tokenizer: RecordTokenizer, records: Iterable[TrainRecord], should_stop: Callable[[], bool]
+) -> Iterator[TokenizedRow]:
+    chunks = _chunks(records, should_stop)
+    num_workers = tokenizer.options.number_of_workers
+    for rows in _in_order(tokenizer.tokenize, chunks, num_workers):
+        yield from rows
 
 
 def _chunks(
@@ -178,56 +219,21 @@ def _chunks(
 def _in_order(
     tokenize: Callable[[Sequence[_Numbered]], list[TokenizedRow]],
     chunks: Iterable[list[_Numbered]],
-    options: DatasetOptions,
+    num_workers: int,
 ) -> Iterator[list[TokenizedRow]]:
     """Each chunk's rows, in the order of the chunks; the tokenizer releases Python's lock."""
-    if options.number_of_workers == 1:
+    if num_workers == 1:
         yield from map(tokenize, chunks)
         return
     pending: deque[Future[list[TokenizedRow]]] = deque()
-    with ThreadPoolExecutor(options.number_of_workers, "tokenize") as pool:
+    with ThreadPoolExecutor(num_workers, "tokenize") as pool:
         try:
             for chunk in chunks:
                 pending.append(pool.submit(tokenize, chunk))
-                if len(pending) > _CHUNKS_AHEAD * options.number_of_workers:
+                if len(pending) > _CHUNKS_AHEAD * num_workers:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
         finally:
             for future in pending:
                 future.cancel()
-
-
-@dataclass
-class _Cuts:
-    """Counts for a ``TruncationReport``."""
-
-    source: dict[str, int] = field(default_factory=lambda: {"rows": 0, "tokens": 0})
-    target: dict[str, int] = field(default_factory=lambda: {"rows": 0, "tokens": 0})
-    first_source_rows: list[int] = field(default_factory=list)
-    first_target_rows: list[int] = field(default_factory=list)
-
-    def count_source(self, row: int, num_tokens: int) -> None:
-        _count(self.source, self.first_source_rows, row, num_tokens)
-
-    def count_target(self, row: int, num_tokens: int) -> None:
-        _count(self.target, self.first_target_rows, row, num_tokens)
-
-    def report(self, *, num_rows: int) -> TruncationReport:
-        return TruncationReport(
-            num_rows=num_rows,
-            num_source_rows=self.source["rows"],
-            num_source_tokens=self.source["tokens"],
-            num_target_rows=self.target["rows"],
-            num_target_tokens=self.target["tokens"],
-            first_source_rows=tuple(self.first_source_rows),
-            first_target_rows=tuple(self.first_target_rows),
-        )
-
-
-def _count(totals: dict[str, int], first_rows: list[int], row: int, num_tokens: int) -> None:
-    if num_tokens:
-        totals["rows"] += 1
-        totals["tokens"] += num_tokens
-        if len(first_rows) < MAX_LISTED_ROWS:
-            first_rows.append(row)

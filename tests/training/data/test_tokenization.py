@@ -1,5 +1,7 @@
 """From records to ids and labels: nothing is cut or dropped without a word."""
 
+from pathlib import Path
+
 import pytest
 from fixtures.tiny_models import BOS_ID, EOS_ID, make_tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -14,6 +16,7 @@ from luthier.errors import (
     TrainingDataError,
     VerbalizerError,
 )
+from luthier.training.data import tokenization
 from luthier.training.data.examples import TrainingData
 from luthier.training.data.prompt_encoding import PromptEncoder
 from luthier.training.data.tokenization import (
@@ -266,3 +269,36 @@ def test_an_error_in_a_thread_names_the_first_bad_row() -> None:
         records[row - 1] = GenerationTrainRecord(input="a", output="")
     with pytest.raises(TrainingDataError, match="train row 700 has no output"):
         _tokenize(*records, options=DatasetOptions(number_of_workers=3))
+
+
+def test_the_cache_gives_what_tokenizing_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records: list[TrainRecord] = [RECORD, CHAT, TextTrainRecord("x" * 600)] * 200
+    plain = _tokenize(*records, source=2)
+    cached = DatasetOptions(tokenization_cache=str(tmp_path), number_of_workers=2)
+    first = _tokenize(*records, source=2, options=cached)
+    (folder,) = tmp_path.iterdir()
+
+    def refuse(*_: object) -> list[object]:
+        pytest.fail("the cache was not used")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tokenization.RecordTokenizer, "tokenize", refuse)
+        second = _tokenize(*records, source=2, options=cached)
+    for data in (first, second):
+        assert list(data.examples) == list(plain.examples)
+        assert data.truncation == plain.truncation
+        assert data.lengths == plain.lengths
+    _tokenize(*records, source=3, options=cached)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert folder.is_dir()
+
+
+def test_an_error_leaves_no_cache(tmp_path: Path) -> None:
+    cached = DatasetOptions(tokenization_cache=str(tmp_path / "cache"))
+    with pytest.raises(TrainingDataError, match="cannot be empty"):
+        _tokenize(options=cached)
+    with pytest.raises(TrainingDataError, match="train row 2 has no output"):
+        _tokenize(RECORD, GenerationTrainRecord(input="a", output=""), options=cached)
+    assert list((tmp_path / "cache").iterdir()) == []
