@@ -49,6 +49,26 @@ class RunOptions:
         "Folder that the model's folder is made in.",
         aliases=("output_dir", "output_directory"),
     )
+    run_folder: str | None = _setting(
+        None,
+        "text",
+        "Folder that gets checkpoints and metrics.jsonl; none keeps neither.",
+        is_optional=True,
+    )
+    resume_from: str | None = _setting(
+        None,
+        "text",
+        "Checkpoint, or a folder whose newest one the training goes on from as if it had never "
+        "stopped.",
+        is_optional=True,
+        aliases=("resume_from_checkpoint",),
+    )
+    backup_folder: str | None = _setting(
+        None,
+        "text",
+        "Folder that gets a copy of each checkpoint.",
+        is_optional=True,
+    )
 
 
 @dataclass(frozen=True)

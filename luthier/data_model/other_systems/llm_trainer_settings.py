@@ -43,8 +43,8 @@ def _bits(value: Any, values: Values) -> Any:
     )
 
 
-def _has_no_artifact(value: Any, values: Values) -> bool:
-    return not value
+def _checkpoint(value: Any, values: Values) -> Any:
+    return value or None
 
 
 LLM_TRAINER_SETTINGS: tuple[ForeignSetting, ...] = (
@@ -66,8 +66,10 @@ LLM_TRAINER_SETTINGS: tuple[ForeignSetting, ...] = (
     ForeignSetting(
         "Trained artifact",
         ABSENT,
-        reason="tuning that goes on from an earlier result",
-        is_harmless=_has_no_artifact,
+        "general.resume_from",
+        _checkpoint,
+        reason="a checkpoint of the same training; a new one from an earlier result is not built "
+        "yet",
     ),
     ForeignSetting("Base model architecture", ABSENT, "general.base_model", _base_model),
     ForeignSetting("Training data path", ABSENT, "dataset.train_dataframe"),
@@ -98,15 +100,15 @@ LLM_TRAINER_SETTINGS: tuple[ForeignSetting, ...] = (
         "Save every N iterations",
         ABSENT,
         "training.save_every_steps",
-        reason="checkpoints",
+        reason="checkpoints, in general.run_folder",
         is_harmless=always,
     ),
     ForeignSetting("Random seed", ABSENT, "environment.seed"),
     ForeignSetting(
         "Artifact backup save path",
         ABSENT,
-        reason="a second copy of the result; copy its folder",
-        is_harmless=always,
+        "general.backup_folder",
+        reason="copies of checkpoints; they are written where general.run_folder is given",
     ),
 )
 

@@ -1,0 +1,1 @@
+"""Tunings described by ``ExperimentOptions``: run them, or look before running."""

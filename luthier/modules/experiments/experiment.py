@@ -1,0 +1,245 @@
+"""From ``ExperimentOptions`` to a saved model: base model, data set, adapter, loop, module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import alog
+
+from luthier.adapters.base import Adapter
+from luthier.adapters.full_weights import FullWeights
+from luthier.adapters.initialisation import make_adapter
+from luthier.adapters.lora_building import create_lora
+from luthier.adapters.source_prompt import (
+    SourcePrompt,
+    read_source_prompt,
+    resolve_source_prompt,
+)
+from luthier.data_model.dataset import Dataset, load_dataset
+from luthier.data_model.dataset_options import DatasetOptions
+from luthier.data_model.experiment import ExperimentOptions
+from luthier.data_model.run_options import FULL_FINE_TUNING, LORA, MULTITASK_PROMPT_TUNING
+from luthier.data_model.tuning import TuningType, parse_init_method, parse_output_model_types
+from luthier.errors import InvalidInputError
+from luthier.files.names import check_name
+from luthier.modules.environment import Environment, environment
+from luthier.modules.text_generation.generator import TextGenerator
+from luthier.modules.text_generation.history import TrainingHistory
+from luthier.modules.text_generation.lora_tuning import LoraTuning
+from luthier.modules.text_generation.peft_prompt_tuning import PeftPromptTuning
+from luthier.modules.text_generation.text_generation import TextGeneration
+from luthier.modules.text_generation.text_module import TextModule
+from luthier.resources.base_model import BaseModel
+from luthier.resources.hardware import parse_device, pick_training_dtype
+from luthier.resources.store import BaseModelLease
+from luthier.training.callbacks.base import TrainingCallback
+from luthier.training.callbacks.metrics_file import MetricsFile
+from luthier.training.loop import tune
+from luthier.training.preparation import settle_options
+from luthier.training.results import TrainingResult
+
+log = alog.use_channel(__name__)
+
+METRICS_NAME = "metrics.jsonl"
+
+
+def require_runnable(options: ExperimentOptions) -> None:
+    """Refuse what cannot be run; looks at no file.
+
+    Args:
+        options: Of a caller on this machine: no server limits hold.
+
+    Raises:
+        InvalidInputError: Naming the option by its path.
+    """
+    for path in ("general.model_name", "general.base_model", "dataset.train_dataframe"):
+        if not options.value(path):
+            raise InvalidInputError(f"'{path}' is missing")
+    options.validate()
+    check_name(options.general.model_name, what="general.model_name")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a training needs, in memory.
+
+    Args:
+        options: Checked; the verbalizer is a template and the seed is drawn.
+        lease: Of the base model.
+        dataset: Read and split.
+        adapter: Before its first update.
+    """
+
+    options: ExperimentOptions
+    lease: BaseModelLease
+    dataset: Dataset
+    adapter: Adapter
+
+    @property
+    def base_model(self) -> BaseModel:
+        """The frozen base model."""
+        return self.lease.base_model
+
+    def tune(
+        self,
+        *,
+        callbacks: Sequence[TrainingCallback] = (),
+        should_stop: Callable[[], bool] = bool,
+    ) -> TrainingResult:
+        """Learn the adapter.
+
+        Args:
+            callbacks: Told what happens.
+            should_stop: Asked before every batch.
+
+        Returns:
+            How it went.
+
+        Raises:
+            LuthierError: If a row or the run is wrong, or it was stopped.
+        """
+        general = self.options.general
+        run_folder = None if general.run_folder is None else Path(general.run_folder)
+        if run_folder is not None:
+            run_folder.mkdir(parents=True, exist_ok=True)
+            callbacks = (*callbacks, MetricsFile(run_folder / METRICS_NAME))
+        return tune(
+            self.base_model,
+            self.adapter,
+            self.dataset.train,
+            validation=self.dataset.validation,
+            options=self.options.training,
+            dataset=self.options.dataset,
+            callbacks=callbacks,
+            should_stop=should_stop,
+            run_folder=run_folder,
+            resume_from=None if general.resume_from is None else Path(general.resume_from),
+            backup_folder=None if general.backup_folder is None else Path(general.backup_folder),
+        )
+
+    def module(self, result: TrainingResult) -> TextModule:
+        """The tuned model.
+
+        Args:
+            result: Of ``tune``.
+
+        Returns:
+            The module, ready to generate and to be saved.
+        """
+        history = TrainingHistory.of(result, self.options.training)
+        if isinstance(self.adapter, FullWeights):
+            base = self.base_model
+            tuned = BaseModel.from_memory(self.adapter.model, base.tokenizer, name=base.name)
+            store = environment().base_models
+            lease = BaseModelLease(tuned, store, None)
+            generator = self._generator(TextGeneration, lease, None)
+            return TextGeneration(generator, history=history)
+        if self.options.general.method == LORA:
+            generator = self._generator(LoraTuning, self.lease, self.adapter)
+            return LoraTuning(generator, history=history)
+        return PeftPromptTuning(
+            self._generator(PeftPromptTuning, self.lease, self.adapter),
+            tuning_type=_tuning_type(self.options),
+            history=history,
+        )
+
+    def _generator(
+        self, kind: type[TextModule], lease: BaseModelLease, adapter: Adapter | None
+    ) -> TextGenerator:
+        eos_token = self.base_model.tokenizer.eos_token or ""
+        return TextGenerator(
+            lease,
+            producer_id=kind.PRODUCER_ID,  # type: ignore[attr-defined]  # caikit's decorator adds it
+            environment=environment(),
+            adapter=adapter,
+            verbalizer=serving_verbalizer(self.options, eos_token),
+        )
+
+
+@contextmanager
+def open_experiment(options: ExperimentOptions) -> Iterator[Experiment]:
+    """Read data and base model, and make the adapter.
+
+    Args:
+        options: Of a caller on this machine, who may name any file.
+
+    Yields:
+        The experiment; its base model is given back afterwards.
+
+    Raises:
+        LuthierError: If an option, a file or a row is wrong.
+    """
+    require_runnable(options)
+    here = environment()
+    training = settle_options(options.training)
+    verbalizer = here.verbalizers.get(training.verbalizer, training.verbalizer)
+    training = replace(training, verbalizer=verbalizer)
+    options = replace(options, training=training)
+    dataset = load_dataset(options.dataset)
+    sources = here.base_models.sources
+    device = parse_device(
+        training.device if training.is_device_given and training.device else sources.default_device
+    )
+    with_dtype = pick_training_dtype(training.torch_dtype or sources.default_dtype, device=device)
+    lease = here.base_models.acquire(options.general.base_model, dtype=with_dtype, device=device)
+    try:
+        adapter = _adapter(options, lease.base_model, here)
+        yield Experiment(options, lease, dataset, adapter)
+    finally:
+        lease.release()
+
+
+def serving_verbalizer(options: ExperimentOptions, eos_token: str) -> str:
+    """The template that makes of a user's text what a single turn looked like in training.
+
+    Args:
+        options: Of the tuning.
+        eos_token: Of the base model.
+
+    Returns:
+        The verbalizer of the tuned model. A chat template has none: there it is the text itself.
+    """
+    dataset: DatasetOptions = options.dataset
+    if dataset.prompt_format == "markers":
+        end = eos_token if dataset.add_eos_token_to_prompt else ""
+        return f"{dataset.text_prompt_start}{{{{input}}}}{end}{dataset.text_answer_separator}"
+    return options.training.verbalizer
+
+
+def _adapter(options: ExperimentOptions, base: BaseModel, here: Environment) -> Adapter:
+    if options.general.method == LORA:
+        return create_lora(base.model, options.lora, seed=options.training.seed)
+    if options.general.method == FULL_FINE_TUNING:
+        return FullWeights(base.model)
+    prompt = options.tuning_config
+    init_method = parse_init_method(prompt.prompt_tuning_init_method)
+    source_prompt: SourcePrompt | None = None
+    if init_method.needs_source:
+        path = resolve_source_prompt(
+            prompt.prompt_tuning_init_source_model or "",
+            source_prompt_base=here.source_prompt_base,
+            from_request=False,
+        )
+        source_prompt = read_source_prompt(path)
+    assert prompt.num_virtual_tokens is not None  # ``validate`` has seen to it.
+    return make_adapter(
+        base,
+        tuning_type=_tuning_type(options),
+        num_virtual_tokens=prompt.num_virtual_tokens,
+        init_method=init_method,
+        init_text=prompt.prompt_tuning_init_text,
+        source_prompt=source_prompt,
+        source_task=0,
+        output_model_types=parse_output_model_types(
+            prompt.output_model_types, is_seq2seq=base.kind == "seq2seq"
+        ),
+        seed=options.training.seed,
+    )
+
+
+def _tuning_type(options: ExperimentOptions) -> TuningType:
+    is_multitask = options.general.method == MULTITASK_PROMPT_TUNING
+    return TuningType.MULTITASK_PROMPT_TUNING if is_multitask else TuningType.PROMPT_TUNING

@@ -1,0 +1,127 @@
+"""The child process of one experiment: ``python -m luthier.modules.experiments.worker``.
+
+Reads one JSON object from stdin: ``command`` (``train`` or ``dry_run``) and ``options`` in groups.
+Answers with one JSON object per line on stdout; the last is ``done`` or ``error``::
+
+    {"event": "start", "num_steps": 20, "num_rows": 40}
+    {"event": "step", "step": 1, "loss": 3.2}
+    {"event": "evaluation", "epoch": 0, "value": 2.9}
+    {"event": "done", "path": "models/intents"}
+
+It exists so that a command line need not load torch, and can stop a training by ending it: a model
+is written whole, and at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+import alog
+
+from luthier.config import load_config
+from luthier.config.caikit_bridge import configure_logging
+from luthier.data_model.experiment import ExperimentOptions
+from luthier.errors import CancelledError, InvalidInputError, LuthierError
+from luthier.modules.environment import configure
+from luthier.modules.experiments.dry_run import dry_run, peak_memory_bytes
+from luthier.modules.experiments.experiment import open_experiment
+from luthier.training.callbacks.base import StartEvent, StepEvent, TrainingCallback
+from luthier.training.results import EvaluationPoint
+
+log = alog.use_channel(__name__)
+
+COMMANDS = ("train", "dry_run")
+
+
+def main() -> int:
+    """Do what stdin says; returns the exit status."""
+    signal.signal(signal.SIGTERM, _stop)
+    out = sys.stdout
+    # Whatever a library prints must not get between the lines of JSON.
+    sys.stdout = sys.stderr
+    try:
+        config = load_config()
+        configure_logging(config.log)
+        configure(config)
+        done = do(json.load(sys.stdin), out)
+    except LuthierError as error:
+        _say(out, "error", code=error.code, message=str(error))
+        return 1
+    except KeyboardInterrupt:
+        _say(out, "error", code=CancelledError.code, message="interrupted")
+        return 130
+    _say(out, "done", **done)
+    return 0
+
+
+def do(request: Mapping[str, Any], out: TextIO) -> dict[str, Any]:
+    """Do one command.
+
+    Args:
+        request: ``command`` and ``options``.
+        out: Gets a line per event of a training.
+
+    Returns:
+        What the last line says.
+
+    Raises:
+        LuthierError: If the experiment cannot be run or fails.
+    """
+    command = request.get("command")
+    options = ExperimentOptions.from_dict(request.get("options") or {})
+    if command == "dry_run":
+        return dataclasses.asdict(dry_run(options))
+    if command != "train":
+        raise InvalidInputError(f"'command' must be one of {', '.join(COMMANDS)}, got {command!r}")
+    with open_experiment(options) as experiment:
+        result = experiment.tune(callbacks=(_Speaker(out),))
+        peak = peak_memory_bytes(experiment.base_model)
+        path = Path(options.general.output_folder) / options.general.model_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        experiment.module(result).save(path)
+    return {
+        "path": str(path),
+        "num_steps": result.num_steps,
+        "num_rows": result.num_rows,
+        "num_label_tokens": result.num_label_tokens,
+        "truncation": str(result.truncation),
+        "seed": result.seed,
+        "seconds": result.seconds,
+        "peak_memory_bytes": peak,
+    }
+
+
+class _Speaker(TrainingCallback):
+    """Tells the parent what happens."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def on_start(self, event: StartEvent) -> None:
+        _say(self._out, "start", num_steps=event.num_steps, num_rows=event.num_rows)
+
+    def on_step(self, event: StepEvent) -> None:
+        _say(self._out, "step", step=event.step, loss=event.loss)
+
+    def on_evaluation(self, point: EvaluationPoint) -> None:
+        _say(self._out, "evaluation", epoch=point.epoch, step=point.step, value=point.value)
+
+
+def _say(out: TextIO, event: str, **values: Any) -> None:
+    out.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
+    out.flush()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise CancelledError("stopped by a signal")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import luthier
+from luthier.data_model.experiment import ExperimentOptions
+from luthier.errors import InvalidInputError, NameNotAllowedError
+from luthier.modules.experiments.experiment import (
+    open_experiment,
+    require_runnable,
+    serving_verbalizer,
+)
+from luthier.training.preparation import read_data
+
+ROWS = [{"question": f"what is {number}?", "reply": f"it is {number}"} for number in range(12)]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return file
+
+
+def options_of(data: Path, method: str, **more: Any) -> ExperimentOptions:
+    content: dict[str, Any] = {
+        "general": {"method": method, "model_name": "m", "base_model": "tiny-causal"},
+        "dataset": {
+            "train_dataframe": str(data),
+            "prompt_column": ["question"],
+            "answer_column": "reply",
+            "validation_size": 0.2,
+            "prompt_format": "markers",
+        },
+        "training": {"num_epochs": 1, "batch_size": 4, "accumulate_steps": 1},
+    }
+    if "prompt" in method:
+        content["tuning_config"] = {"num_virtual_tokens": 3}
+    for path, value in more.items():
+        group, _, name = path.partition("__")
+        content.setdefault(group, {})[name] = value
+    return ExperimentOptions.from_dict(content)
+
+
+@pytest.mark.parametrize(
+    "method", ["prompt_tuning", "multitask_prompt_tuning", "lora", "full_fine_tuning"]
+)
+def test_each_method_runs_from_options_to_a_saved_model(
+    method: str, data: Path, tmp_path: Path
+) -> None:
+    options = options_of(data, method, training__learning_rate=1e-3)
+    with open_experiment(options) as experiment:
+        result = experiment.tune()
+        experiment.module(result).save(tmp_path / "m")
+    assert result.num_rows == 9
+    assert result.num_steps == 3
+    assert len(result.validation_losses) >= 1
+    model = luthier.load(tmp_path / "m")
+    assert model.verbalizer == "<|prompt|>{{input}}</s><|answer|>"
+    assert model.run("what is 3?", max_new_tokens=2).generated_tokens <= 2
+    assert len(model.training_logs) >= 3
+    model.release()
+
+
+def test_the_model_reads_a_request_as_it_read_rows(data: Path) -> None:
+    """The prompt of the saved verbalizer has the tokens of the row before its answer."""
+    options = options_of(data, "lora", dataset__validation_size=0)
+    with open_experiment(options) as experiment:
+        rows, _ = read_data(
+            experiment.base_model,
+            experiment.adapter,
+            experiment.dataset.train,
+            None,
+            options=experiment.options.training,
+            should_stop=bool,
+            dataset=experiment.options.dataset,
+        )
+        first = rows.examples[0]
+        num_prompt = sum(label == -100 for label in first.labels)
+        template = serving_verbalizer(options, "</s>")
+        text = template.replace("{{input}}", ROWS[0]["question"])
+        tokens = experiment.base_model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert list(first.input_ids[:num_prompt]) == tokens
+
+
+def test_checkpoints_and_metrics_go_where_they_are_asked(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = options_of(data, "lora", general__run_folder=str(run))
+    with open_experiment(options) as experiment:
+        experiment.tune()
+    assert (run / "checkpoints").is_dir()
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    events = [json.loads(line)["event"] for line in lines]
+    assert events[0] == "start"
+    assert events[-1] == "finish"
+
+
+@pytest.mark.parametrize(
+    "path", ["general.model_name", "general.base_model", "dataset.train_dataframe"]
+)
+def test_what_is_missing_is_named(path: str, data: Path) -> None:
+    options = options_of(data, "lora").laid_over({path: ""})
+    with pytest.raises(InvalidInputError, match=f"'{path}' is missing"):
+        require_runnable(options)
+
+
+def test_a_name_that_leaves_the_folder_is_refused(data: Path) -> None:
+    options = options_of(data, "lora", general__model_name="../m")
+    with pytest.raises(NameNotAllowedError, match="model_name"):
+        require_runnable(options)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier.errors import InvalidInputError
+from luthier.modules.experiments.worker import do
+
+ROWS = [{"input": f"what is {number}?", "output": f"it is {number}"} for number in range(8)]
+
+
+def request(folder: Path, command: str) -> dict[str, Any]:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return {
+        "command": command,
+        "options": {
+            "general": {
+                "method": "lora",
+                "model_name": "m",
+                "base_model": "tiny-causal",
+                "output_folder": str(folder / "models"),
+            },
+            "dataset": {"train_dataframe": str(file), "validation_size": 0.25},
+            "training": {"num_epochs": 1, "batch_size": 2},
+        },
+    }
+
+
+def test_a_training_tells_its_steps_and_leaves_a_model(tmp_path: Path) -> None:
+    out = io.StringIO()
+    done = do(request(tmp_path, "train"), out)
+    events = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [event["event"] for event in events] == ["start", *["step"] * 3, "evaluation"]
+    assert events[0]["num_steps"] == 3
+    assert (tmp_path / "models" / "m" / "config.yml").is_file()
+    assert done["path"] == str(tmp_path / "models" / "m")
+
+
+def test_an_unknown_command_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="train, dry_run"):
+        do(request(tmp_path, "walk"), io.StringIO())
+
+
+def test_the_process_answers_in_lines_of_json(tmp_path: Path, environ: dict[str, str]) -> None:
+    asked = request(tmp_path, "dry_run")
+    asked["options"]["training"]["learning_rate"] = -1
+    worker = [sys.executable, "-m", "luthier.modules.experiments.worker"]
+    done = subprocess.run(
+        worker,
+        input=json.dumps(asked),
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stdout.splitlines()
+    event = json.loads(line)
+    assert (event["event"], event["code"]) == ("error", "invalid_input")
+    assert "'training.learning_rate' must be greater than 0, got -1" in event["message"]
