@@ -1,14 +1,15 @@
-"""Short messages to train on: from a CSV file of ``text,label``, or made up."""
+"""Rows to train on: messages of a CSV file (``text,label``), questions of a JSONL file, made up."""
 
 from __future__ import annotations
 
 import csv
+import json
 import random
 from pathlib import Path
 
 from luthier.data_model.records import GenerationTrainRecord
 
-VERBALIZER = "Message: {{input}} Label : "
+_MESSAGE, _QUESTION = "Message: {{input}} Label : ", "{{input}}\n"
 
 _OPENINGS = ["Hi", "Hello there", "Sorry", "URGENT!", "Hey, are you up?", "Dear customer", "Ok"]
 _MIDDLES = [
@@ -22,10 +23,19 @@ _MIDDLES = [
 _ENDINGS = ["see you", "thanks a lot", "T&Cs apply, 18+", "love you", "reply STOP to end", ""]
 
 
+def verbalizer_for(path: Path | None) -> str:
+    """What a record of that file is shown as."""
+    return _QUESTION if path is not None and path.suffix == ".jsonl" else _MESSAGE
+
+
 def read_rows(path: Path | None, num_rows: int) -> list[GenerationTrainRecord]:
     """The first ``num_rows`` records of a file, or as many made-up ones of like length."""
     if path is None:
         return [_made_up(random.Random(number)) for number in range(num_rows)]
+    if path.suffix == ".jsonl":
+        lines = path.read_text(encoding="utf-8").splitlines()[:num_rows]
+        found = [json.loads(line) for line in lines]
+        return [GenerationTrainRecord(input=row["question"], output=row["answer"]) for row in found]
     with path.open(encoding="utf-8", newline="") as file:
         rows = [row for row, _ in zip(csv.DictReader(file), range(num_rows), strict=False)]
     return [GenerationTrainRecord(input=row["text"], output=row["label"]) for row in rows]
