@@ -145,6 +145,11 @@ class TrainingLimits:
     max_source_length: PositiveInt
     max_target_length: PositiveInt
     max_rows: PositiveInt
+    max_row_chars: Annotated[int, Bounds(1, 2**31 - 1)]
+    max_json_bytes: Annotated[int, Bounds(1, 2**40)]
+    max_files: PositiveInt
+    max_unpacked_bytes: PositiveInt
+    max_unpack_ratio: PositiveInt
     max_model_name_chars: Annotated[int, Bounds(1, 255)]
 
 

@@ -6,6 +6,7 @@ config.yml, the files in ``CONFIG_FILES`` and the environment, as a server would
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,10 +105,7 @@ def _from_config(config: Config) -> Environment:
         sampling_limits=_sampling_limits(config),
         max_prompt_tokens=config.inference.limits.max_prompt_tokens,
         training_limits=_training_limits(config),
-        stream_limits=StreamLimits(
-            data_roots=tuple(Path(root) for root in config.data_roots),
-            max_rows=config.training.limits.max_rows,
-        ),
+        stream_limits=_stream_limits(config),
         source_prompt_base=Path(config.source_prompt_base) if config.source_prompt_base else None,
         verbalizers=config.verbalizers,
         allow_request_verbalizers=config.allow_request_verbalizers,
@@ -134,6 +132,13 @@ def _sampling_limits(config: Config) -> SamplingLimits:
         max_stop_sequence_chars=limits.max_stop_sequence_chars,
         max_time_seconds=limits.max_time_seconds,
     )
+
+
+def _stream_limits(config: Config) -> StreamLimits:
+    """``data_roots``, and those keys of ``training.limits`` that have the same name."""
+    names = {field.name for field in dataclasses.fields(StreamLimits)} - {"data_roots"}
+    limits = {name: getattr(config.training.limits, name) for name in names}
+    return StreamLimits(data_roots=tuple(Path(root) for root in config.data_roots), **limits)
 
 
 def _training_limits(config: Config) -> TrainingLimits:

@@ -23,6 +23,7 @@ def test_config_becomes_plain_values(tmp_path, tiny_base_models_dir):
                 "INFERENCE_MAX_WAITING": "79",
                 "TRAINING_LIMITS_MAX_EPOCHS": "80",
                 "TRAINING_LIMITS_MAX_ROWS": "81",
+                "TRAINING_LIMITS_MAX_UNPACK_RATIO": "82",
                 "ALLOW_REQUEST_VERBALIZERS": "false",
             }
         )
@@ -37,6 +38,8 @@ def test_config_becomes_plain_values(tmp_path, tiny_base_models_dir):
     assert made.engine_options.max_waiting == 79
     assert made.training_limits.max_epochs == 80
     assert made.stream_limits.max_rows == 81
+    assert made.stream_limits.max_unpack_ratio == 82
+    assert made.stream_limits.max_json_bytes == 1 << 30
     assert made.stream_limits.data_roots == ()
     assert not made.allow_request_verbalizers
 
