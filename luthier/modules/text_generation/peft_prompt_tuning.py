@@ -249,7 +249,9 @@ class PeftPromptTuning(TextModule, ModuleBase):
         if archive.base_model_name is None:
             raise ArtifactError(f"{folder.name!r} holds a whole model, not a tuned prompt")
         here = environment()
-        lease = _lease_for_saved(archive.base_model_name, base_model, here)
+        lease = _lease_for_saved(
+            archive.base_model_name, base_model, here, dtype=_half_precision(archive.torch_dtype)
+        )
         try:
             generator = _generator(
                 lease,
@@ -344,8 +346,20 @@ def _lease(base_model: AnyBaseModel, here: Environment) -> BaseModelLease:
     return here.base_models.acquire(base_model)
 
 
+def _half_precision(trained_dtype: str) -> Optional[str]:
+    """The precision to load a base model of caikit-nlp's in, None for the server's.
+
+    It ran a prompt in the precision that it was trained in, and half precision gives other texts.
+    """
+    return trained_dtype if trained_dtype in ("float16", "bfloat16") else None
+
+
 def _lease_for_saved(
-    saved_name: str, brought: Optional[AnyBaseModel], here: Environment
+    saved_name: str,
+    brought: Optional[AnyBaseModel],
+    here: Environment,
+    *,
+    dtype: Optional[str] = None,
 ) -> BaseModelLease:
     """The caller's base model, or the one that the saved prompt names.
 
@@ -353,7 +367,7 @@ def _lease_for_saved(
     """
     if brought is not None:
         return _lease(brought, here)
-    return here.base_models.acquire(saved_name, from_request=True)
+    return here.base_models.acquire(saved_name, dtype=dtype, from_request=True)
 
 
 def _generator(

@@ -6,11 +6,14 @@ and then follows it.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import alog
+import torch
 from transformers import AutoConfig
 
 from luthier.adapters.base import Adapter
@@ -40,6 +43,8 @@ from luthier.training.data.verbalizer import DEFAULT_VERBALIZER, Verbalizer
 from luthier.training.loop import tune
 from luthier.training.preparation import settle_options
 from luthier.training.results import TrainingResult
+
+log = alog.use_channel(__name__)
 
 AnyBaseModel = str | os.PathLike[str] | BaseModel
 #: Arguments of ``train`` that no wire has: caikit leaves ``**kwargs`` out of the messages.
@@ -91,8 +96,8 @@ class TrainingPlan:
         """Lease the base model in the precision to train in, loading it if need be."""
         store = self.environment.base_models
         if isinstance(self.base_model, BaseModel):
-            _require_dtype(self.base_model, self.options.torch_dtype)
-            return BaseModelLease(self.base_model, store, None)
+            base_model = _in_dtype(self.base_model, self.options.torch_dtype)
+            return BaseModelLease(base_model, store, None)
         device = parse_device(self.options.device or store.sources.default_device)
         return store.acquire(
             self.base_model,
@@ -201,7 +206,7 @@ def _hooks(arguments: Mapping[str, Any]) -> TrainingHooks:
 def _options(arguments: Mapping[str, Any], defaults: TrainingOptions) -> TrainingOptions:
     others = {"base_model", "train_stream", "val_stream", *HOOK_NAMES}
     given = {
-        name: value
+        name: str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
         for name, value in arguments.items()
         if name not in others and not _is_default(name, value, defaults)
     }
@@ -302,11 +307,13 @@ def _spelling(base_model: AnyBaseModel) -> str:
     return base_model.name if isinstance(base_model, BaseModel) else os.fspath(base_model)
 
 
-def _require_dtype(base_model: BaseModel, requested: str | None) -> None:
-    """A resource in memory is never converted: others may be using it."""
-    dtype = str(base_model.dtype).removeprefix("torch.")
-    if requested is not None and requested != dtype:
-        raise InvalidInputError(
-            f"base model {base_model.name!r} is in memory as {dtype}, 'torch_dtype' asks for "
-            f"{requested}; bring a copy in that precision"
-        )
+def _in_dtype(base_model: BaseModel, requested: str | None) -> BaseModel:
+    """A resource in memory, or its copy in another precision: others may be using it as it is."""
+    if requested is None:
+        return base_model
+    dtype = pick_training_dtype(requested, device=base_model.device)
+    if dtype == base_model.dtype:
+        return base_model
+    log.info("base model %s is copied to train in %s", base_model.name, dtype)
+    model = copy.deepcopy(base_model.model).to(dtype)
+    return BaseModel.from_memory(model, base_model.tokenizer, name=base_model.name)

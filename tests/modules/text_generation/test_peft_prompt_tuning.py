@@ -1,5 +1,6 @@
 """Prompt tuning from records to a saved model that any process runs."""
 
+import copy
 import json
 import math
 import shutil
@@ -146,8 +147,17 @@ def test_a_base_model_in_memory_is_used_as_it_is(here):
         resource = BaseModel.from_memory(loaded.model, loaded.tokenizer, name="mine")
         model = PeftPromptTuning.train(resource, ROWS, CONFIG, **QUICK)
         assert model.base_model is resource
-        with pytest.raises(InvalidInputError, match="in memory as float32"):
-            PeftPromptTuning.train(resource, ROWS, CONFIG, torch_dtype="bfloat16", **QUICK)
+        same = PeftPromptTuning.train(resource, ROWS, CONFIG, torch_dtype=torch.float32, **QUICK)
+        assert same.base_model is resource
+
+
+def test_a_base_model_in_memory_is_copied_to_train_in_another_precision(here):
+    with here.base_models.acquire("tiny-causal", dtype="bfloat16") as loaded:
+        resource = BaseModel.from_memory(loaded.model, loaded.tokenizer, name="mine")
+        model = PeftPromptTuning.train(resource, ROWS, CONFIG, torch_dtype="float32", **QUICK)
+        assert model.base_model.dtype is torch.float32
+        assert resource.dtype is torch.bfloat16
+        assert model.run("a", max_new_tokens=2).generated_tokens > 0
 
 
 def test_a_path_is_a_base_model(tiny_causal_dir):
@@ -445,3 +455,38 @@ def test_tokens_of_a_text_are_counted_without_the_verbalizer(tuned):
     expected = len(tuned.base_model.tokenizer("hello world")["input_ids"])
     results = tuned.run_tokenizer("hello world")
     assert results.token_count == len(results.results) == expected
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_prompt_that_caikit_nlp_trained_runs_in_the_precision_it_ran_in_there(
+    here, tmp_path, dtype
+):
+    with here.base_models.acquire("tiny-causal", dtype=dtype) as base:
+        torch.manual_seed(3)
+        prompt = torch.randn(4, base.hidden_size).to(base.dtype)
+        config = peft.PromptTuningConfig(
+            task_type="CAUSAL_LM", num_virtual_tokens=4, num_transformer_submodules=1
+        )
+        peer = peft.get_peft_model(copy.deepcopy(base.model), config).eval()
+        peer.prompt_encoder["default"].embedding.weight.data = prompt
+        ids = torch.tensor([base.tokenizer("hello")["input_ids"]])
+        expected = peer.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12
+        )[0]
+    torch.save(prompt, tmp_path / "decoder.pt")
+    archive = {
+        "module_id": PeftPromptTuning.MODULE_ID,
+        "caikit_nlp_version": "0.5.15",
+        "base_model_name": "tiny-causal",
+        "task_type": "CAUSAL_LM",
+        "trained_torch_dtype": dtype,
+        "DECODER": "decoder.pt",
+        "ENCODER": "",
+    }
+    (tmp_path / "config.yml").write_text(yaml.safe_dump(archive), "utf-8")
+    model = PeftPromptTuning.load(tmp_path)
+    assert model.base_model.dtype is getattr(torch, dtype)
+    tokens = model.run("hello", max_new_tokens=12, generated_tokens=True).tokens
+    vocabulary = model.base_model.tokenizer
+    assert vocabulary.convert_tokens_to_ids([t.text for t in tokens]) == expected.tolist()[-12:]
