@@ -75,12 +75,15 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk_rows):
             part = slice(start, start + chunk_rows)
             logits = functional.linear(hidden[part], weight, bias).float()
-            log_sums = torch.logsumexp(logits, dim=-1)
+            # In place all along: a second set of logits would cost more time than the exponential.
+            logits -= logits.amax(dim=-1, keepdim=True)
             picked = logits.gather(1, labels[part, None]).squeeze(1)
-            total += (log_sums - picked).sum()
+            errors = logits.exp_()
+            sums = errors.sum(dim=-1)
+            total += (sums.log() - picked).sum()
             if not any(ctx.needs_input_grad):
                 continue
-            errors = logits.sub_(log_sums[:, None]).exp_()
+            errors /= sums[:, None]
             errors.scatter_add_(1, labels[part, None], -torch.ones_like(picked)[:, None])
             errors = errors.to(weight.dtype)
             if grad_hidden is not None:
