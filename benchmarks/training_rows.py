@@ -23,15 +23,20 @@ _MIDDLES = [
 _ENDINGS = ["see you", "thanks a lot", "T&Cs apply, 18+", "love you", "reply STOP to end", ""]
 
 
-def verbalizer_for(path: Path | None) -> str:
-    """What a record of that file is shown as."""
-    return _QUESTION if path is not None and path.suffix == ".jsonl" else _MESSAGE
+def verbalizer_for(paths: list[Path]) -> str:
+    """What a record of those files is shown as."""
+    return _QUESTION if any(path.suffix == ".jsonl" for path in paths) else _MESSAGE
 
 
-def read_rows(path: Path | None, num_rows: int) -> list[GenerationTrainRecord]:
-    """The first ``num_rows`` records of a file, or as many made-up ones of like length."""
-    if path is None:
+def read_rows(paths: list[Path], num_rows: int) -> list[GenerationTrainRecord]:
+    """The first records of the files in turns, or as many made-up ones of like length."""
+    if not paths:
         return [_made_up(random.Random(number)) for number in range(num_rows)]
+    by_turns = zip(*(_read_file(path, num_rows) for path in paths), strict=False)
+    return [record for turn in by_turns for record in turn][:num_rows]
+
+
+def _read_file(path: Path, num_rows: int) -> list[GenerationTrainRecord]:
     if path.suffix == ".jsonl":
         lines = path.read_text(encoding="utf-8").splitlines()[:num_rows]
         found = [json.loads(line) for line in lines]
