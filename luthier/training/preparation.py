@@ -170,6 +170,12 @@ def _with_changes(
     seed: int,
 ) -> TrainingData:
     """The same data, changed each time it is learned from."""
+    if dataset.padding_quantile < 1:
+        log.warning(
+            "batches are cut to the %g quantile of their rows' lengths; "
+            "longer rows lose their start",
+            dataset.padding_quantile,
+        )
     change = Augmentation(
         dataset,
         seed,

@@ -56,7 +56,16 @@ class Augmentation:
             As many examples, in order.
         """
         changed = [self._changed(index, example, epoch) for index, example in examples.items()]
-        return cut_to_quantile(changed, self.options.padding_quantile, is_seq2seq=self.is_seq2seq)
+        kept = cut_to_quantile(changed, self.options.padding_quantile, is_seq2seq=self.is_seq2seq)
+        num_cut = sum(map(_num_tokens, changed)) - sum(map(_num_tokens, kept))
+        if num_cut:
+            rows = [
+                before.row
+                for before, after in zip(changed, kept, strict=True)
+                if _num_tokens(before) > _num_tokens(after)
+            ]
+            log.debug("padding_quantile cut %d tokens of rows %s in epoch %d", num_cut, rows, epoch)
+        return kept
 
     def _changed(self, index: int, example: Example, epoch: int) -> Example:
         generator = random.Random(f"augmentation, seed {self.seed}, epoch {epoch}, row {index}")
@@ -211,6 +220,10 @@ def _quantile(lengths: Sequence[int], quantile: float) -> int:
     above = min(below + 1, len(ordered) - 1)
     value = ordered[below] + (position - below) * (ordered[above] - ordered[below])
     return max(1, math.ceil(value - 1e-9))
+
+
+def _num_tokens(example: Example) -> int:
+    return len(example.input_ids) + len(example.labels)
 
 
 def mask_token_of(tokenizer: PreTrainedTokenizerBase) -> int:
