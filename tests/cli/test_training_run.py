@@ -157,3 +157,22 @@ def test_file_that_is_no_run_is_refused(text: str, words: str, tmp_path: Path) -
 def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"none\.yml' cannot be read: No such file"):
         read_run(tmp_path / "none.yml", {})
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "multitask_prompt_tuning"])
+def test_caikit_nlps_tuning_type_is_a_method(method: str) -> None:
+    assert run_of(tuning_type=method.upper()) == run_of(method=method)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tuning_type": "LORA"}, "'tuning_type' must be one of PROMPT_TUNING"),
+        ({"tuning_type": "prompt_tuning"}, "got 'prompt_tuning'"),
+        ({"tuning_type": 3}, "'tuning_type' must be a text"),
+        ({"tuning_type": "PROMPT_TUNING", "method": "lora"}, "are the same; give one"),
+    ],
+)
+def test_another_tuning_type_is_refused(given: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        run_of(**given)
