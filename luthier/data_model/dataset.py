@@ -117,6 +117,8 @@ class _Table:
         if is_validation:
             options = _without_absent_columns(options, columns)
         shape = shape_of(columns, options, first.place)
+        while (wider := _wider_shape(name, shape, columns, options, limits)) is not None:
+            shape, columns = wider
         num_rows, turns = 0, []
         for record in _read(name, shape, limits):
             num_rows += 1
@@ -169,6 +171,26 @@ def _read(name: str, shape: Shape, limits: StreamLimits) -> Iterator[DatasetRow]
                 f"{name!r} has more than {limits.max_rows} rows, the most that are allowed"
             )
         yield shape.read(row)
+
+
+def _wider_shape(
+    name: str, shape: Shape, columns: Sequence[str], options: DatasetOptions, limits: StreamLimits
+) -> tuple[Shape, list[str]] | None:
+    """The shape with columns that only later rows have, if they mean something; else None.
+
+    In JSON each row has columns of its own. What the first row lacks shall not be lost in others.
+    """
+    if options.prompt_column is not None:
+        return None
+    known = dict.fromkeys(columns)
+    for row in read_rows(name, limits):
+        fresh = [column for column in columns_of(row) if column not in known]
+        if fresh:
+            known.update(dict.fromkeys(fresh))
+            wider = shape_of(list(known), options, row.place)
+            if wider != shape:
+                return wider, list(known)
+    return None
 
 
 def _without_absent_columns(options: DatasetOptions, columns: Sequence[str]) -> DatasetOptions:

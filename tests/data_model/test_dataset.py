@@ -148,6 +148,24 @@ def test_bad_data_is_refused_before_training(
         _load(tmp_path, rows, **options)
 
 
+def test_columns_that_only_later_rows_have_are_not_lost(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"instruction": "a", "output": "b"},
+        {"instruction": "c", "output": "d", "input": "e"},
+        {"instruction": "f", "output": "g", "system": "h"},
+    ]
+    data = _load(tmp_path, rows, validation_size=0)
+    assert data.shape.name == "alpaca"
+    said = [[m.content for m in record.messages] for record in data.train]  # type: ignore[union-attr]
+    assert said == [["a", "b"], ["c\n\ne", "d"], ["h", "f", "g"]]
+
+
+def test_rows_of_two_shapes_are_refused_at_the_row_that_does_not_fit(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(TrainingDataError, match=r"row 1: field 'messages' is missing"):
+        _load(tmp_path, [*_pairs(2), {"messages": messages}])
+
+
 def test_no_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="'train_dataframe' names no file"):
         load_dataset(DatasetOptions())
