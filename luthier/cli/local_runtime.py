@@ -65,7 +65,7 @@ def private_runtime(models_dir: Path, *, base_models_dir: Path | None = None) ->
             stderr=log,
             # Ctrl-C is for us: we cancel what runs and then stop the child.
             start_new_session=True,
-            preexec_fn=_stop_with_parent,
+            preexec_fn=stop_with_parent,
         )
         try:
             with Client(_read_url(process, log)) as client:
@@ -95,7 +95,7 @@ def _last_words(log: IO[bytes]) -> str:
     return text[-MAX_QUOTED_CHARS:] or "it said nothing"
 
 
-def _stop_with_parent() -> None:
+def stop_with_parent() -> None:
     """In the child: get SIGTERM when this command dies, even by SIGKILL. Linux only."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,13 +16,26 @@ from luthier.cli.options import DEFAULT_URL, AsJson, BaseModelsDir, Url
 from luthier.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from luthier.cli.experiment_source import ExperimentSource
     from luthier.cli.training_run import TrainingRun
     from luthier.client import Client, TrainingJob
 
 
+DEFAULT_OUTPUT_DIR = Path("models")
+
+
 def train(
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="YAML file with the keys of the run.")
+        Path | None,
+        typer.Option(
+            "--file",
+            "-f",
+            "-Y",
+            help="YAML file: ours, or one of H2O LLM Studio, caikit-nlp or LLM Trainer.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Start from a preset of the LLM Trainer.")
     ] = None,
     method: Annotated[
         str | None,
@@ -50,12 +63,21 @@ def train(
         list[str] | None,
         typer.Option("--set", help="Any other key: key=value; may be repeated."),
     ] = None,
+    is_dry: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show rows, tokens, the first batch, time and memory; train nothing."
+        ),
+    ] = False,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the whole experiment here, in our words.")
+    ] = None,
     local: Annotated[
         bool, typer.Option("--local", help="Train on this machine, without a server.")
     ] = False,
     output_dir: Annotated[
         Path, typer.Option(help="With --local: folder that the model's folder is made in.")
-    ] = Path("models"),
+    ] = DEFAULT_OUTPUT_DIR,
     base_models_dir: BaseModelsDir = None,
     is_detached: Annotated[
         bool, typer.Option("--detach", help="Return once the server has accepted the training.")
@@ -65,8 +87,12 @@ def train(
 ) -> None:
     """Tune a model. Options are laid over the keys of the file.
 
+    A server trains what a flat file or options alone describe. A file in groups and one of
+    another system are trained on this machine, in a process of their own.
+
     Ctrl-C cancels the training. Exit codes: 0 done, 1 failed, 2 asked for wrongly, 130 cancelled.
     """
+    from luthier.cli.experiment_run import run_experiment
     from luthier.cli.training_run import read_run
 
     given = {
@@ -86,6 +112,18 @@ def train(
     tuning_config = _tuning_config(num_virtual_tokens, init_text)
     for setting in settings or []:
         _lay_over(chosen, tuning_config, setting)
+    if is_dry or export is not None or preset is not None or _is_experiment(file):
+        if is_detached:
+            raise InvalidInputError("--detach has no use here: this is done on this machine")
+        source = _experiment(file, preset, {**chosen, **_dotted(tuning_config)}, output_dir)
+        run_experiment(
+            source,
+            is_dry=is_dry,
+            export=export,
+            base_models_dir=base_models_dir,
+            as_json=as_json,
+        )
+        return
     run = read_run(file, {**chosen, "tuning_config": tuning_config})
     if local and is_detached:
         raise InvalidInputError("--local and --detach exclude each other: the server would be gone")
@@ -96,6 +134,31 @@ def train(
         if not is_detached:
             _wait(client, job)
     _report(job, output_dir if local else None, as_json=as_json, is_detached=is_detached)
+
+
+def _is_experiment(file: Path | None) -> bool:
+    """Whether a file is more than a server's train call takes."""
+    from luthier.cli.experiment_source import is_experiment
+    from luthier.data_model.experiment_file import read_yaml_mapping
+
+    return file is not None and is_experiment(read_yaml_mapping(file))
+
+
+def _experiment(
+    file: Path | None, preset: str | None, given: Mapping[str, Any], output_dir: Path
+) -> ExperimentSource:
+    from luthier.cli.experiment_source import read_experiment
+
+    plain = {
+        name: str(value) if isinstance(value, Path) else value for name, value in given.items()
+    }
+    if output_dir != DEFAULT_OUTPUT_DIR:
+        plain["output_folder"] = str(output_dir)
+    return read_experiment(file, preset, plain)
+
+
+def _dotted(tuning_config: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"tuning_config.{name}": value for name, value in tuning_config.items()}
 
 
 def submit(client: Client, run: TrainingRun) -> TrainingJob:

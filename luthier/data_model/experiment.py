@@ -341,6 +341,25 @@ def option_at(path: str) -> Option:
     raise UnknownKeyError(f"unknown key {path[:160]!r}{did_you_mean(path[:160], _BY_PATH)}")
 
 
+def path_of(name: str) -> str:
+    """The path of an option that is named without its group.
+
+    Args:
+        name: Of an option, or another name of one; a whole path does as well.
+
+    Returns:
+        Group and name.
+
+    Raises:
+        UnknownKeyError: With the nearest known path or name.
+    """
+    if name in _BY_NAME:
+        return _BY_NAME[name].path
+    if "." in name:
+        return option_at(name).path
+    raise UnknownKeyError(f"unknown option {name[:80]!r}{did_you_mean(name[:80], _BY_NAME)}")
+
+
 def is_option(path: str) -> bool:
     """Whether there is an option of this path."""
     return path in _BY_PATH

@@ -141,7 +141,7 @@ def system_of(content: Mapping[str, Any]) -> System | None:
     """
     if "problem_type" in content or "llm_backbone" in content:
         return System.H2O
-    if "train_stream" in content or "tuning_type" in content:
+    if "train_stream" in content:
         return System.CAIKIT
     is_element = any(_plain_name(str(key)) in _ELEMENTS for key in content)
     return System.LLM_TRAINER if is_element else None

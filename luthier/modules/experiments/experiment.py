@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import alog
 
@@ -44,6 +45,8 @@ from luthier.training.results import TrainingResult
 log = alog.use_channel(__name__)
 
 METRICS_NAME = "metrics.jsonl"
+
+TunedModel: TypeAlias = LoraTuning | PeftPromptTuning | TextGeneration
 
 
 def require_runnable(options: ExperimentOptions) -> None:
@@ -120,7 +123,7 @@ class Experiment:
             backup_folder=None if general.backup_folder is None else Path(general.backup_folder),
         )
 
-    def module(self, result: TrainingResult) -> TextModule:
+    def module(self, result: TrainingResult) -> TunedModel:
         """The tuned model.
 
         Args:

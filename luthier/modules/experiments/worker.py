@@ -25,17 +25,13 @@ from typing import Any, TextIO
 
 import alog
 
-from luthier.config import load_config
-from luthier.config.caikit_bridge import configure_logging
 from luthier.data_model.experiment import ExperimentOptions
 from luthier.errors import CancelledError, InvalidInputError, LuthierError
-from luthier.modules.environment import configure
+from luthier.modules.environment import environment
 from luthier.modules.experiments.dry_run import dry_run, peak_memory_bytes
 from luthier.modules.experiments.experiment import open_experiment
 from luthier.training.callbacks.base import StartEvent, StepEvent, TrainingCallback
 from luthier.training.results import EvaluationPoint
-
-log = alog.use_channel(__name__)
 
 COMMANDS = ("train", "dry_run")
 
@@ -47,9 +43,8 @@ def main() -> int:
     # Whatever a library prints must not get between the lines of JSON.
     sys.stdout = sys.stderr
     try:
-        config = load_config()
-        configure_logging(config.log)
-        configure(config)
+        logging = environment().config.log
+        alog.configure(logging.level, filters=logging.filters)
         done = do(json.load(sys.stdin), out)
     except LuthierError as error:
         _say(out, "error", code=error.code, message=str(error))
@@ -115,6 +110,9 @@ class _Speaker(TrainingCallback):
 
 
 def _say(out: TextIO, event: str, **values: Any) -> None:
+    if event in ("done", "error"):
+        # The rest is tidying up, which no late signal shall tear.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     out.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
     out.flush()
 
