@@ -22,6 +22,24 @@ MAX_TEXT_CHARS = 100_000
 DETECT_DEVICE = "__DETECT__"
 TORCH_DTYPES = ("float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "cosine", "constant")
+OPTIMIZERS = ("adamw", "adam", "adadelta", "rmsprop", "sgd", "adamw_8bit")
+LOSS_FUNCTIONS = ("token_average", "sample_average")
+#: NOTE: the keys of ``training.metrics.registry.METRICS``, which imports torch's neighbours.
+METRIC_WORDS = (
+    "loss",
+    "perplexity",
+    "row_perplexity",
+    "token_accuracy",
+    "exact_match",
+    "label_accuracy",
+    "bleu",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+)
+TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
+#: Most entries of a list of names.
+MAX_NAMES = 1000
 SAVE_CHECKPOINT_WORDS = ("last", "best", "each_evaluation", "never")
 
 
@@ -55,13 +73,13 @@ class Setting:
     """What is known about one option beside its type and default.
 
     Args:
-        kind: ``int``, ``number``, ``bool``, ``text`` or ``choice``.
+        kind: ``int``, ``number``, ``bool``, ``text``, ``choice`` or ``names`` (a tuple of texts).
         meaning: One or two sentences for people.
         minimum: Smallest value.
         above: Every value is greater.
         maximum: Largest value, whatever the server's limits say.
         limit: Field of ``TrainingLimits`` that caps the value, or "".
-        choices: The words of a ``choice``.
+        choices: The words of a ``choice``, or all that ``names`` may hold.
         is_optional: True where None means "decide for me".
         aliases: Names in other systems that are accepted for it.
         is_bookkeeping: True where no value changes what is learned, so that a resumed training may
@@ -108,13 +126,30 @@ class Setting:
                 above=self.above,
                 maximum=self._maximum(limits),
             )
+        elif self.kind == "names":
+            self._check_names(name, value)
         else:
-            text = require_text(name, value, max_chars=MAX_TEXT_CHARS)
-            if self.choices and text not in self.choices:
-                raise InvalidInputError(
-                    f"'{name}' must be one of {', '.join(self.choices)}, got {text[:80]!r}"
-                    + did_you_mean(text[:80], self.choices)
-                )
+            self._check_text(name, value)
+
+    def _check_names(self, name: str, values: object) -> None:
+        if not isinstance(values, tuple):
+            raise InvalidInputError(f"'{name}' must be a list of names, got {str(values)[:80]!r}")
+        if len(values) > MAX_NAMES:
+            raise InvalidInputError(
+                f"'{name}' has {len(values)} entries, at most {MAX_NAMES} are allowed"
+            )
+        for value in values:
+            if value == "":
+                raise InvalidInputError(f"'{name}' must not hold an empty name")
+            self._check_text(name, value)
+
+    def _check_text(self, name: str, value: object) -> None:
+        text = require_text(name, value, max_chars=MAX_TEXT_CHARS)
+        if self.choices and text not in self.choices:
+            raise InvalidInputError(
+                f"'{name}' must be one of {', '.join(self.choices)}, got {text[:80]!r}"
+                + did_you_mean(text[:80], self.choices)
+            )
 
     def _maximum(self, limits: TrainingLimits) -> float | None:
         return getattr(limits, self.limit) if self.limit else self.maximum
@@ -143,7 +178,7 @@ class TrainingOptions:
     learning_rate: float = _setting(
         0.3,
         "number",
-        "Step size of AdamW at the schedule's peak.",
+        "Step size of the optimizer at the schedule's peak.",
         above=0,
         maximum=100,
         aliases=("lr",),
@@ -232,29 +267,34 @@ class TrainingOptions:
     warmup_ratio: float = _setting(
         0.0,
         "number",
-        "Warm-up as a share of all updates; not together with warmup_steps.",
+        "Warm-up as a share of all updates; not together with another warm-up.",
         minimum=0,
         maximum=1,
     )
     weight_decay: float = _setting(
         0.01,
         "number",
-        "AdamW's decoupled weight decay.",
+        "Decay of weights; norms, biases and other vectors do not decay. Decoupled for AdamW, else "
+        "added to the gradient.",
         minimum=0,
         maximum=10,
     )
     adam_beta1: float = _setting(
-        0.9, "number", "AdamW: decay of the mean of gradients.", minimum=0, maximum=0.999999
+        0.9,
+        "number",
+        "Adam and AdamW: decay of the mean of gradients.",
+        minimum=0,
+        maximum=0.999999,
     )
     adam_beta2: float = _setting(
         0.999,
         "number",
-        "AdamW: decay of the mean of squared gradients.",
+        "Adam and AdamW: decay of the mean of squared gradients.",
         minimum=0,
         maximum=0.99999999,
     )
     adam_epsilon: float = _setting(
-        1e-8, "number", "AdamW: keeps the division finite.", above=0, maximum=1
+        1e-8, "number", "Keeps the division finite; SGD has none.", above=0, maximum=1
     )
     max_grad_norm: float = _setting(
         0.0,
@@ -308,6 +348,94 @@ class TrainingOptions:
         is_bookkeeping=True,
     )
 
+    optimizer: str = _setting(
+        "adamw",
+        "choice",
+        "How gradients become updates. sgd has Nesterov's momentum, rmsprop a smoothing of 0.9; "
+        "adamw_8bit needs a GPU and bitsandbytes.",
+        choices=OPTIMIZERS,
+        aliases=("optim",),
+    )
+    momentum: float = _setting(
+        0.9, "number", "Of sgd and rmsprop; the others have none.", minimum=0, maximum=0.999999
+    )
+    min_learning_rate_ratio: float = _setting(
+        0.0,
+        "number",
+        "Share of the learning rate that linear and cosine never fall below.",
+        minimum=0,
+        maximum=1,
+    )
+    warmup_epochs: float = _setting(
+        0.0,
+        "number",
+        "Warm-up in passes over the data, fractions allowed; not together with another warm-up.",
+        minimum=0,
+        maximum=1000,
+    )
+    loss_function: str = _setting(
+        "token_average",
+        "choice",
+        "Whether each label token of an update weighs the same, or each row.",
+        choices=LOSS_FUNCTIONS,
+    )
+    freeze_layers: tuple[str, ...] = _setting(
+        (),
+        "names",
+        "Parts of parameter names; what has one of them in its name is not learned.",
+    )
+    differential_learning_rate_layers: tuple[str, ...] = _setting(
+        (),
+        "names",
+        "Parts of parameter names that get differential_learning_rate.",
+    )
+    differential_learning_rate: float = _setting(
+        1e-5,
+        "number",
+        "Peak step size of the layers named there; same schedule.",
+        above=0,
+        maximum=100,
+    )
+    evaluation_epochs: float = _setting(
+        1.0,
+        "number",
+        "Passes over the data between two evaluations, fractions allowed; there is always one at "
+        "the end.",
+        above=0,
+        maximum=1000,
+    )
+    evaluate_before_training: bool = _setting(
+        False, "bool", "Evaluate once before the first update, too."
+    )
+    metrics: tuple[str, ...] = _setting(
+        ("loss",),
+        "names",
+        "What is measured on the validation data. The first one says which evaluation is best.",
+        choices=METRIC_WORDS,
+        aliases=("metric",),
+    )
+    early_stopping_patience: int = _setting(
+        0,
+        "int",
+        "Evaluations without a better first metric after which the training ends; 0 is off.",
+        minimum=0,
+        maximum=10**6,
+    )
+
+    trackers: tuple[str, ...] = _setting(
+        (),
+        "names",
+        "Where losses and metrics are sent beside the run's own files; each needs its package.",
+        choices=TRACKERS,
+        is_bookkeeping=True,
+    )
+    tracker_project: str = _setting(
+        "luthier",
+        "text",
+        "Project or experiment that trackers file the run under.",
+        is_bookkeeping=True,
+    )
+
     @classmethod
     def from_mapping(
         cls, given: Mapping[str, object], *, defaults: TrainingOptions | None = None
@@ -344,7 +472,7 @@ class TrainingOptions:
                     f"'{name}' and '{spelled[option]}' are the same option; give one of them"
                 )
             spelled[option] = name
-            values[option] = value
+            values[option] = _as_option(option, value)
         return dataclasses.replace(defaults or cls(), **values)
 
     def validate(self, limits: TrainingLimits) -> None:
@@ -360,11 +488,15 @@ class TrainingOptions:
         for field in dataclasses.fields(self):
             setting: Setting = field.metadata["setting"]
             setting.check(field.name, getattr(self, field.name), limits)
-        if self.warmup_steps and self.warmup_ratio:
-            raise InvalidInputError(
-                f"'warmup_steps' ({self.warmup_steps}) and 'warmup_ratio' ({self.warmup_ratio}) "
-                "say the same thing; give one of them"
-            )
+        warm_ups = [
+            f"{name!r} ({getattr(self, name)})"
+            for name in ("warmup_steps", "warmup_ratio", "warmup_epochs")
+            if getattr(self, name)
+        ]
+        if not self.metrics:
+            raise InvalidInputError("'metrics' must name at least one")
+        if len(warm_ups) > 1:
+            raise InvalidInputError(f"{' and '.join(warm_ups)} say the same thing; give one")
 
     @property
     def is_device_given(self) -> bool:
@@ -379,6 +511,16 @@ TRAINING_OPTION_ALIASES: Mapping[str, str] = {
     for field in dataclasses.fields(TrainingOptions)
     for alias in field.metadata["setting"].aliases
 }
+
+
+def _as_option(name: str, value: object) -> object:
+    """A list as a tuple; one text where a list of names is wanted as a list of one."""
+    if isinstance(value, list):
+        return tuple(value)
+    (field,) = (field for field in dataclasses.fields(TrainingOptions) if field.name == name)
+    is_one_name = field.metadata["setting"].kind == "names" and isinstance(value, str)
+    return (value,) if is_one_name else value
+
 
 PROMPT_TUNING_DEFAULTS = TrainingOptions()
 #: caikit-nlp's ``TextGeneration.train``.

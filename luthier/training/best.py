@@ -38,13 +38,13 @@ class BestSoFar:
         self.parameters: Mapping[str, torch.Tensor] = parameters or {}
         self._higher_is_better = higher_is_better
 
-    def look_at(self, value: float | None, *, step: int, min_delta: float = 0.0) -> None:
-        """Compare a new value, which must be better by more than ``min_delta``."""
+    def look_at(self, value: float | None, *, step: int) -> None:
+        """Compare a new value; an equal one is no better."""
         if value is not None and math.isfinite(value):
-            gain = math.inf if self.value is None else value - self.value
-            if self.value is not None and not self._higher_is_better:
-                gain = -gain
-            if gain > min_delta:
+            is_better = self.value is None or (
+                value > self.value if self._higher_is_better else value < self.value
+            )
+            if is_better:
                 self.step, self.value, self.num_evaluations_since = step, value, 0
                 return
         self.num_evaluations_since += 1

@@ -82,6 +82,8 @@ def write_checkpoint(
         adapter: Written as a PEFT folder beside it, if its method has one.
         base_model_name: For that folder.
     """
+    if folder.is_dir() and not (folder / MANIFEST_NAME).is_file():
+        delete_checkpoint(folder)  # damaged; nothing is replaced that is not known to be ours
     with write_folder_atomically(folder, overwrite=True) as partial:
         for name in _TENSOR_FILES:
             tensors = getattr(state, name)

@@ -12,31 +12,50 @@ from torch.nn import functional
 _CHUNK_NUMBERS = 2**24
 
 
-def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def cross_entropy_sum(
+    logits: torch.Tensor, labels: torch.Tensor, label_weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """Sum of the cross-entropies, in fp32.
+
+    Args:
+        logits: [N, V].
+        labels: [N].
+        label_weights: What each counts, [N]; 1 if None.
+
+    Returns:
+        A scalar.
+    """
+    if label_weights is None:
+        return functional.cross_entropy(logits.float(), labels, reduction="sum")
+    losses = functional.cross_entropy(logits.float(), labels, reduction="none")
+    return (losses * label_weights).sum()
+
+
+@torch.no_grad()
+def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of each label, and whether it has the largest logit.
 
     Args:
         logits: [N, V].
         labels: [N].
 
     Returns:
-        A scalar.
+        fp32 [N] and bool [N].
     """
-    return functional.cross_entropy(logits.float(), labels, reduction="sum")
+    losses = functional.cross_entropy(logits.float(), labels, reduction="none")
+    return losses, logits.argmax(dim=-1) == labels
 
 
-def projected_cross_entropy_sum(
+@torch.no_grad()
+def projected_token_scores(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     labels: torch.Tensor,
     *,
     chunk_numbers: int = _CHUNK_NUMBERS,
-) -> torch.Tensor:
-    """``cross_entropy_sum(hidden @ weight.T + bias, labels)`` in chunks of rows.
-
-    The gradient of a chunk is made while its logits are there, so no logits are kept and none are
-    computed twice. Memory: ``chunk_numbers`` numbers instead of N · V, three times over.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``token_scores(hidden @ weight.T + bias, labels)`` in chunks of rows.
 
     Args:
         hidden: [N, D].
@@ -46,17 +65,53 @@ def projected_cross_entropy_sum(
         chunk_numbers: Most logits at once.
 
     Returns:
+        fp32 [N] and bool [N].
+    """
+    chunk_rows = max(1, chunk_numbers // weight.shape[0])
+    parts = [
+        token_scores(functional.linear(part, weight, bias), labels_of_part)
+        for part, labels_of_part in zip(
+            hidden.split(chunk_rows), labels.split(chunk_rows), strict=True
+        )
+    ]
+    losses, is_correct = zip(*parts, strict=True)
+    return torch.cat(losses), torch.cat(is_correct)
+
+
+def projected_cross_entropy_sum(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    label_weights: torch.Tensor | None = None,
+    *,
+    chunk_numbers: int = _CHUNK_NUMBERS,
+) -> torch.Tensor:
+    """``cross_entropy_sum(hidden @ weight.T + bias, labels, label_weights)`` in chunks of rows.
+
+    The gradient of a chunk is made while its logits are there, so no logits are kept and none are
+    computed twice. Memory: ``chunk_numbers`` numbers instead of N · V, three times over.
+
+    Args:
+        hidden: [N, D].
+        weight: [V, D].
+        bias: [V] or None.
+        labels: [N].
+        label_weights: What each counts, fp32 [N]; 1 if None.
+        chunk_numbers: Most logits at once.
+
+    Returns:
         A scalar in fp32, differentiable once in ``hidden``, ``weight`` and ``bias``.
     """
     chunk_rows = max(1, chunk_numbers // weight.shape[0])
     total: torch.Tensor = _ProjectedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, labels, chunk_rows
+        hidden, weight, bias, labels, label_weights, chunk_rows
     )
     return total
 
 
 class _ProjectedCrossEntropy(torch.autograd.Function):
-    """d loss / d logits is softmax(logits) - onehot(label), per row."""
+    """d loss / d logits is softmax(logits) - onehot(label), per row, times the row's weight."""
 
     @staticmethod
     def forward(
@@ -65,6 +120,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         labels: torch.Tensor,
+        label_weights: torch.Tensor | None,
         chunk_rows: int,
     ) -> torch.Tensor:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
@@ -80,11 +136,15 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             picked = logits.gather(1, labels[part, None]).squeeze(1)
             errors = logits.exp_()
             sums = errors.sum(dim=-1)
-            total += (sums.log() - picked).sum()
+            losses = sums.log() - picked
+            weights = None if label_weights is None else label_weights[part]
+            total += (losses if weights is None else losses * weights).sum()
             if not any(ctx.needs_input_grad):
                 continue
             errors /= sums[:, None]
             errors.scatter_add_(1, labels[part, None], -torch.ones_like(picked)[:, None])
+            if weights is not None:
+                errors *= weights[:, None]
             errors = errors.to(weight.dtype)
             if grad_hidden is not None:
                 torch.mm(errors, weight, out=grad_hidden[part])
@@ -103,4 +163,4 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             for gradient in ctx.gradients
         )
         del ctx.gradients
-        return (*gradients, None, None)
+        return (*gradients, None, None, None)

@@ -19,7 +19,12 @@ from luthier.training.data.collation import TokenBatch
 from luthier.training.data.examples import IGNORED_LABEL
 from luthier.training.embedding_noise import EmbeddingNoise
 from luthier.training.label_head import LabelHead, install_label_head
-from luthier.training.losses import cross_entropy_sum, projected_cross_entropy_sum
+from luthier.training.losses import (
+    cross_entropy_sum,
+    projected_cross_entropy_sum,
+    projected_token_scores,
+    token_scores,
+)
 from luthier.training.packed_network import pack_if_exact
 
 #: Decoder-only models for which a test holds loss and gradient of a prompt computed once per batch
@@ -98,26 +103,59 @@ class TrainingNetwork:
         """Whether rows are laid end to end; a batch that cannot be is padded all the same."""
         return self._packed is not None
 
-    def loss_sum(self, batch: TokenBatch) -> torch.Tensor:
+    def loss_sum(
+        self, batch: TokenBatch, label_weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Cross-entropy of the batch's labels, summed.
+
+        Args:
+            batch: Rows.
+            label_weights: What each of the N labels counts, row after row, fp32 [N]; 1 if None.
+
+        Returns:
+            A scalar in fp32, differentiable in the adapter's parameters.
+        """
+        label_head, logits, labels = self._run(batch)
+        head = label_head.head
+        if label_head.keeps_hidden and isinstance(head, nn.Linear):
+            hidden = label_head.hidden
+            assert hidden is not None
+            return projected_cross_entropy_sum(
+                hidden, head.weight, head.bias, labels, label_weights
+            )
+        return cross_entropy_sum(logits[0], labels, label_weights)
+
+    def token_scores(self, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy of each label, and whether it is the model's first choice.
 
         Args:
             batch: Rows.
 
         Returns:
-            A scalar in fp32, differentiable in the adapter's parameters.
+            fp32 [N] and bool [N], row after row; without gradients.
         """
+        label_head, logits, labels = self._run(batch)
+        head = label_head.head
+        if label_head.keeps_hidden and isinstance(head, nn.Linear):
+            hidden = label_head.hidden
+            assert hidden is not None
+            return projected_token_scores(hidden, head.weight, head.bias, labels)
+        return token_scores(logits[0], labels)
+
+    def _run(self, batch: TokenBatch) -> tuple[LabelHead, torch.Tensor, torch.Tensor]:
+        """One pass in the cheapest way there is: the head that has seen the labelled places, the
+        logits that it gave, [1, N, V], and the labels, row after row, [N]."""
         if self._packed is not None:
             passed = self._packed.run(batch, self._adapter.soft_prompt().decoder)
             if passed is not None:
-                return _loss_of(self._packed.label_head, *passed)
+                return self._packed.label_head, *passed
         rows, columns = torch.nonzero(batch.labels != IGNORED_LABEL, as_tuple=True)
         labels = batch.labels[rows, columns]
         is_causal = self._base_model.kind == "causal"
         if is_causal:
-            shared = self._loss_sum_with_shared_prefix(batch, rows, columns)
-            if shared is not None:
-                return shared
+            logits = self._logits_with_shared_prefix(batch, rows, columns)
+            if logits is not None:
+                return self._label_head, logits, labels
         inputs = prepare_inputs(
             self._base_model,
             self._adapter,
@@ -129,12 +167,12 @@ class TrainingNetwork:
         # A causal model's state at one token predicts the next; a decoder reads shifted labels.
         places = columns + inputs.num_prefix_positions - int(is_causal)
         self._label_head.choose(rows, places)
-        return self._run(labels, **inputs.as_kwargs())
+        return self._label_head, self._logits(**inputs.as_kwargs()), labels
 
-    def _run(self, labels: torch.Tensor, **inputs: object) -> torch.Tensor:
-        """One pass through the model, and the loss at the places chosen before it."""
-        logits = self._model(use_cache=False, **inputs).logits
-        return _loss_of(self._label_head, logits, labels)
+    def _logits(self, **inputs: object) -> torch.Tensor:
+        """One pass through the model."""
+        logits: torch.Tensor = self._model(use_cache=False, **inputs).logits
+        return logits
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -149,10 +187,10 @@ class TrainingNetwork:
             for model in models:
                 model.train(self._is_training)
 
-    def _loss_sum_with_shared_prefix(
+    def _logits_with_shared_prefix(
         self, batch: TokenBatch, rows: torch.Tensor, columns: torch.Tensor
     ) -> torch.Tensor | None:
-        """``loss_sum`` with the virtual tokens computed once, or None where that cannot be."""
+        """A pass with the virtual tokens computed once, or None where that cannot be."""
         prompt = self._adapter.soft_prompt().decoder if self._shares_prefix else None
         if prompt is None or prompt.shape[0] * (len(batch.rows) - 1) < _MIN_SAVED_TOKENS:
             return None
@@ -163,8 +201,7 @@ class TrainingNetwork:
         if cache is None:
             return None
         self._label_head.choose(rows, columns - 1)
-        return self._run(
-            batch.labels[rows, columns],
+        return self._logits(
             inputs_embeds=embeddings,
             attention_mask=nn.functional.pad(batch.attention_mask, (prompt.shape[0], 0), value=1),
             past_key_values=cache,
@@ -193,16 +230,6 @@ class TrainingNetwork:
         shifted = labels.roll(1, dims=1)
         shifted[:, 0] = config.decoder_start_token_id
         return shifted.masked_fill(shifted == IGNORED_LABEL, config.pad_token_id)
-
-
-def _loss_of(label_head: LabelHead, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The loss at the places that the head chose in the pass just made."""
-    head = label_head.head
-    if label_head.keeps_hidden and isinstance(head, nn.Linear):
-        hidden = label_head.hidden
-        assert hidden is not None
-        return projected_cross_entropy_sum(hidden, head.weight, head.bias, labels)
-    return cross_entropy_sum(logits[0], labels)
 
 
 def _remove_dropout(model: nn.Module) -> None:

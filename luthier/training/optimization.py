@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from luthier.data_model.training_options import TrainingOptions
-from luthier.errors import ArtifactError
+from luthier.errors import ArtifactError, NotSupportedError
+
+#: H2O LLM Studio's; torch has 0.99.
+_RMSPROP_SMOOTHING = 0.9
+#: What a number in the optimizer's state is called in a file: it comes back as a number.
+_NUMBER_SUFFIX = "#"
 
 
 def _one(name: str) -> float:
@@ -21,47 +27,114 @@ def build_optimizer(
     options: TrainingOptions,
     *,
     learning_rate_factor: Callable[[str], float] = _one,
-) -> torch.optim.AdamW:
-    """AdamW over the given parameters; norms and biases (one dimension) do not decay.
+) -> torch.optim.Optimizer:
+    """The optimizer that the options name; norms and biases (one dimension) do not decay.
 
     Args:
         named_parameters: What is learned.
-        options: Learning rate, betas, epsilon and weight decay.
+        options: Optimizer, learning rates, betas, epsilon, momentum and weight decay.
         learning_rate_factor: Parameter name to what its learning rate is multiplied with.
 
     Returns:
         An optimizer without state. Its learning rate is set before each update.
 
+    Raises:
+        NotSupportedError: For ``adamw_8bit`` without bitsandbytes or a GPU.
+
     Source:
-        Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101
+        AdamW: Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
-        key = (parameter.ndim >= 2, learning_rate_factor(name))
+        key = (parameter.ndim >= 2, learning_rate_factor(name) * _layer_factor(name, options))
         groups.setdefault(key, []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "weight_decay": options.weight_decay if decays else 0.0,
-                "lr_factor": factor,
-            }
-            for (decays, factor), parameters in groups.items()
-        ],
+    settings: list[dict[str, Any]] = [
+        {
+            "params": parameters,
+            "weight_decay": options.weight_decay if decays else 0.0,
+            "lr_factor": factor,
+        }
+        for (decays, factor), parameters in groups.items()
+    ]
+    return _MAKERS[options.optimizer](settings, options)
+
+
+def _layer_factor(name: str, options: TrainingOptions) -> float:
+    """What makes the common learning rate that of a layer with a rate of its own."""
+    if any(part in name for part in options.differential_learning_rate_layers):
+        return options.differential_learning_rate / options.learning_rate
+    return 1.0
+
+
+def _adam(groups: list[dict[str, Any]], options: TrainingOptions) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, fused=True, **_adam_settings(options))
+
+
+def _adamw(groups: list[dict[str, Any]], options: TrainingOptions) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, fused=True, **_adam_settings(options))
+
+
+def _adam_settings(options: TrainingOptions) -> dict[str, Any]:
+    return {
+        "lr": options.learning_rate,
+        "betas": (options.adam_beta1, options.adam_beta2),
+        "eps": options.adam_epsilon,
+    }
+
+
+def _adadelta(groups: list[dict[str, Any]], options: TrainingOptions) -> torch.optim.Optimizer:
+    return torch.optim.Adadelta(groups, lr=options.learning_rate, eps=options.adam_epsilon)
+
+
+def _rmsprop(groups: list[dict[str, Any]], options: TrainingOptions) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(
+        groups,
         lr=options.learning_rate,
-        betas=(options.adam_beta1, options.adam_beta2),
+        alpha=_RMSPROP_SMOOTHING,
         eps=options.adam_epsilon,
-        fused=True,
+        momentum=options.momentum,
     )
 
 
-def learning_rate_at(update: int, *, num_updates: int, options: TrainingOptions) -> float:
+def _sgd(groups: list[dict[str, Any]], options: TrainingOptions) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        groups, lr=options.learning_rate, momentum=options.momentum, nesterov=options.momentum > 0
+    )
+
+
+def _adamw_8bit(groups: list[dict[str, Any]], options: TrainingOptions) -> torch.optim.Optimizer:
+    if any(not parameter.is_cuda for group in groups for parameter in group["params"]):
+        raise NotSupportedError("'optimizer' adamw_8bit needs a GPU; adamw does the same on a CPU")
+    try:
+        from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415 - an extra, and slow to import
+    except ImportError as error:
+        raise NotSupportedError(
+            "'optimizer' adamw_8bit needs the package bitsandbytes, which is not installed"
+        ) from error
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, **_adam_settings(options))
+    return optimizer
+
+
+_MAKERS: Mapping[str, Callable[[list[dict[str, Any]], TrainingOptions], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adam": _adam,
+    "adadelta": _adadelta,
+    "rmsprop": _rmsprop,
+    "sgd": _sgd,
+    "adamw_8bit": _adamw_8bit,
+}
+
+
+def learning_rate_at(
+    update: int, *, num_updates: int, options: TrainingOptions, updates_per_epoch: int = 0
+) -> float:
     """The learning rate of one update.
 
     Args:
         update: From 0 to ``num_updates - 1``.
         num_updates: Of the whole training, all epochs.
-        options: Peak, schedule and warm-up.
+        options: Peak, floor, schedule and warm-up.
+        updates_per_epoch: Counts for a warm-up in epochs.
 
     Returns:
         The rate; during a warm-up it rises linearly from 0, afterwards it falls by the schedule.
@@ -74,19 +147,25 @@ def learning_rate_at(update: int, *, num_updates: int, options: TrainingOptions)
         >>> [learning_rate_at(update, num_updates=4, options=options) for update in range(4)]
         [1.0, 0.75, 0.5, 0.25]
     """
-    num_warmup = num_warmup_updates(num_updates, options)
+    num_warmup = num_warmup_updates(num_updates, options, updates_per_epoch=updates_per_epoch)
     if update < num_warmup:
-        return options.learning_rate * update / num_warmup
-    progress = (update - num_warmup) / max(1, num_updates - num_warmup)
+        return options.learning_rate * update / max(1.0, num_warmup)
+    progress = (update - num_warmup) / max(1.0, num_updates - num_warmup)
+    floor = options.min_learning_rate_ratio
     if options.schedule == "linear":
-        return options.learning_rate * max(0.0, 1.0 - progress)
+        return options.learning_rate * max(floor, 1.0 - progress)
     if options.schedule == "cosine":
-        return options.learning_rate * max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+        return options.learning_rate * max(floor, 0.5 * (1.0 + math.cos(math.pi * progress)))
     return options.learning_rate
 
 
-def num_warmup_updates(num_updates: int, options: TrainingOptions) -> int:
-    """Updates of the warm-up: ``warmup_steps``, or the share ``warmup_ratio``, rounded up."""
+def num_warmup_updates(
+    num_updates: int, options: TrainingOptions, *, updates_per_epoch: int = 0
+) -> float:
+    """Updates of the warm-up: ``warmup_steps``, the share ``warmup_ratio`` rounded up, or
+    ``warmup_epochs`` passes, which may end between two updates."""
+    if options.warmup_epochs:
+        return options.warmup_epochs * updates_per_epoch
     return options.warmup_steps or math.ceil(num_updates * options.warmup_ratio)
 
 
@@ -101,14 +180,17 @@ def optimizer_tensors(
 ) -> dict[str, torch.Tensor]:
     """The optimizer's own tensors by ``<parameter>::<key>``; not copied.
 
-    Learning rates and other settings are not among them: they come from the options.
+    Numbers are among them, as tensors; learning rates and other settings are not: they come from
+    the options.
     """
-    return {
-        f"{name}::{key}": value
-        for name, parameter in named_parameters.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, torch.Tensor)
-    }
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in named_parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):
+                found[f"{name}::{key}"] = value
+            elif isinstance(value, int | float):
+                found[f"{name}::{key}{_NUMBER_SUFFIX}"] = torch.tensor(value)
+    return found
 
 
 def restore_optimizer(
@@ -128,8 +210,12 @@ def restore_optimizer(
     """
     for entry, tensor in tensors.items():
         name, _, key = entry.rpartition("::")
-        parameter = named_parameters.get(name)
-        if parameter is None or (tensor.ndim and tensor.shape != parameter.shape):
-            raise ArtifactError(f"the optimizer's {entry[:80]!r} fits no learned tensor")
-        is_on_device = tensor.ndim > 0 or optimizer.defaults.get("fused")
-        optimizer.state[parameter][key] = tensor.to(parameter.device) if is_on_device else tensor
+        if name not in named_parameters:
+            raise ArtifactError(f"the optimizer's {entry[:200]!r} is of nothing that is learned")
+        parameter = named_parameters[name]
+        if key.endswith(_NUMBER_SUFFIX):
+            optimizer.state[parameter][key.removesuffix(_NUMBER_SUFFIX)] = tensor.item()
+            continue
+        # torch keeps a step that is counted on the CPU, unless the optimizer is a fused one.
+        stays = tensor.ndim == 0 and not optimizer.defaults.get("fused")
+        optimizer.state[parameter][key] = tensor if stays else tensor.to(parameter.device)

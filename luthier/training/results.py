@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from luthier.training.data.examples import TruncationReport
@@ -29,17 +30,19 @@ class LossPoint:
 
 @dataclass(frozen=True)
 class EvaluationPoint:
-    """The loss on the validation data after some update.
+    """How the model does on the validation data after some update.
 
     Args:
-        epoch: Pass over the data that has just ended, from 0.
-        step: Updates done.
+        epoch: Pass over the data in which it happened, from 0.
+        step: Updates done; 0 before training.
         value: Cross-entropy in nats, averaged over all label tokens of the validation data.
+        metrics: Name to value, None where there is none; what ``metrics`` of the options names.
     """
 
     epoch: int
     step: int
     value: float
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class TrainingResult:
 
     Args:
         losses: One point per update.
-        validation_losses: One point per epoch; empty without validation data.
+        validation_losses: One point per evaluation; empty without validation data.
         truncation: What was cut from the training data.
         validation_truncation: What was cut from the validation data; None without.
         num_rows: Training rows per epoch.
@@ -58,6 +61,8 @@ class TrainingResult:
         num_label_tokens: Tokens that were learned, over all epochs.
         seed: In use; a given one, or the one drawn for -1.
         seconds: Wall time, reading the data included.
+        best_step: Update after which the first metric was best; None without validation data.
+        is_stopped_early: Whether ``early_stopping_patience`` ended it.
     """
 
     losses: tuple[LossPoint, ...]
@@ -70,3 +75,5 @@ class TrainingResult:
     num_label_tokens: int
     seed: int
     seconds: float
+    best_step: int | None = None
+    is_stopped_early: bool = False

@@ -18,9 +18,9 @@ from luthier.training.run_fingerprint import RunFingerprint
 Tensors = Mapping[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Progress:
-    """How far a training has come.
+    """How far a training has come; the loop counts in it.
 
     Args:
         epoch: Pass over the data to go on with, from 0.
@@ -29,8 +29,8 @@ class Progress:
         num_batches: Batches that went through the model.
         num_input_tokens: Tokens that went through the model.
         num_label_tokens: Tokens that were learned.
-        epoch_loss: Losses of the pass so far, each times its labels.
-        epoch_num_labels: Label tokens of the pass so far.
+        epoch_loss: Losses of the pass so far, each times its units.
+        epoch_num_units: Label tokens of the pass so far, or rows for a sample average.
         best_step: Update after which the first metric was best; None before any evaluation.
         best_value: The first metric there.
         num_evaluations_since_best: Evaluations that brought no improvement since.
@@ -43,7 +43,7 @@ class Progress:
     num_input_tokens: int = 0
     num_label_tokens: int = 0
     epoch_loss: float = 0.0
-    epoch_num_labels: int = 0
+    epoch_num_units: int = 0
     best_step: int | None = None
     best_value: float | None = None
     num_evaluations_since_best: int = 0
@@ -59,7 +59,8 @@ class TrainingState:
         losses: One per update.
         evaluations: So far.
         parameters: What is learned, by name.
-        optimizer: Its state, by ``<parameter>::<key>``.
+        optimizer: Its state, by ``<parameter>::<key>``; copies in fp32 of what is learned in half
+            precision, by ``<parameter>::master``.
         best_parameters: What was best, where that is to be the result; else empty.
         fingerprint: What this training is of.
     """

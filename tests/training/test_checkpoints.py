@@ -228,6 +228,13 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_or_refused_by_na
         read_checkpoint(checkpoints[11])
     with pytest.raises(ArtifactError, match=r"'step-000000010' has no manifest\.json"):
         find_checkpoint(checkpoints[10])
+    _tune(
+        tiny_causal_base,
+        _soft_prompt(tiny_causal_base),
+        resume_from=run_folder,
+        run_folder=run_folder,
+    )
+    assert find_checkpoint(run_folder) == checkpoints[12]
     for folder in checkpoints.values():
         (folder / "manifest.json").write_text("{", encoding="utf-8")
     with pytest.raises(ArtifactError, match="'run' has no complete checkpoint; 12 are damaged"):

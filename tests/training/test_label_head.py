@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from luthier.adapters.module_tree import own_module_tree
 from luthier.errors import NotSupportedError
@@ -68,3 +68,20 @@ def test_a_model_without_an_output_layer_is_refused() -> None:
     model.get_output_embeddings = lambda: None  # type: ignore[method-assign]
     with pytest.raises(NotSupportedError, match="'llama' has no output layer"):
         install_label_head(model)
+
+
+def test_a_head_of_another_shape_is_refused() -> None:
+    config = AutoConfig.for_model(
+        "prophetnet",
+        vocab_size=40,
+        hidden_size=16,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        num_encoder_attention_heads=2,
+        num_decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+    )
+    model = AutoModelForSeq2SeqLM.from_config(config).eval()
+    with pytest.raises(NotSupportedError, match="output layer reads hidden states of shape"):
+        install_label_head(own_module_tree(model))

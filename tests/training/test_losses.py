@@ -3,24 +3,33 @@
 import pytest
 import torch
 
-from luthier.training.losses import cross_entropy_sum, projected_cross_entropy_sum
+from luthier.training.losses import (
+    cross_entropy_sum,
+    projected_cross_entropy_sum,
+    projected_token_scores,
+)
 
 
 @pytest.mark.parametrize("chunk_numbers", [1, 40, 123, 10**6])
 @pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("is_weighted", [True, False])
 def test_chunks_give_the_loss_and_gradients_of_all_logits_at_once(
-    chunk_numbers: int, has_bias: bool
+    chunk_numbers: int, has_bias: bool, is_weighted: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(11, 6, generator=generator, dtype=torch.float64)
     weight = torch.randn(20, 6, generator=generator, dtype=torch.float64)
     bias = torch.randn(20, generator=generator, dtype=torch.float64) if has_bias else None
     labels = torch.randint(20, (11,), generator=generator)
+    weights = torch.rand(11, generator=generator) if is_weighted else None
     leaves = [tensor.requires_grad_() for tensor in (hidden, weight, bias) if tensor is not None]
 
-    expected = cross_entropy_sum(torch.nn.functional.linear(hidden, weight, bias), labels) * 0.3
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    expected = cross_entropy_sum(logits, labels, weights) * 0.3
     expected_gradients = torch.autograd.grad(expected, leaves)
-    loss = projected_cross_entropy_sum(hidden, weight, bias, labels, chunk_numbers=chunk_numbers)
+    loss = projected_cross_entropy_sum(
+        hidden, weight, bias, labels, weights, chunk_numbers=chunk_numbers
+    )
     gradients = torch.autograd.grad(loss * 0.3, leaves)
 
     torch.testing.assert_close(loss * 0.3, expected, rtol=1e-6, atol=1e-6)
@@ -51,3 +60,27 @@ def test_huge_logits_stay_finite() -> None:
     assert loss.item() == 0.0
     assert hidden.grad is not None
     assert torch.isfinite(hidden.grad).all()
+
+
+def test_weights_of_one_change_nothing() -> None:
+    logits, labels = torch.randn(4, 9), torch.tensor([0, 3, 8, 1])
+    torch.testing.assert_close(
+        cross_entropy_sum(logits, labels, torch.ones(4)), cross_entropy_sum(logits, labels)
+    )
+
+
+@pytest.mark.parametrize("chunk_numbers", [1, 40, 10**6])
+def test_token_scores_add_up_to_the_loss_and_say_which_token_is_first(chunk_numbers: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (
+        torch.randn(11, 6, generator=generator),
+        torch.randn(20, 6, generator=generator),
+    )
+    labels = torch.randint(20, (11,), generator=generator)
+    labels[3] = (hidden @ weight.T)[3].argmax()
+    losses, is_correct = projected_token_scores(
+        hidden, weight, None, labels, chunk_numbers=chunk_numbers
+    )
+    torch.testing.assert_close(losses.sum(), cross_entropy_sum(hidden @ weight.T, labels))
+    assert is_correct.tolist() == ((hidden @ weight.T).argmax(dim=1) == labels).tolist()
+    assert is_correct[3]

@@ -1,11 +1,20 @@
 """Schedule and optimizer against transformers' and torch's own."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from transformers import get_scheduler
 
 from luthier.data_model.training_options import TrainingOptions
-from luthier.training.optimization import build_optimizer, learning_rate_at, set_learning_rate
+from luthier.errors import ArtifactError
+from luthier.training.optimization import (
+    build_optimizer,
+    learning_rate_at,
+    optimizer_tensors,
+    restore_optimizer,
+    set_learning_rate,
+)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
@@ -77,3 +86,67 @@ def test_a_factor_speeds_up_its_parameters_alone() -> None:
     slow, fast = (parameter.detach() for _, parameter in parameters)
     torch.testing.assert_close(fast, 16 * slow)
     torch.testing.assert_close(slow, torch.full((2, 2), -0.01))
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("adam", lambda p: torch.optim.Adam([p], lr=0.1, weight_decay=0.01)),
+        ("adadelta", lambda p: torch.optim.Adadelta([p], lr=0.1, eps=1e-8, weight_decay=0.01)),
+        (
+            "rmsprop",
+            lambda p: torch.optim.RMSprop(
+                [p], lr=0.1, alpha=0.9, eps=1e-8, momentum=0.9, weight_decay=0.01
+            ),
+        ),
+        (
+            "sgd",
+            lambda p: torch.optim.SGD([p], lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+        ),
+    ],
+)
+def test_the_other_optimizers_are_torchs(
+    name: str, reference: Callable[[torch.nn.Parameter], torch.optim.Optimizer]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours = torch.nn.Parameter(torch.randn(3, 3, generator=generator))
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    options = TrainingOptions(learning_rate=0.1, weight_decay=0.01, optimizer=name)
+    optimizers = build_optimizer([("p", ours)], options), reference(theirs)
+    for _ in range(3):
+        gradient = torch.randn(3, 3, generator=generator)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_warm_up_in_epochs_may_end_between_two_updates() -> None:
+    options = TrainingOptions(learning_rate=1.0, warmup_epochs=0.25, schedule="constant")
+    rates = [
+        learning_rate_at(update, num_updates=20, options=options, updates_per_epoch=10)
+        for update in range(5)
+    ]
+    assert rates == [0.0, 0.4, 0.8, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_rate_never_falls_below_its_floor(schedule: str) -> None:
+    options = TrainingOptions(learning_rate=1.0, schedule=schedule, min_learning_rate_ratio=0.1)
+    rates = [learning_rate_at(update, num_updates=50, options=options) for update in range(50)]
+    assert rates[0] == 1.0
+    assert rates[-1] == pytest.approx(0.1)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_numbers_in_the_optimizers_state_come_back_as_numbers() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    optimizer.state[parameter] = {"step": 3, "buffer": torch.ones(2)}
+    tensors = optimizer_tensors(optimizer, {"p": parameter})
+    fresh = torch.optim.SGD([parameter], lr=0.1)
+    restore_optimizer(fresh, {"p": parameter}, tensors)
+    assert fresh.state[parameter]["step"] == 3
+    assert isinstance(fresh.state[parameter]["step"], int)
+    with pytest.raises(ArtifactError, match="'q::step' is of nothing that is learned"):
+        restore_optimizer(fresh, {"p": parameter}, {"q::step": torch.ones(1)})

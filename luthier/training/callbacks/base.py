@@ -6,7 +6,8 @@ the loop, so what it does costs training time::
     on_start
       on_batch                  after each batch went forward and backward
       on_step                   after each update of the parameters
-      on_evaluation             after each pass over the validation data
+      on_evaluation             after each pass over the validation data; may come first of all
+      on_scored_rows            the same, row by row
       on_epoch_end
       on_resume_point           after all that belongs to an update: the state may be copied
     on_finish                   only if the training came to its end
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 
 from luthier.data_model.training_options import TrainingOptions
 from luthier.training.data.examples import TruncationReport
+from luthier.training.evaluation import Evaluation
 from luthier.training.results import EvaluationPoint, TrainingResult
 from luthier.training.state import ResumePoint
 
@@ -74,12 +76,14 @@ class StepEvent:
     Args:
         epoch: From 0.
         step: Number in the whole training, from 1.
-        loss: Mean over the label tokens of the update's rows, before the update.
+        loss: Mean over the update's label tokens, or over its rows for a sample average, before
+            the update.
         learning_rate: Used for the update.
         num_rows: Of the update.
         num_input_tokens: Of the update, without padding and virtual tokens.
         num_label_tokens: Of the update.
         seconds: Wall time of the update.
+        gradient_norm: Euclidean, of all gradients together, before a clip.
     """
 
     epoch: int
@@ -90,6 +94,7 @@ class StepEvent:
     num_input_tokens: int
     num_label_tokens: int
     seconds: float
+    gradient_norm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class EpochEvent:
     Args:
         epoch: From 0.
         step: Updates done so far.
-        loss: Mean over the label tokens of the epoch, each before its own update.
+        loss: Mean over the epoch's label tokens, or rows, each before its own update.
         seconds: Wall time of the pass, without evaluation.
     """
 
@@ -122,7 +127,10 @@ class TrainingCallback:
         """An update is done."""
 
     def on_evaluation(self, point: EvaluationPoint) -> None:
-        """The validation loss is known."""
+        """The validation loss and the other metrics are known."""
+
+    def on_scored_rows(self, evaluation: Evaluation) -> None:
+        """What the model made of each validation row; comes with each ``on_evaluation``."""
 
     def on_epoch_end(self, event: EpochEvent) -> None:
         """A pass is done; comes after its evaluation."""

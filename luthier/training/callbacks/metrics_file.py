@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from datetime import UTC, datetime
 from io import TextIOWrapper
 from pathlib import Path
@@ -44,8 +45,10 @@ class MetricsFile(TrainingCallback):
         self._write("step", dataclasses.asdict(event))
 
     def on_evaluation(self, point: EvaluationPoint) -> None:
-        """Write the validation loss."""
-        self._write("evaluation", {"epoch": point.epoch, "step": point.step, "loss": point.value})
+        """Write the validation loss and the other metrics; null where one has no finite value."""
+        values = {"loss": point.value, **point.metrics}
+        finite = {name: _finite(value) for name, value in values.items()}
+        self._write("evaluation", {"epoch": point.epoch, "step": point.step, **finite})
 
     def on_epoch_end(self, event: EpochEvent) -> None:
         """Write the epoch's mean loss."""
@@ -68,6 +71,10 @@ class MetricsFile(TrainingCallback):
         line = {"event": event, **values, "timestamp": datetime.now(UTC).isoformat()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _lines_until(path: Path, step: int) -> str:

@@ -1,0 +1,185 @@
+"""What a model makes of held-out rows, and when it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from transformers import PreTrainedTokenizerBase
+
+from luthier.errors import TrainingFailedError
+from luthier.training.data.collation import TokenBatch
+from luthier.training.data.examples import IGNORED_LABEL, Example, TrainingData
+from luthier.training.metrics.base import Metric, ScoredRow
+from luthier.training.metrics.loss import Loss
+from luthier.training.network import TrainingNetwork
+from luthier.training.results import EvaluationPoint
+
+#: From what the model reads, as token ids, to what it writes now; as many texts as rows, in order.
+Generate = Callable[[Sequence[Sequence[int]]], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that one evaluation found.
+
+    Args:
+        point: The values of all rows.
+        rows: What the model made of each row, in the order of the records.
+        metrics: Asked for, in order; the first says what is best.
+    """
+
+    point: EvaluationPoint
+    rows: tuple[ScoredRow, ...]
+    metrics: tuple[Metric, ...]
+
+    @property
+    def value(self) -> float | None:
+        """Of the first metric."""
+        return self.point.metrics[self.metrics[0].name]
+
+
+def is_evaluation_due(
+    update: int, *, num_updates: int, updates_per_epoch: int, evaluation_epochs: float
+) -> bool:
+    """Whether there is an evaluation after an update.
+
+    Args:
+        update: Updates done, from 1.
+        num_updates: Of the whole training; there is always one at its end.
+        updates_per_epoch: Of one pass over the data.
+        evaluation_epochs: Passes between two evaluations.
+
+    Returns:
+        True after each whole multiple of ``evaluation_epochs`` passes, or the update before it
+        would have been crossed.
+
+    Example:
+        >>> due = dict(num_updates=8, updates_per_epoch=4, evaluation_epochs=0.75)
+        >>> [update for update in range(1, 9) if is_evaluation_due(update, **due)]
+        [3, 6, 8]
+    """
+    # A fraction of the decimal that was written, so that 0.1 times ten is one.
+    interval = Fraction(repr(float(evaluation_epochs))) * updates_per_epoch
+    return update == num_updates or update // interval > (update - 1) // interval
+
+
+def score_rows(network: TrainingNetwork, batch: TokenBatch) -> list[ScoredRow]:
+    """The losses of a batch, row by row; texts are empty.
+
+    Args:
+        network: While it is ``evaluating``.
+        batch: Rows.
+
+    Returns:
+        One entry per row that has a label, in order.
+    """
+    losses, is_correct = network.token_scores(batch)
+    counts = (batch.labels != IGNORED_LABEL).sum(dim=1).tolist()
+    found, start = [], 0
+    losses, is_correct = losses.double().cpu(), is_correct.cpu()
+    for row, count in zip(batch.rows, counts, strict=True):
+        part = slice(start, start + count)
+        start += count
+        if count:
+            scored = ScoredRow(
+                row=row,
+                loss_sum=float(losses[part].sum()),
+                num_label_tokens=count,
+                num_correct_tokens=int(is_correct[part].sum()),
+                input_text="",
+                reference="",
+            )
+            found.append(scored)
+    return found
+
+
+def with_texts(
+    rows: Sequence[ScoredRow],
+    data: TrainingData,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    is_seq2seq: bool,
+    generate: Generate | None,
+) -> tuple[ScoredRow, ...]:
+    """The same rows with what the model reads, should write and writes.
+
+    Args:
+        rows: Scored.
+        data: They are of.
+        tokenizer: Of the base model.
+        is_seq2seq: Whether labels are a sequence of their own.
+        generate: Writes; None if no metric asks for text.
+
+    Returns:
+        In the order of the records.
+
+    Raises:
+        TrainingFailedError: If ``generate`` gives another number of texts.
+    """
+    by_row = {example.row: example for example in data.examples}
+    ordered = sorted(rows, key=lambda scored: scored.row)
+    parts = [split_example(by_row[scored.row], is_seq2seq=is_seq2seq) for scored in ordered]
+    texts = _generated([source for source, _ in parts], generate)
+    return tuple(
+        replace(
+            scored,
+            input_text=tokenizer.decode(source, skip_special_tokens=True),
+            reference=tokenizer.decode(target, skip_special_tokens=True),
+            generated=text,
+        )
+        for scored, (source, target), text in zip(ordered, parts, texts, strict=True)
+    )
+
+
+def _generated(sources: Sequence[Sequence[int]], generate: Generate | None) -> Sequence[str | None]:
+    """A text per source; None where there is nothing to go on from."""
+    if generate is None:
+        return [None] * len(sources)
+    asked = [source for source in sources if source]
+    texts = generate(asked)
+    if len(texts) != len(asked):
+        raise TrainingFailedError(f"{len(texts)} texts were generated for {len(asked)} rows")
+    rest = iter(texts)
+    return [next(rest) if source else None for source in sources]
+
+
+def evaluate_rows(
+    rows: tuple[ScoredRow, ...], metrics: tuple[Metric, ...], *, epoch: int, step: int
+) -> Evaluation:
+    """The values of all metrics.
+
+    Args:
+        rows: At least one.
+        metrics: At least one.
+        epoch: Of the point.
+        step: Of the point.
+
+    Returns:
+        The evaluation.
+    """
+    values = {metric.name: metric.of_all(rows) for metric in metrics}
+    point = EvaluationPoint(epoch, step, Loss().of_all(rows), values)
+    return Evaluation(point, rows, metrics)
+
+
+def split_example(example: Example, *, is_seq2seq: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the model reads and what it should write then.
+
+    Args:
+        example: A row. Of a conversation with several answers, the last one is to be written.
+        is_seq2seq: Whether labels are a sequence of their own.
+
+    Returns:
+        Tokens before the last run of labels, none for plain text, and that run.
+    """
+    if is_seq2seq:
+        return example.input_ids, tuple(each for each in example.labels if each != IGNORED_LABEL)
+    end = len(example.labels)
+    while end and example.labels[end - 1] == IGNORED_LABEL:
+        end -= 1
+    start = end
+    while start and example.labels[start - 1] != IGNORED_LABEL:
+        start -= 1
+    return example.input_ids[:start], example.labels[start:end]

@@ -1,0 +1,110 @@
+"""From gradients to changed parameters: one update."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+
+import torch
+
+from luthier.adapters.base import Adapter
+from luthier.data_model.training_options import TrainingOptions
+from luthier.training.best import put_back
+from luthier.training.learned_parameters import (
+    MasterWeights,
+    choose_learned,
+    requiring_gradients,
+)
+from luthier.training.optimization import (
+    build_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+    set_learning_rate,
+)
+
+
+class Updater:
+    """What is learned, its optimizer, and the copies in fp32 where it is held in half precision.
+
+    Args:
+        adapter: What is tuned.
+        options: Optimizer, clip, frozen layers.
+
+    Raises:
+        InvalidInputError: If the options leave nothing to learn or name no layer.
+        NotSupportedError: For an optimizer that this machine cannot run.
+    """
+
+    def __init__(self, adapter: Adapter, options: TrainingOptions) -> None:
+        self._adapter = adapter
+        self._max_norm = options.max_grad_norm
+        #: What is learned, by name, as the model holds it.
+        self.learned = choose_learned(adapter, options)
+        self._masters = MasterWeights(self.learned)
+        self._optimizer = build_optimizer(
+            self._masters.named.items(), options, learning_rate_factor=adapter.learning_rate_factor
+        )
+
+    @property
+    def num_trainable(self) -> int:
+        """Numbers that are learned."""
+        return sum(parameter.numel() for parameter in self.learned.values())
+
+    def requiring_gradients(self) -> contextlib.AbstractContextManager[None]:
+        """Gradients for what is learned, for as long as this lasts."""
+        return requiring_gradients(self._adapter, self.learned)
+
+    def gradient_norm(self) -> float:
+        """The Euclidean norm of all gradients together; not finite if one of them is not."""
+        self._masters.take_gradients()
+        gradients = [
+            parameter.grad
+            for parameter in self._masters.named.values()
+            if parameter.grad is not None
+        ]
+        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+
+    def update(self, learning_rate: float, gradient_norm: float) -> None:
+        """Change the parameters by their gradients, clipped if asked for, and drop those.
+
+        Args:
+            learning_rate: Of this update.
+            gradient_norm: From ``gradient_norm``, called just before.
+        """
+        if self._max_norm and math.isfinite(gradient_norm):
+            torch.nn.utils.clip_grads_with_norm_(
+                self._masters.named.values(), self._max_norm, torch.tensor(gradient_norm)
+            )
+        set_learning_rate(self._optimizer, learning_rate)
+        self._optimizer.step()
+        self.clear()
+        self._masters.give_back()
+
+    def clear(self) -> None:
+        """Drop all gradients."""
+        self._optimizer.zero_grad(set_to_none=True)
+        for parameter in self.learned.values():
+            parameter.grad = None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The optimizer's state and the copies, for a checkpoint; not copied."""
+        return {
+            **optimizer_tensors(self._optimizer, self._masters.named),
+            **self._masters.tensors(),
+        }
+
+    def restore(
+        self, parameters: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Put back what a checkpoint holds.
+
+        Args:
+            parameters: By the names of ``learned``.
+            tensors: From ``tensors``.
+
+        Raises:
+            ArtifactError: If they do not fit.
+        """
+        put_back(parameters, self.learned)
+        restore_optimizer(self._optimizer, self._masters.named, self._masters.restore(tensors))
