@@ -59,9 +59,9 @@ class PackedNetwork:
             prompt: Virtual tokens before the rows, [P, D], or None.
 
         Returns:
-            Logits of the labelled places, [1, N, V], and their labels, [N]; with a label head that
-            keeps hidden states, these are in the head and the logits empty. None if these rows
-            cannot be packed.
+            Logits of the labelled places, [1, N, V], and their labels, [N], row after row; with a
+            label head that keeps hidden states, these are in the head and the logits empty. None if
+            these rows cannot be packed.
         """
         num_virtual_tokens = 0 if prompt is None else prompt.shape[0]
         packed = pack_rows(

@@ -64,7 +64,7 @@ class PackedRows:
         input_ids: The sequence after the virtual tokens, [N - P].
         position_ids: Where each token stands in its own row, virtual tokens counted, [1, N].
         places: Where the states are from which labels are predicted; one may serve several labels.
-        labels: As many as ``places``.
+        labels: As many as ``places``, row after row as in the batch.
         layout: Of the sequence.
     """
 
