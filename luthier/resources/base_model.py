@@ -38,6 +38,8 @@ from luthier.resources.names import BaseModelLocation, BaseModelSources
 
 log = alog.use_channel(__name__)
 
+_RECURRENT_MODEL_TYPES = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"})
+
 BaseModelKind = Literal["causal", "seq2seq"]
 _CLASSES = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
 #: Attention by distance: these have no largest position, whatever their config says.
@@ -189,9 +191,15 @@ def kind_of(config: PretrainedConfig, *, name: str) -> BaseModelKind:
         ``causal`` or ``seq2seq``.
 
     Raises:
-        NotSupportedError: If it describes neither, such as BERT.
+        NotSupportedError: If it describes neither, such as BERT, or keeps a recurrent state, which
+            no engine here can hand from one token to the next.
     """
     model_type = config.model_type
+    if model_type in _RECURRENT_MODEL_TYPES:
+        raise NotSupportedError(
+            f"base model {name!r} is of type {model_type!r}, which keeps a recurrent state instead "
+            "of keys and values; attention-based language models are supported"
+        )
     if config.is_encoder_decoder:
         if model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
             return "seq2seq"

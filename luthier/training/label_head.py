@@ -41,6 +41,11 @@ class LabelHead(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """The logits of the chosen positions."""
         assert self._chosen is not None
+        if hidden.ndim != 3:
+            raise NotSupportedError(
+                "the base model's output layer reads hidden states of shape "
+                f"{list(hidden.shape)}; training knows [rows, tokens, hidden size] only"
+            )
         self.hidden = hidden[self._chosen]
         if self.keeps_hidden:
             return self.hidden.new_zeros((1, 0, 1))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from fixtures.tiny_models import make_tiny_causal
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig
 
 from luthier.errors import (
     ArtifactError,
@@ -122,6 +122,12 @@ def test_a_model_that_cannot_generate_is_refused():
     with pytest.raises(NotSupportedError, match="'bert', which generates no text"):
         kind_of(BertConfig(), name="bert-base")
     assert kind_of(BertConfig(is_decoder=True), name="bert-decoder") == "causal"
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"])
+def test_a_recurrent_model_is_refused_by_its_type(model_type):
+    with pytest.raises(NotSupportedError, match=f"'{model_type}', which keeps a recurrent state"):
+        kind_of(AutoConfig.for_model(model_type), name="some-model")
 
 
 # ── code and names inside a model folder ────────────────────────────────────────────────────────
