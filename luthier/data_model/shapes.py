@@ -161,7 +161,8 @@ def shape_of(columns: Sequence[str], options: DatasetOptions, place: str) -> Sha
 
 
 def _named_shape(options: DatasetOptions) -> Shape:
-    assert options.prompt_column is not None and options.answer_column is not None
+    assert options.prompt_column is not None
+    assert options.answer_column is not None
     id_column = options.id_column or "id" if options.parent_id_column else None
     return Shape(
         "pair" if options.prompt_column else "text",

@@ -42,6 +42,10 @@ class ConversationEncoder:
             self.row_tokenizer.tokenizer, self.options, self.row_tokenizer.end_texts
         )
 
+    @functools.cached_property
+    def _known_ends(self) -> dict[str, list[int]]:
+        return {}
+
     def encode(self, row: int, record: ChatTrainRecord, place: str) -> TokenizedRow:
         """One example.
 
@@ -71,7 +75,7 @@ class ConversationEncoder:
     def _encode_part(self, part: Part) -> _EncodedPart:
         encoder, max_length = self.row_tokenizer.encoder, self.options.max_length
         ids = encoder.encode_pieces(part.pieces)
-        end_ids = encoder.encode_pieces([TextPiece(part.end, is_data=False)]) if part.end else []
+        end_ids = self._end_ids(part.end)
         num_cut = 0
         if max_length is not None:
             room = max(0, max_length - len(end_ids))
@@ -80,6 +84,13 @@ class ConversationEncoder:
                 ids = ids[num_cut:] if part.kind == "prompt" else ids[:room]
         learned = part.kind == "answer" and part.is_learned
         return _EncodedPart(part.kind, [*ids, *end_ids], learned, num_cut)
+
+    def _end_ids(self, end: str) -> list[int]:
+        """There are few ends and many answers, so each is tokenized once."""
+        if end not in self._known_ends:
+            piece = TextPiece(end, is_data=False)
+            self._known_ends[end] = self.row_tokenizer.encoder.encode_pieces([piece]) if end else []
+        return self._known_ends[end]
 
     def _causal_row(self, row: int, parts: Sequence[_EncodedPart], place: str) -> TokenizedRow:
         ids = [token for part in parts for token in part.ids]
