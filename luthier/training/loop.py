@@ -35,6 +35,7 @@ from luthier.training.callbacks.base import (
 from luthier.training.callbacks.checkpoint_writer import CheckpointWriter
 from luthier.training.callbacks.predictions_file import PREDICTIONS_FOLDER, PredictionsFile
 from luthier.training.callbacks.progress_bar import ProgressBar
+from luthier.training.callbacks.tracker_feed import TrackerFeed
 from luthier.training.checkpoints import expected_content_hash, find_checkpoint, read_checkpoint
 from luthier.training.data.bucketing import (
     Window,
@@ -63,6 +64,7 @@ from luthier.training.preparation import read_data, settle_options
 from luthier.training.results import EvaluationPoint, LossPoint, TrainingResult
 from luthier.training.run_fingerprint import RunFingerprint, fingerprint_run
 from luthier.training.state import Progress, ResumePoint, TrainingState, copied
+from luthier.training.trackers.registry import make_trackers
 from luthier.training.updater import Updater
 
 log = alog.use_channel(__name__)
@@ -129,6 +131,8 @@ def tune(
     _require_generate(metrics, generate)
     if not options.silence_progress_bars:
         callbacks = (*callbacks, ProgressBar())
+    feeds = [TrackerFeed(each, run_folder=run_folder) for each in make_trackers(options.trackers)]
+    callbacks = (*callbacks, *feeds)
     if run_folder is not None:
         writer = CheckpointWriter(
             run_folder,
