@@ -62,6 +62,22 @@ def write_folder_atomically(target: Path, *, overwrite: bool = False) -> Iterato
         raise
 
 
+def require_replaceable(target: Path) -> None:
+    """Refuse a folder that overwriting would not take, before work is put into what goes there.
+
+    Args:
+        target: A folder to be written; it need not exist.
+
+    Raises:
+        ConflictError: If something else is there than an empty folder or a saved model.
+    """
+    if os.path.lexists(target) and not _may_be_replaced(target):
+        raise ConflictError(
+            f"{target.name!r} in {target.parent.name!r} is neither an empty folder nor a saved "
+            "model, so it is not replaced; name another folder"
+        )
+
+
 def write_file_atomically(target: Path, content: bytes) -> None:
     """Replace one file in one step: written beside, fsynced, renamed."""
     partial = target.parent / f".{target.name[:100]}-{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
@@ -128,15 +144,10 @@ def check_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_existing(target: Path, *, overwrite: bool) -> None:
-    if not os.path.lexists(target):
-        return
-    if not overwrite:
+    if overwrite:
+        require_replaceable(target)
+    elif os.path.lexists(target):
         raise ConflictError(f"{target.name!r} already exists in {target.parent.name!r}")
-    if not _may_be_replaced(target):
-        raise ConflictError(
-            f"{target.name!r} in {target.parent.name!r} is neither an empty folder nor a saved "
-            "model, so it is not replaced; name another folder"
-        )
 
 
 def _may_be_replaced(target: Path) -> bool:

@@ -18,16 +18,18 @@ from caikit.interfaces.runtime.data_model import TrainingJob, TrainingStatusResp
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.data_model.streams import StreamLimits, read_train_records
 from luthier.errors import (
+    ConflictError,
     InvalidInputError,
     NameNotAllowedError,
     NotSupportedError,
     TrainingDataError,
 )
+from luthier.files.atomic_folder import require_replaceable
 from luthier.files.names import check_name, resolve_inside
 from luthier.runtime.folders import HIDDEN_PREFIX
 from luthier.runtime.jobs.base import Job, JobExecutor, JobState, JobStore, TrainingSpec
 from luthier.runtime.jobs.job_folder import JobFolder
-from luthier.runtime.registry.model_folder import ModelsDir
+from luthier.runtime.registry.model_folder import CONFIG_FILE, ModelsDir
 from luthier.runtime.services.training_metrics import read_metrics
 
 log = alog.use_channel(__name__)
@@ -86,8 +88,14 @@ class TrainingPlaces:
         Raises:
             NameNotAllowedError: If the model's name or the place leaves ``output_dir``.
             NotSupportedError: If the place is on S3.
-            ConflictError: If the name differs from a served model's in case alone.
+            ConflictError: If the name differs from a served model's in case alone, the place is
+                inside a model, or what is there is none and would be lost.
         """
+        target = self._target(request, training_id)
+        require_replaceable(target)
+        return target
+
+    def _target(self, request: TrainingRequest, training_id: str) -> Path:
         name = check_name(request.model_name, what="model_name", max_parts=1)
         if len(name) > self.max_model_name_chars:
             raise NameNotAllowedError(
@@ -112,7 +120,16 @@ class TrainingPlaces:
                 "'output_path' names S3 storage, which is not offered; leave it out, or give "
                 "a 'path' below the server's output_dir alone"
             )
-        return resolve_inside(self.output_dir, output_path.path, what="output_path")
+        root = resolve_inside(self.output_dir, output_path.path, what="output_path")
+        folder = self.output_dir
+        for part in Path(output_path.path).parts:
+            folder /= part
+            if (folder / CONFIG_FILE).exists():
+                raise ConflictError(
+                    f"'output_path' {output_path.path!r} is inside the model {folder.name!r}; "
+                    "name another place"
+                )
+        return root
 
 
 #: Refuses parameters and records that the module could not be trained with.

@@ -146,6 +146,23 @@ async def test_an_output_path_is_below_the_output_folder_or_refused(bench):
             await bench.service.submit(request(output_path=S3Path(path=path)))
 
 
+async def test_a_place_inside_a_model_is_refused(bench):
+    (bench.models / "other" / "adapter").mkdir(parents=True)
+    (bench.models / "other" / "config.yml").write_text("module_id: x")
+    for path in ("other", "other/adapter"):
+        with pytest.raises(ConflictError, match="inside the model 'other'"):
+            await bench.service.submit(request(output_path=S3Path(path=path)))
+
+
+async def test_what_is_no_model_is_not_trained_over(bench):
+    folder = bench.models / "tuned"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("dear")
+    with pytest.raises(ConflictError, match="'tuned'"):
+        await bench.service.submit(request())
+    assert bench.store.list_jobs() == ()
+
+
 async def test_models_are_saved_under_the_training_id_if_asked_for(tmp_path):
     places = TrainingPlaces(tmp_path, save_with_id=True)
     assert places.model_folder(request(), "id-1") == tmp_path / "id-1" / "tuned"
