@@ -71,6 +71,7 @@ _GROUP_OF: Mapping[str, str] = MappingProxyType(
         "number_of_workers": "environment",
         "seed": "environment",
         "metrics": "prediction",
+        "max_generated_tokens": "prediction",
         "silence_progress_bars": "logging",
         "trackers": "logging",
         "tracker_project": "logging",

@@ -414,6 +414,14 @@ class TrainingOptions:
         choices=METRIC_WORDS,
         aliases=("metric",),
     )
+    max_generated_tokens: int = _setting(
+        256,
+        "int",
+        "Tokens that are generated per validation row, greedily, for metrics that compare text.",
+        minimum=1,
+        limit="max_target_length",
+        aliases=("generation_max_length",),
+    )
     early_stopping_patience: int = _setting(
         0,
         "int",

@@ -110,7 +110,7 @@ def is_not_choosing(value: Any, values: Values) -> bool:
     return not is_best and not values.get("training.save_best_checkpoint")
 
 
-_METRICS = {"BLEU": "bleu", "Perplexity": "perplexity"}
+_METRICS = {"BLEU": "bleu", "Perplexity": "row_perplexity"}
 
 
 def metric(value: Any, values: Values) -> Any:

@@ -27,6 +27,7 @@ from luthier.data_model.tuning import TuningType, parse_init_method, parse_outpu
 from luthier.errors import InvalidInputError
 from luthier.files.names import check_name
 from luthier.modules.environment import Environment, environment
+from luthier.modules.experiments.generating import generate_with
 from luthier.modules.text_generation.generator import TextGenerator
 from luthier.modules.text_generation.history import TrainingHistory
 from luthier.modules.text_generation.lora_tuning import LoraTuning
@@ -118,6 +119,12 @@ class Experiment:
             dataset=self.options.dataset,
             callbacks=callbacks,
             should_stop=should_stop,
+            generate=generate_with(
+                self.base_model,
+                self.adapter,
+                max_new_tokens=self.options.training.max_generated_tokens,
+                should_stop=should_stop,
+            ),
             run_folder=run_folder,
             resume_from=None if general.resume_from is None else Path(general.resume_from),
             backup_folder=None if general.backup_folder is None else Path(general.backup_folder),

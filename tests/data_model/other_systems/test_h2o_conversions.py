@@ -36,7 +36,7 @@ VALUES: dict[str, Any] = {
         ("dtype", "float16", "float16"),
         ("quantile", 0.5, 0.5),
         ("save_word", "disable", "never"),
-        ("metric", "Perplexity", ["loss", "perplexity"]),
+        ("metric", "Perplexity", ["loss", "row_perplexity"]),
         ("tracker", "W&B", ["wandb"]),
         ("tracker", "None", []),
         ("tracker_project", "mine", "mine"),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 import luthier
@@ -97,6 +98,30 @@ def test_checkpoints_and_metrics_go_where_they_are_asked(data: Path, tmp_path: P
     events = [json.loads(line)["event"] for line in lines]
     assert events[0] == "start"
     assert events[-1] == "finish"
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "full_fine_tuning"])
+def test_metrics_that_compare_text_get_it_from_the_engine(
+    method: str, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    options = options_of(
+        data,
+        method,
+        general__run_folder=str(run),
+        prediction__metrics=["bleu", "rougeL"],
+        prediction__max_generated_tokens=6,
+        training__learning_rate=1e-3,
+    )
+    with open_experiment(options) as experiment:
+        result = experiment.tune()
+    (point,) = result.validation_losses
+    assert set(point.metrics) == {"bleu", "rougeL"}
+    assert all(value is not None for value in point.metrics.values())
+    (file,) = run.glob("predictions/*/predictions.parquet")
+    rows = pq.read_table(file).to_pylist()
+    assert len(rows) == 3
+    assert all(row["generated"] and row["reference"].startswith("it is") for row in rows)
 
 
 @pytest.mark.parametrize(
