@@ -146,7 +146,8 @@ def _try_out(packed: PackedNetwork, model: PreTrainedModel, prompt: torch.Tensor
         )
         packed.run(batch, prompt)
     expected, found = label_head.hidden, packed.label_head.hidden
-    assert expected is not None and found is not None
+    assert expected is not None
+    assert found is not None
     return float((expected - found).abs().max() / expected.abs().max())
 
 
