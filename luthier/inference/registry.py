@@ -14,6 +14,7 @@ from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
 from luthier.resources.base_model import BaseModel
+from luthier.resources.cleanup import run_soon
 
 log = alog.use_channel(__name__)
 
@@ -74,9 +75,7 @@ def _retire(key: int) -> None:
     with _lock:
         engine = _engines.pop(key, None)
     if engine is not None:
-        # Not a daemon: an interpreter that exits while an engine's thread runs torch aborts, so
-        # it has to wait for this one.
-        threading.Thread(target=engine.close, name="engine-closer", daemon=False).start()
+        run_soon(engine.close)
 
 
 atexit.register(close_all)

@@ -88,6 +88,7 @@ BROAD_HANDLERS = {
     "runtime/jobs/worker.py": "job process",
     "runtime/jobs/executor.py": "background task",
     "runtime/registry/registry.py": "background task",
+    "resources/cleanup.py": "background task",
     "training/callbacks/tracker_feed.py": "background task",
     "inference/plain_engine.py": "engine step",
     "inference/batched_engine.py": "engine step",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import weakref
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from luthier.inference.registry import engine_for
 from luthier.modules.environment import Environment
 from luthier.modules.text_generation.text_joining import TextJoiner, drops_first_space
 from luthier.resources.base_model import BaseModel
+from luthier.resources.cleanup import run_soon
 from luthier.resources.store import BaseModelLease
 from luthier.training.data.prompt_encoding import EncodedPrompt, encoder_for
 from luthier.training.data.verbalizer import DEFAULT_VERBALIZER, Verbalizer
@@ -241,7 +241,7 @@ class TextGenerator:
 
 def _release_elsewhere(lease: BaseModelLease) -> None:
     """Release in a thread: the collector may run anywhere, even inside the store's lock."""
-    threading.Thread(target=lease.release, name="lease-release", daemon=True).start()
+    run_soon(lease.release)
 
 
 def _checked_text(text: object) -> str:
