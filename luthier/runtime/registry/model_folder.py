@@ -83,10 +83,14 @@ class ModelsDir:
         return Version(status.st_ino, status.st_mtime_ns)
 
     def names(self) -> list[str]:
-        """Every model's name, sorted."""
+        """Every model's name, sorted; none while somebody has taken the whole folder away."""
+        try:
+            entries = list(os.scandir(self.path))
+        except FileNotFoundError:
+            return []
         return sorted(
             entry.name
-            for entry in os.scandir(self.path)
+            for entry in entries
             if not entry.name.startswith(HIDDEN_PREFIX) and Path(entry.path, CONFIG_FILE).is_file()
         )
 

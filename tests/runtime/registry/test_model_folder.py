@@ -112,3 +112,10 @@ def test_size_and_module_id_are_read_from_the_files(models):
     assert models.module_id("sized") == "m-1"
     add(models, "silent", "name: x\n")
     assert models.module_id("silent") == ""
+
+
+def test_a_folder_that_was_taken_away_holds_no_models(tmp_path):
+    models = ModelsDir(tmp_path / "models")
+    (tmp_path / "models").rmdir()
+    assert models.names() == []
+    models.require_no_lookalike("new")
