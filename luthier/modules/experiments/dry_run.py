@@ -15,7 +15,7 @@ import torch
 
 from luthier.data_model.experiment import ExperimentOptions
 from luthier.modules.experiments.experiment import Experiment, open_experiment
-from luthier.resources.base_model import BaseModel
+from luthier.resources.base_model import BaseModel, BaseModelKind
 from luthier.training.callbacks.base import StepEvent, TrainingCallback
 from luthier.training.data.bucketing import Window, num_windows, plan_epoch
 from luthier.training.data.examples import IGNORED_LABEL, Example, TrainingData
@@ -138,10 +138,11 @@ def dry_run(options: ExperimentOptions, *, num_measured: int = NUM_MEASURED) -> 
         clock = _Clock()
         if num_measured and training.num_epochs:
             _measure(experiment, data, windows, clock, num_measured)
-        num_tokens = sum(len(example.input_ids) for example in data.examples)
+        kind = experiment.base_model.kind
+        train = _summary(data, kind)
         return DryRunReport(
-            train=_summary(data),
-            validation=None if validation is None else _summary(validation),
+            train=train,
+            validation=None if validation is None else _summary(validation, kind),
             first_batch=tuple(_segments(example, experiment.base_model) for example in first_batch),
             num_steps=training.num_epochs
             * num_windows(
@@ -153,7 +154,7 @@ def dry_run(options: ExperimentOptions, *, num_measured: int = NUM_MEASURED) -> 
             seed=training.seed,
             num_measured=len(clock.steps),
             seconds_per_step=clock.seconds_per_step,
-            estimated_seconds=clock.estimate(num_tokens * training.num_epochs),
+            estimated_seconds=clock.estimate(train.num_tokens * training.num_epochs),
             peak_memory_bytes=peak_memory_bytes(experiment.base_model) if clock.steps else None,
         )
 
@@ -217,10 +218,11 @@ def _width(window: Window, lengths: Sequence[int]) -> int:
     return max(len(batch) * max(lengths[index] for index in batch) for batch in window)
 
 
-def _summary(data: TrainingData) -> DataSummary:
-    is_seq2seq = any(len(each.labels) != len(each.input_ids) for each in data.examples)
+def _summary(data: TrainingData, kind: BaseModelKind) -> DataSummary:
+    """Counts as the loop does: what a seq2seq model writes stands beside what it reads."""
     lengths = [
-        len(each.input_ids) + (len(each.labels) if is_seq2seq else 0) for each in data.examples
+        len(each.input_ids) + (len(each.labels) if kind == "seq2seq" else 0)
+        for each in data.examples
     ]
     return DataSummary(
         num_rows=len(data),
