@@ -412,7 +412,6 @@ class TrainingOptions:
         "names",
         "What is measured on the validation data. The first one says which evaluation is best.",
         choices=METRIC_WORDS,
-        aliases=("metric",),
     )
     max_generated_tokens: int = _setting(
         256,

@@ -123,6 +123,7 @@ class Experiment:
                 self.base_model,
                 self.adapter,
                 max_new_tokens=self.options.training.max_generated_tokens,
+                options=environment().engine_options,
                 should_stop=should_stop,
             ),
             run_folder=run_folder,

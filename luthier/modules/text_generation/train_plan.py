@@ -34,6 +34,7 @@ from luthier.errors import (
     did_you_mean,
 )
 from luthier.modules.environment import Environment
+from luthier.modules.experiments.generating import generate_with
 from luthier.resources.base_model import BaseModel, BaseModelKind, kind_of
 from luthier.resources.hardware import parse_device, pick_training_dtype
 from luthier.resources.names import BaseModelLocation, resolve_base_model
@@ -126,6 +127,13 @@ class TrainingPlan:
             options=self.options,
             callbacks=self.hooks.callbacks,
             should_stop=self.hooks.should_stop,
+            generate=generate_with(
+                base_model,
+                adapter,
+                max_new_tokens=self.options.max_generated_tokens,
+                options=self.environment.engine_options,
+                should_stop=self.hooks.should_stop,
+            ),
         )
 
 
