@@ -124,7 +124,7 @@ def test_a_saved_prompt_says_how_it_was_made(peer_models):
 def test_a_saved_whole_model_says_where_its_weights_are(peer_models):
     archive = read_caikit_archive(peer_models / "textgen_ft_t5")
     assert archive.content == "whole_model"
-    assert archive.artifacts == peer_models / "textgen_ft_t5" / "artifacts"
+    assert archive.artifacts == (peer_models / "textgen_ft_t5" / "artifacts").resolve()
     assert (archive.base_model_name, archive.verbalizer) == (None, None)
     assert archive.torch_dtype == "float32"
     assert len(archive.training_logs) == 11

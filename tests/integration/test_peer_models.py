@@ -32,9 +32,7 @@ pytestmark = pytest.mark.skipif(
 def base_models():
     # Two of the bases are pickles; caikit-nlp's own test fixtures.
     configure(
-        load_config(
-            {"BASE_MODELS_DIR": str(PEER_MODELS / "base"), "ALLOW_PICKLE_WEIGHTS": "true"}
-        )
+        load_config({"BASE_MODELS_DIR": str(PEER_MODELS / "base"), "ALLOW_PICKLE_WEIGHTS": "true"})
     )
     yield
     configure(load_config({}))

@@ -1,6 +1,7 @@
 """Loss and gradients against PEFT, against transformers' own loss, and fast against slow paths."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -254,15 +255,16 @@ def test_loss_and_gradient_of_full_fine_tuning_equal_those_of_transformers(
 def test_checkpointing_changes_neither_loss_nor_gradient(
     base_name: str, request: pytest.FixtureRequest
 ) -> None:
-    base: BaseModel = request.getfixturevalue(base_name)
+    single: BaseModel = request.getfixturevalue(base_name)
+    # In double precision, where another order of adding up shows in no digit that is compared.
+    base = replace(single, model=copy.deepcopy(single.model).double())
     adapter, batch = FullWeights(base.model), _batch(base)
     plain = _loss_and_gradients(TrainingNetwork(base, adapter), adapter, batch)
     network = TrainingNetwork(base, adapter, gradient_checkpointing=True)
     checkpointed = _loss_and_gradients(network, adapter, batch)
     torch.testing.assert_close(checkpointed[0], plain[0])
     for name, gradient in plain[1].items():
-        # What adds up in an embedding comes in another order: equal but for rounding.
-        torch.testing.assert_close(checkpointed[1][name], gradient, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(checkpointed[1][name], gradient, rtol=1e-9, atol=1e-11)
 
 
 def test_scaled_logits_are_scaled_in_the_loss_too(tiny_causal_base: BaseModel) -> None:

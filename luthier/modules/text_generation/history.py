@@ -29,7 +29,8 @@ class TrainingHistory:
 
     Args:
         lines: caikit-nlp's log: ``{"name": "loss", "data": {"epoch", "step", "value", ...}}``.
-        summary: Options, counts and what was truncated; empty for a training elsewhere.
+        summary: Options, counts and what was truncated, in what JSON and YAML know; empty for a
+            training elsewhere.
     """
 
     lines: tuple[LogLine, ...] = ()
@@ -48,7 +49,7 @@ class TrainingHistory:
         """
         summary = {
             "options": {
-                name: value
+                name: list(value) if isinstance(value, tuple) else value
                 for name, value in dataclasses.asdict(options).items()
                 if name not in ("device", "silence_progress_bars")
             },

@@ -93,6 +93,7 @@ def test_the_peers_further_arguments_are_options():
         adam_epsilon=1e-6,
         max_grad_norm=1,
         lr_scheduler_type="cosine",
+        optim="sgd",
         warmup_ratio=0.1,
         disable_tqdm=True,
         gradient_checkpointing=True,
@@ -101,11 +102,12 @@ def test_the_peers_further_arguments_are_options():
     )
     options = plan.options
     assert (options.weight_decay, options.max_grad_norm, options.schedule) == (0.1, 1, "cosine")
+    assert options.optimizer == "sgd"
     assert options.gradient_checkpointing
     assert not options.group_by_length
 
 
-@pytest.mark.parametrize("name", ["use_ipex", "optim", "weight_decya", "tuning_config"])
+@pytest.mark.parametrize("name", ["use_ipex", "label_names", "weight_decya", "tuning_config"])
 def test_what_is_not_offered_is_refused_by_name(name):
     with pytest.raises(UnknownKeyError, match=name):
         TextGeneration.train("tiny-causal", ROWS, **{name: 1})
