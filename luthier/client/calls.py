@@ -6,7 +6,8 @@ The synchronous and the asynchronous client share this file and differ only in h
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -219,9 +220,23 @@ def encode(body: Mapping[str, Any]) -> bytes:
     """JSON bytes of a body; NaN and infinities, which JSON lacks, are refused.
 
     Raises:
-        InvalidInputError: If a number is not finite or a value is no JSON.
+        InvalidInputError: If a number is not finite, naming it, or a value is no JSON.
     """
+    for path, number in _not_finite(body):
+        raise InvalidInputError(f"'{path}' must be finite, got {number}")
     try:
         return json.dumps(body, allow_nan=False, ensure_ascii=False).encode("utf-8")
     except (ValueError, TypeError) as error:
         raise InvalidInputError(f"the request cannot be written as JSON: {error}") from error
+
+
+def _not_finite(value: object, path: str = "") -> Iterator[tuple[str, float]]:
+    """Where in a body NaN and infinities are, as ``parameters.learning_rate``."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _not_finite(part, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            yield from _not_finite(part, f"{path}[{index}]")

@@ -65,10 +65,18 @@ def test_row_that_is_no_record_is_named() -> None:
         )
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
-def test_what_json_cannot_say_is_refused(value: object) -> None:
-    with pytest.raises(InvalidInputError, match="cannot be written as JSON"):
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_not_finite_is_named(value: float) -> None:
+    with pytest.raises(InvalidInputError, match=f"'learning_rate' must be finite, got {value}"):
         calls.encode({"learning_rate": value})
+    body = {"parameters": {"rates": [0.1, float("inf")]}}
+    with pytest.raises(InvalidInputError, match=r"'parameters.rates\[1\]' must be finite, got inf"):
+        calls.encode(body)
+
+
+def test_what_json_cannot_say_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="cannot be written as JSON"):
+        calls.encode({"learning_rate": object()})
 
 
 def test_text_goes_out_as_utf8() -> None:
