@@ -41,7 +41,13 @@ from luthier.modules.text_generation.saved_model import (
 )
 from luthier.modules.text_generation.task_signature import with_sampling_parameters
 from luthier.modules.text_generation.text_generation import TextGeneration
-from luthier.modules.text_generation.text_module import AnyBaseModel, AnyPath, TextModule
+from luthier.modules.text_generation.text_module import (
+    AnyBaseModel,
+    AnyPath,
+    TextModule,
+    lease_base_model,
+    lease_saved_base_model,
+)
 from luthier.resources.base_model import BaseModel
 from luthier.resources.store import BaseModelLease
 from luthier.training.data.verbalizer import DEFAULT_VERBALIZER
@@ -218,7 +224,7 @@ class LoraTuning(TextModule, ModuleBase):
             LuthierError: If they do not fit or cannot be read.
         """
         here = environment()
-        lease = _lease(base_model, here)
+        lease = lease_base_model(base_model, here)
         try:
             if not isinstance(adapter, Adapter):
                 adapter = load_adapter(Path(adapter), base_model=lease.base_model)
@@ -235,8 +241,7 @@ class LoraTuning(TextModule, ModuleBase):
             folder, text_of(config, "adapter_path"), what="adapter_path"
         )
         here = environment()
-        # The name is a stranger's: it may not reach beyond what the operator allows.
-        lease = _lease(base_model or text_of(config, "base_model_name"), here, from_request=True)
+        lease = lease_saved_base_model(text_of(config, "base_model_name"), base_model, here)
         try:
             require_same_base(config, lease.base_model)
             adapter = _require_lora(load_adapter(adapter_folder, base_model=lease.base_model))
@@ -351,14 +356,6 @@ class LoraTuning(TextModule, ModuleBase):
             The tokens and their count, special ones included.
         """
         return self.generator.run_tokenizer(text)
-
-
-def _lease(
-    base_model: AnyBaseModel, here: Environment, *, from_request: bool = False
-) -> BaseModelLease:
-    if isinstance(base_model, BaseModel):
-        return BaseModelLease(base_model, here.base_models, None)
-    return here.base_models.acquire(base_model, from_request=from_request)
 
 
 def _generator(

@@ -42,7 +42,13 @@ from luthier.modules.text_generation.saved_model import (
     writing_model,
 )
 from luthier.modules.text_generation.task_signature import with_sampling_parameters
-from luthier.modules.text_generation.text_module import AnyBaseModel, AnyPath, TextModule
+from luthier.modules.text_generation.text_module import (
+    AnyBaseModel,
+    AnyPath,
+    TextModule,
+    lease_base_model,
+    lease_saved_base_model,
+)
 from luthier.resources.base_model import BaseModel
 from luthier.resources.store import BaseModelLease
 from luthier.training.data.verbalizer import DEFAULT_VERBALIZER
@@ -200,7 +206,7 @@ class PeftPromptTuning(TextModule, ModuleBase):
             LuthierError: If they do not fit or cannot be read.
         """
         here = environment()
-        lease = _lease(base_model, here)
+        lease = lease_base_model(base_model, here)
         try:
             if not isinstance(adapter, Adapter):
                 adapter = load_adapter(Path(adapter), base_model=lease.base_model)
@@ -223,7 +229,7 @@ class PeftPromptTuning(TextModule, ModuleBase):
             folder, text_of(config, "adapter_path"), what="adapter_path"
         )
         here = environment()
-        lease = _lease_for_saved(text_of(config, "base_model_name"), base_model, here)
+        lease = lease_saved_base_model(text_of(config, "base_model_name"), base_model, here)
         try:
             require_same_base(config, lease.base_model)
             adapter = _require_prompt(load_adapter(adapter_folder, base_model=lease.base_model))
@@ -249,7 +255,7 @@ class PeftPromptTuning(TextModule, ModuleBase):
         if archive.base_model_name is None:
             raise ArtifactError(f"{folder.name!r} holds a whole model, not a tuned prompt")
         here = environment()
-        lease = _lease_for_saved(
+        lease = lease_saved_base_model(
             archive.base_model_name, base_model, here, dtype=_half_precision(archive.torch_dtype)
         )
         try:
@@ -340,34 +346,12 @@ class PeftPromptTuning(TextModule, ModuleBase):
         return self.generator.run_tokenizer(text)
 
 
-def _lease(base_model: AnyBaseModel, here: Environment) -> BaseModelLease:
-    if isinstance(base_model, BaseModel):
-        return BaseModelLease(base_model, here.base_models, None)
-    return here.base_models.acquire(base_model)
-
-
 def _half_precision(trained_dtype: str) -> Optional[str]:
     """The precision to load a base model of caikit-nlp's in, None for the server's.
 
     It ran a prompt in the precision that it was trained in, and half precision gives other texts.
     """
     return trained_dtype if trained_dtype in ("float16", "bfloat16") else None
-
-
-def _lease_for_saved(
-    saved_name: str,
-    brought: Optional[AnyBaseModel],
-    here: Environment,
-    *,
-    dtype: Optional[str] = None,
-) -> BaseModelLease:
-    """The caller's base model, or the one that the saved prompt names.
-
-    That name is a stranger's: it may not reach beyond what the operator allows.
-    """
-    if brought is not None:
-        return _lease(brought, here)
-    return here.base_models.acquire(saved_name, dtype=dtype, from_request=True)
 
 
 def _generator(

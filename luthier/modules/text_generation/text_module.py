@@ -19,9 +19,11 @@ from luthier.data_model.generation import (
     TokenizationResults,
 )
 from luthier.data_model.sampling import SamplingParams
+from luthier.modules.environment import Environment
 from luthier.modules.text_generation.generator import TextGenerator
 from luthier.modules.text_generation.history import NO_HISTORY, LogLine, TrainingHistory
 from luthier.resources.base_model import BaseModel
+from luthier.resources.store import BaseModelLease
 
 AnyPath = str | os.PathLike[str]
 AnyBaseModel = str | os.PathLike[str] | BaseModel
@@ -125,3 +127,43 @@ class TextModule(ABC):
     def release(self) -> None:
         """Give the base model back; the module is of no use afterwards. Idempotent."""
         self.generator.release()
+
+
+def lease_base_model(base_model: AnyBaseModel, here: Environment) -> BaseModelLease:
+    """A lease on what a Python caller names or brings.
+
+    Args:
+        base_model: A name, a path anywhere, or a resource in memory.
+        here: Whose store keeps the shared copy.
+
+    Returns:
+        The lease; its owner releases it.
+    """
+    if isinstance(base_model, BaseModel):
+        return BaseModelLease(base_model, here.base_models, None)
+    return here.base_models.acquire(base_model)
+
+
+def lease_saved_base_model(
+    saved_name: str,
+    brought: AnyBaseModel | None,
+    here: Environment,
+    *,
+    dtype: str | None = None,
+) -> BaseModelLease:
+    """A lease on the caller's base model, or on the one that a saved model names.
+
+    That name is a stranger's: it may not reach beyond what the operator allows.
+
+    Args:
+        saved_name: From the saved model's config.
+        brought: By the caller of ``load``, who may name any path.
+        here: Whose store keeps the shared copy.
+        dtype: Precision for the saved name; None is the server's.
+
+    Returns:
+        The lease; its owner releases it.
+    """
+    if brought is not None:
+        return lease_base_model(brought, here)
+    return here.base_models.acquire(saved_name, dtype=dtype, from_request=True)

@@ -1,6 +1,7 @@
 """LoRA from records to a saved model that any process runs."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -77,6 +78,17 @@ def test_a_saved_model_loads_and_gives_the_same_text(lora, tmp_path):
     bare = TextGeneration.bootstrap(lora.base_model)
     prompt = VERBALIZER.replace("{{input}}", text)
     assert bare.run(prompt, max_new_tokens=12).generated_text != expected.generated_text
+
+
+def test_the_caller_of_load_may_name_a_base_model_anywhere(here, tiny_causal_dir, tmp_path):
+    """As for prompts: only the name inside the saved model is a stranger's."""
+    model = LoraTuning.train("tiny-causal", ROWS, **QUICK)
+    model.save(tmp_path / "model")
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(tiny_causal_dir, elsewhere)
+    again = LoraTuning.load(tmp_path / "model", base_model=str(elsewhere))
+    expected = model.run("hello", max_new_tokens=4).generated_text
+    assert again.run("hello", max_new_tokens=4).generated_text == expected
 
 
 def test_a_fresh_process_gives_the_same_text(lora, tmp_path, tiny_base_models_dir):
