@@ -24,7 +24,7 @@ class CleanupThread:
     def __init__(self) -> None:
         # SimpleQueue.put is re-entrant, so the collector may call ``run_soon`` at any moment.
         self._todo: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        self._starting = threading.RLock()
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._is_finished = False
 
@@ -36,7 +36,7 @@ class CleanupThread:
         Args:
             action: It may block. What it raises is logged.
         """
-        with self._starting:
+        with self._lock:
             if self._is_finished:
                 return
             self._todo.put(action)
@@ -45,22 +45,37 @@ class CleanupThread:
                 self._thread.start()
 
     def finish(self) -> None:
-        """Wait until everything asked for so far is done, and stop. Idempotent."""
-        with self._starting:
-            self._is_finished = True
-            thread, self._thread = self._thread, None
-        if thread is not None:
+        """Wait until everything asked for is done, by an action itself too, and stop. Idempotent.
+
+        What a clean-up asks for counts: releasing the last lease of a model asks for the end of its
+        engine's threads, and one of them left behind is what aborts a process.
+        """
+        with self._lock:
+            thread = self._thread
+            if thread is None:
+                self._is_finished = True
+                return
             self._todo.put(None)
-            thread.join()
+        thread.join()
 
     def _live(self) -> None:
-        while (action := self._todo.get()) is not None:
+        while (action := self._todo.get()) is not None or not self._ends():
+            if action is None:
+                continue
             try:
                 action()
             except Exception:
                 log.error("clean-up failed", exc_info=True)
             # The action may hold the last reference to a model; do not keep it while waiting.
             del action
+
+    def _ends(self) -> bool:
+        """Asked to stop: True if nothing is left; else the request goes to the end of the line."""
+        with self._lock:
+            self._is_finished = self._todo.empty()
+            if not self._is_finished:
+                self._todo.put(None)
+            return self._is_finished
 
 
 _thread = CleanupThread()

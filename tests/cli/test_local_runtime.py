@@ -97,7 +97,7 @@ def test_interrupt_cancels_and_leaves_no_process(data: Path, tiny_causal_dir: Pa
     assert "cancelled" in rest
     assert "Traceback" not in rest
     assert not (data.parent / "models" / "endless").exists()
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert alive == []
     process.stderr.close()
 
@@ -129,7 +129,7 @@ def test_runtime_ends_with_a_command_that_was_killed(tmp_path: Path) -> None:
     (child,) = psutil.Process(process.pid).children()
     process.kill()
     process.communicate()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the runtime outlived its command"
         time.sleep(0.1)

@@ -30,7 +30,7 @@ def test_chunks_come_in_order_to_a_blocking_reader() -> None:
     reader.start()
     for item in (chunk("a"), chunk("b"), LAST):
         deliver([(channel, item)])
-    reader.join(5)
+    reader.join(60)
     assert texts == ["a", "b", "!"]
     assert cancels == []
 

@@ -22,8 +22,28 @@ def test_actions_run_in_order_in_another_thread():
 def test_an_action_may_ask_for_another():
     cleanup, done = CleanupThread(), threading.Event()
     cleanup.run_soon(lambda: cleanup.run_soon(done.set))
-    assert done.wait(5)
+    assert done.wait(60)
     cleanup.finish()
+
+
+def test_what_an_action_asks_for_is_done_even_while_the_thread_is_being_stopped():
+    cleanup, begins, goes_on, seen = CleanupThread(), threading.Event(), threading.Event(), []
+
+    def release() -> None:
+        begins.set()
+        goes_on.wait(30)
+        cleanup.run_soon(lambda: seen.append("engine closed"))
+
+    cleanup.run_soon(release)
+    assert begins.wait(30)
+    stopping = threading.Thread(target=cleanup.finish)
+    stopping.start()
+    goes_on.set()
+    stopping.join()
+    assert seen == ["engine closed"]
+    cleanup.finish()
+    cleanup.run_soon(lambda: seen.append("too late"))
+    assert seen == ["engine closed"]
 
 
 def test_a_failing_action_does_not_stop_the_next():

@@ -42,7 +42,7 @@ def test_ctrl_c_stops_it_too(tmp_path):
     with server_process(tmp_path, tmp_path, {"RUNTIME_GRPC_ENABLED": "false"}) as server:
         assert server.grpc_address == ""
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(20) == 0
+        assert server.process.wait(60) == 0
 
 
 @pytest.mark.parametrize(

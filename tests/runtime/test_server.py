@@ -71,7 +71,7 @@ async def test_a_stream_that_goes_on_does_not_hang_the_stop(settings, tmp_path):
     body = {"model_id": "echo", "inputs": "slow"}
     path = f"{addresses.http}/api/v1/task/server-streaming-text-generation"
     async with (
-        httpx.AsyncClient(timeout=20) as client,
+        httpx.AsyncClient(timeout=60) as client,
         client.stream("POST", path, json=body) as response,
     ):
         await anext(response.aiter_bytes())

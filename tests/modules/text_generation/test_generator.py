@@ -75,7 +75,7 @@ def test_dropping_a_stream_frees_its_row(tuned):
     stream = iter(tuned.run_stream_out("hello", max_new_tokens=900, min_new_tokens=900))
     next(stream)
     stream.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while engine_for(tuned.base_model).status().num_running and time.monotonic() < deadline:
         time.sleep(0.01)
     assert engine_for(tuned.base_model).status().num_running == 0
@@ -271,7 +271,7 @@ async def test_cancelling_a_task_frees_its_row(tuned):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while engine.status().num_running and time.monotonic() < deadline:
         await asyncio.sleep(0.01)
     assert engine.status().num_running == 0
@@ -283,21 +283,21 @@ async def test_closing_an_async_stream_frees_its_row(tuned):
     await anext(stream)
     await stream.aclose()
     engine = engine_for(tuned.base_model)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while engine.status().num_running and time.monotonic() < deadline:
         await asyncio.sleep(0.01)
     assert engine.status().num_running == 0
 
 
-def test_a_dropped_generator_gives_its_base_model_back(here):
-    lease = here.base_models.acquire("tiny-causal", dtype="bfloat16")
-    before = here.base_models.num_loaded
-    generator = TextGenerator(lease, producer_id=TextGeneration.PRODUCER_ID, environment=here)
+def test_a_dropped_generator_gives_its_base_model_back(configured):
+    own = configured()
+    lease = own.base_models.acquire("tiny-causal", dtype="bfloat16")
+    generator = TextGenerator(lease, producer_id=TextGeneration.PRODUCER_ID, environment=own)
     del generator
-    deadline = time.monotonic() + 5
-    while here.base_models.num_loaded == before and time.monotonic() < deadline:
+    deadline = time.monotonic() + 60
+    while own.base_models.num_loaded and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert here.base_models.num_loaded == before - 1
+    assert own.base_models.num_loaded == 0
     with pytest.raises(ConflictError):
         lease.base_model  # noqa: B018
 

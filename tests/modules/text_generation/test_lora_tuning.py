@@ -97,15 +97,15 @@ def test_a_fresh_process_gives_the_same_text(lora, tmp_path, tiny_base_models_di
         "import luthier, sys; print(luthier.load(sys.argv[1]).run('hello', max_new_tokens=8)"
         ".generated_text.encode().hex())"
     )
-    output = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "model"],
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code, tmp_path / "model"],
         env={"BASE_MODELS_DIR": str(tiny_base_models_dir), "OMP_NUM_THREADS": "1"},
         capture_output=True,
-        check=True,
         text=True,
-    ).stdout
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     expected = lora.run("hello", max_new_tokens=8).generated_text
-    assert bytes.fromhex(output.split()[-1]).decode() == expected
+    assert bytes.fromhex(done.stdout.split()[-1]).decode() == expected
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
@@ -185,18 +185,18 @@ def test_rows_of_all_modules_share_one_base_at_the_same_time(here):
     assert wrong == []
 
 
-def test_a_cancelled_training_ends_and_gives_the_base_back(here):
-    loaded = here.base_models.num_loaded
+def test_a_cancelled_training_ends_and_gives_the_base_back(configured):
+    own = configured()
     with pytest.raises(CancelledError):
         LoraTuning.train("tiny-causal", ROWS, should_stop=lambda: True, **QUICK)
-    assert here.base_models.num_loaded == loaded
+    assert own.base_models.num_loaded == 0
 
 
-def test_layers_that_the_base_model_lacks_are_refused_with_their_names(here):
-    loaded = here.base_models.num_loaded
+def test_layers_that_the_base_model_lacks_are_refused_with_their_names(configured):
+    own = configured()
     with pytest.raises(InvalidInputError, match="no layer of the model is called 'query_key'"):
         LoraTuning.train("tiny-causal", ROWS, target_modules=["query_key"], **QUICK)
-    assert here.base_models.num_loaded == loaded
+    assert own.base_models.num_loaded == 0
 
 
 def test_a_soft_prompt_is_not_taken_for_a_lora_nor_the_other_way_round(lora, tmp_path):

@@ -419,8 +419,8 @@ def test_a_prompt_for_another_kind_of_base_model_is_refused(saved, tuned):
         PeftPromptTuning.load(saved, base_model=other)
 
 
-def test_a_training_can_be_stopped_and_leaves_nothing(here):
-    before = here.base_models.num_loaded
+def test_a_training_can_be_stopped_and_leaves_nothing(configured):
+    own = configured()
     asked = threading.Event()
 
     def stop_at_the_third_batch(calls=[]):  # noqa: B006
@@ -438,7 +438,7 @@ def test_a_training_can_be_stopped_and_leaves_nothing(here):
             **(QUICK | {"num_epochs": 100}),
         )
     assert asked.is_set()
-    assert here.base_models.num_loaded == before
+    assert own.base_models.num_loaded == 0
 
 
 def test_callbacks_are_told_the_steps(tmp_path):

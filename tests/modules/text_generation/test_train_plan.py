@@ -34,10 +34,11 @@ def plan_request(**changes):
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_loaded(here):
-    before = here.base_models.num_loaded
-    yield
-    assert here.base_models.num_loaded == before
+def here(configured):
+    """An environment of each test's own, in which a plan loads nothing."""
+    own = configured()
+    yield own
+    assert own.base_models.num_loaded == 0
 
 
 @pytest.mark.parametrize("base", ["tiny-causal", "tiny-seq2seq"])

@@ -49,10 +49,10 @@ def stubs(runtime: RunningRuntime):
 
 def generate(stubs: Stubs, metadata=MODEL, **fields):
     request = stubs.request("TextGenerationTaskPredict", **fields)
-    return stubs.inference.TextGenerationTaskPredict(request, metadata=metadata, timeout=20)
+    return stubs.inference.TextGenerationTaskPredict(request, metadata=metadata, timeout=60)
 
 
-def stream(stubs: Stubs, metadata=MODEL, timeout=20, **fields):
+def stream(stubs: Stubs, metadata=MODEL, timeout=60, **fields):
     request = stubs.request("ServerStreamingTextGenerationTaskPredict", **fields)
     rpc = stubs.inference.ServerStreamingTextGenerationTaskPredict
     return rpc(request, metadata=metadata, timeout=timeout)
@@ -216,7 +216,7 @@ def test_a_client_that_cancels_frees_its_row(stubs, runtime):
 def test_a_unary_call_that_is_cancelled_frees_its_row(stubs, runtime):
     request = stubs.request("TextGenerationTaskPredict", text="slow")
     future = stubs.inference.TextGenerationTaskPredict.future(request, metadata=MODEL)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not runtime.log.num_running:
         assert time.monotonic() < deadline
         time.sleep(0.01)

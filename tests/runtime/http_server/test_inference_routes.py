@@ -152,7 +152,7 @@ def test_a_hundred_and_fifty_aborted_streams_leave_both_protocols_answering(http
     assert http.post(GENERATE, json=body("a b")).json()["generated_text"] == "ba"
     with runtime.channel() as channel:
         call = channel.unary_unary("/caikit.runtime.Nlp.NlpService/TextGenerationTaskPredict")
-        assert call(b"\n\x03a b", metadata=(("mm-model-id", "echo"),), timeout=10)
+        assert call(b"\n\x03a b", metadata=(("mm-model-id", "echo"),), timeout=60)
     names = [thread.name for thread in threading.enumerate()]
     assert sum(name.startswith("asyncio_") for name in names) <= 40
 

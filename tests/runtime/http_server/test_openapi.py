@@ -140,6 +140,6 @@ def test_whatever_the_document_allows_is_answered_as_it_says(runtime, verb, path
         suppress_health_check=list(HealthCheck),
     )
     def check(case: schemathesis.Case) -> None:
-        case.call_and_validate(checks=CHECKS, timeout=20)
+        case.call_and_validate(checks=CHECKS, timeout=60)
 
     check()

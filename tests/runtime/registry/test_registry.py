@@ -37,7 +37,7 @@ class Bench:
             pass
 
     async def until_released(self, *names: str) -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while self.log.released != list(names):
             assert time.monotonic() < deadline, self.log.released
             await asyncio.sleep(0.01)
