@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,18 +16,31 @@ class BatchRow:
     """One request in the batched engine.
 
     Its positions are virtual tokens, prompt tokens, then generated tokens; the first
-    ``num_computed`` of them have keys and values.
+    ``num_computed`` of them have keys and values. For a seq2seq model they are the decoder's: its
+    start stands in for the prompt, which the encoder reads once, into a range of its own.
 
     Args:
         sequence: What it generates.
         adapter_key: The adapter's content hash, "" for the bare base.
+        decoder_start_ids: What a seq2seq decoder starts from; None if the prompt itself is decoded.
     """
 
-    def __init__(self, sequence: GeneratedSequence, *, adapter_key: str) -> None:
+    def __init__(
+        self,
+        sequence: GeneratedSequence,
+        *,
+        adapter_key: str,
+        decoder_start_ids: Sequence[int] | None = None,
+    ) -> None:
         self.sequence = sequence
         self.adapter_key = adapter_key
+        self.is_encoded = decoder_start_ids is not None
+        self._first_ids = (
+            sequence.prompt.token_ids if decoder_start_ids is None else decoder_start_ids
+        )
         self.channel = Channel()  # every step looks at who was cancelled
         self.kv: KvRange | None = None
+        self.encoder_kv: KvRange | None = None
         self.num_computed = 0
 
     @property
@@ -36,10 +49,23 @@ class BatchRow:
         return self.sequence.prompt.num_decoder_virtual_tokens
 
     @property
+    def num_encoder(self) -> int:
+        """Tokens that the encoder reads, virtual ones included; 0 without an encoder."""
+        prompt = self.sequence.prompt
+        return self.is_encoded * (prompt.num_encoder_virtual_tokens + len(prompt.token_ids))
+
+    @property
+    def shared_key(self) -> str:
+        """Rows with the same one share the keys and values of their virtual tokens; "" for none.
+
+        Behind an encoder there are none to share: they depend on what it read.
+        """
+        return self.adapter_key if self.num_virtual and not self.is_encoded else ""
+
+    @property
     def num_positions(self) -> int:
         """All there are so far."""
-        sequence = self.sequence
-        return self.num_virtual + len(sequence.prompt.token_ids) + len(sequence.token_ids)
+        return self.num_virtual + len(self._first_ids) + len(self.sequence.token_ids)
 
     @property
     def num_pending(self) -> int:
@@ -53,17 +79,22 @@ class BatchRow:
         num_new = sequence.request.sampling.max_new_tokens
         if sequence.prompt.room is not None:
             num_new = min(num_new, sequence.prompt.room)
-        return self.num_virtual + len(sequence.prompt.token_ids) + num_new
+        return self.num_virtual + len(self._first_ids) + num_new
+
+    @property
+    def reports_prompt(self) -> bool:
+        """True while log-probabilities of prompt tokens are asked for; an encoder gives none."""
+        return not self.is_encoded and self.sequence.num_unreported_prompt > 0
 
     def token_ids(self, start: int, stop: int) -> Iterator[int]:
         """Ids at positions [start, stop); 0 stands for a virtual token."""
-        prompt = self.sequence.prompt.token_ids
-        num_before = self.num_virtual + len(prompt)
+        first_ids = self._first_ids
+        num_before = self.num_virtual + len(first_ids)
         for position in range(start, stop):
             if position < self.num_virtual:
                 yield 0
             elif position < num_before:
-                yield prompt[position - self.num_virtual]
+                yield first_ids[position - self.num_virtual]
             else:
                 yield self.sequence.token_ids[position - num_before]
 
@@ -89,7 +120,7 @@ class RowSlice:
     @property
     def num_logits(self) -> int:
         """Rows of logits that are needed: all of a measured prompt's, else the last or none."""
-        if self.row.sequence.wants_prompt_logits and self.row.sequence.num_unreported_prompt:
+        if self.row.reports_prompt:
             return self.count
         return 1 if self.reaches_end else 0
 

@@ -228,7 +228,7 @@ class BatchedEngine(Engine):
 
     def _advance(self, result: SliceLogits) -> list[tuple[BatchRow, Item]]:
         row, sequence = result.slice.row, result.slice.row.sequence
-        if sequence.num_unreported_prompt:
+        if row.reports_prompt:
             sequence.report_prompt(result.logits, start=result.slice.start - row.num_virtual)
         if not result.slice.reaches_end:
             return []

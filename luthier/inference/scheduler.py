@@ -131,21 +131,22 @@ class Scheduler:
 
     def _admit(self, budget: int) -> list[RowSlice]:
         slices: list[RowSlice] = []
-        computing = {row.adapter_key for row in self.running if row.num_computed < row.num_virtual}
+        computing = {row.shared_key for row in self.running if row.num_computed < row.num_virtual}
         for row in list(self.waiting):
             if budget <= 0 or len(self.running) >= self._max_rows:
                 break
-            if row.num_virtual and row.adapter_key in computing:
+            if row.shared_key and row.shared_key in computing:
                 continue  # its soft prompt is ready after the step that computes it
-            row.kv = self._take(row, row.num_positions)
-            if row.kv is None:
+            if not self._take_first(row):
                 break
             self.waiting.take(row)
             self.running.append(row)
-            start = min(self._num_ready(row.adapter_key), row.num_virtual, row.num_positions - 1)
+            start = min(self._num_ready(row.shared_key), row.num_virtual, row.num_positions - 1)
             if start < row.num_virtual:
-                computing.add(row.adapter_key)
-            count = min(row.num_positions - start, budget)
+                computing.add(row.shared_key)
+            # An encoder sees all of its input at once, so that goes in whole, over budget or not.
+            budget -= row.num_encoder
+            count = min(row.num_positions - start, max(1, budget))
             slices.append(RowSlice(row, start, count))
             budget -= count
         return slices
@@ -172,6 +173,17 @@ class Scheduler:
         row.kv = larger
         return True
 
+    def _take_first(self, row: BatchRow) -> bool:
+        """Take the ranges that an admitted row needs; all or none."""
+        if row.num_encoder:
+            row.encoder_kv = self._allocator.take(row.num_encoder)
+            if row.encoder_kv is None:
+                return False
+        row.kv = self._take(row, row.num_positions)
+        if row.kv is None:
+            self._free(row)
+        return row.kv is not None
+
     def _take(self, row: BatchRow, num_tokens: int) -> KvRange | None:
         wanted = self._allocator.take(self._with_headroom(row, num_tokens))
         return wanted or self._allocator.take(num_tokens)
@@ -186,7 +198,8 @@ class Scheduler:
         self.waiting.add_first(row)
 
     def _free(self, row: BatchRow) -> None:
-        if row.kv is not None:
-            self._allocator.free(row.kv)
-            row.kv = None
+        for held in (row.kv, row.encoder_kv):
+            if held is not None:
+                self._allocator.free(held)
+        row.kv = row.encoder_kv = None
         row.num_computed = 0
