@@ -154,6 +154,14 @@ class DatasetOptions:
         "Folder that keeps tokenized data under a hash of its content; none keeps nothing.",
         is_optional=True,
     )
+    max_tokenization_cache_bytes: int = _setting(
+        20 * 2**30,
+        "int",
+        "Bytes that tokenization_cache may hold; what was not used for longest is deleted first, "
+        "what was used last never is.",
+        minimum=0,
+        maximum=2**60,
+    )
 
     def validate(self) -> None:
         """Refuse options that cannot be meant; changes nothing.

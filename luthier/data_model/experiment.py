@@ -60,6 +60,7 @@ _GROUP_OF: Mapping[str, str] = MappingProxyType(
         "max_target_length": "tokenizer",
         "padding_quantile": "tokenizer",
         "tokenization_cache": "tokenizer",
+        "max_tokenization_cache_bytes": "tokenizer",
         "torch_dtype": "architecture",
         "gradient_checkpointing": "architecture",
         "base_dropout": "architecture",

@@ -44,6 +44,7 @@ _WITHOUT_EFFECT = frozenset(
         "neftune_noise_alpha",
         "number_of_workers",
         "tokenization_cache",
+        "max_tokenization_cache_bytes",
     }
 )
 

@@ -8,12 +8,14 @@
       spans.i64      per example: row number, first and last place in tokens, likewise in labels
       manifest.json  sizes, hashes and the truncation report
 
-All little-endian. A folder is whole or not there.
+All little-endian. A folder is whole or not there. Its manifest's time says when it was last used;
+``cache_pruning`` goes by it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,7 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 from luthier.errors import ArtifactError, ConflictError
-from luthier.files.atomic_folder import check_manifest, write_folder_atomically, write_manifest
+from luthier.files.atomic_folder import (
+    MANIFEST_NAME,
+    check_manifest,
+    write_folder_atomically,
+    write_manifest,
+)
 from luthier.training.data.cut_counts import CutCounts
 from luthier.training.data.examples import Example, TokenizedRow, TrainingData, TruncationReport
 
@@ -95,7 +102,9 @@ def read_stored(folder: Path) -> TrainingData | None:
         facts = check_manifest(folder).get("truncation")
         if not isinstance(facts, dict):
             raise ArtifactError(f"{folder.name!r} has no manifest of tokenized data")
-        return TrainingData(StoredExamples(folder), _report_of(facts, folder))
+        data = TrainingData(StoredExamples(folder), _report_of(facts, folder))
+        _mark_as_used(folder)
+        return data
     except ArtifactError as error:
         log.warning("tokenized data is made anew: %s", error)
         shutil.rmtree(folder, ignore_errors=True)
@@ -148,6 +157,13 @@ def _write_rows(folder: Path, rows: Iterable[TokenizedRow], cuts: CutCounts) -> 
             span = (example.row, num_tokens, token_end, num_labels, label_end)
             spans.write(np.asarray(span, dtype="<i8").tobytes())
             num_tokens, num_labels = token_end, label_end
+
+
+def _mark_as_used(folder: Path) -> None:
+    try:
+        os.utime(folder / MANIFEST_NAME)
+    except OSError as error:  # Deleted meanwhile, or another user's: what is mapped stays readable.
+        log.debug("the use of %s was not noted: %s", folder.name, error)
 
 
 def _mapped(path: Path, dtype: str) -> npt.NDArray[Any]:

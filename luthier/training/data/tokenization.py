@@ -17,6 +17,7 @@ from luthier.data_model.conversations import ChatMessage, ChatTrainRecord, TextT
 from luthier.data_model.dataset_options import DatasetOptions
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.errors import CancelledError, InvalidInputError, TrainingDataError
+from luthier.training.data.cache_pruning import prune_cache
 from luthier.training.data.content_key import content_key
 from luthier.training.data.conversation_encoding import ConversationEncoder
 from luthier.training.data.cut_counts import CutCounts
@@ -193,8 +194,11 @@ def _kept_on_disk(
     stored = read_stored(cache / key)
     if stored is not None:
         log.info("tokenized data is taken from the cache: rows=%d", len(stored))
-        return stored
-    return write_stored(cache / key, _tokenized(tokenizer, records, should_stop))
+    else:
+        stored = write_stored(cache / key, _tokenized(tokenizer, records, should_stop))
+    if stored is not None:
+        prune_cache(cache, max_bytes=tokenizer.options.max_tokenization_cache_bytes, in_use=key)
+    return stored
 
 
 def _tokenized(

@@ -295,6 +295,13 @@ def test_the_cache_gives_what_tokenizing_gives(
     assert folder.is_dir()
 
 
+def test_the_cache_holds_no_more_than_its_limit(tmp_path: Path) -> None:
+    for source in (2, 3, 4):
+        options = DatasetOptions(tokenization_cache=str(tmp_path), max_tokenization_cache_bytes=0)
+        assert len(_tokenize(RECORD, source=source, options=options)) == 1
+        assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_an_error_leaves_no_cache(tmp_path: Path) -> None:
     cached = DatasetOptions(tokenization_cache=str(tmp_path / "cache"))
     with pytest.raises(TrainingDataError, match="cannot be empty"):
