@@ -23,6 +23,7 @@ from luthier.resources.base_model import BaseModel
 log = alog.use_channel(__name__)
 
 _PROBE_TOKENS = 6
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 class PackedRunner:
@@ -169,6 +170,11 @@ class PackedRunner:
         shapes = set(probe.by_layer.values())
         if sorted(probe.by_layer) != list(range(len(probe.by_layer))) or len(shapes) != 1:
             raise NotSupportedError(f"the layers of base model {base_model.name!r} differ")
+        if probe.windows != _windows_in(base_model):
+            raise NotSupportedError(
+                f"the layers of base model {base_model.name!r} do not say through which window "
+                "they attend"
+            )
         ((num_kv_heads, key_dim, value_dim),) = shapes
         if key_dim != value_dim:
             raise NotSupportedError(
@@ -190,9 +196,20 @@ def _require_packable(base_model: BaseModel) -> None:
     for argument in ("position_ids", "inputs_embeds", "logits_to_keep"):
         if argument not in accepted:
             raise NotSupportedError(f"{name} takes no {argument!r}")
-    config = model.config
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        raise NotSupportedError(f"{name} attends through a sliding window")
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise NotSupportedError(f"{name} mixes layers of sorts {sorted(kinds)}")
+    config = model.config.get_text_config()
+    unknown = set(getattr(config, "layer_types", None) or []) - {_FULL, _SLIDING}
+    if unknown:
+        raise NotSupportedError(f"{name} has layers of sorts {sorted(unknown)}")
+    if getattr(config, "use_bidirectional_attention", None):
+        raise NotSupportedError(f"{name} attends in both directions")
+
+
+def _windows_in(base_model: BaseModel) -> dict[int, int | None]:
+    """How many tokens each layer looks back at, as the model's configuration says."""
+    config = base_model.model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if not getattr(config, "use_sliding_window", True):
+        window = None
+    default = [_FULL if window is None else _SLIDING] * config.num_hidden_layers
+    kinds = getattr(config, "layer_types", None) or default
+    return {index: window if kind == _SLIDING else None for index, kind in enumerate(kinds)}

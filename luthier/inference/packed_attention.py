@@ -15,19 +15,30 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from luthier.errors import NotSupportedError
 from luthier.inference.kv_cache import KvArena
+from luthier.inference.score_attention import ScoreOptions, score_attention
 
 NAME = "luthier_packed"
 #: What models pass that changes nothing here, or is None for models without the feature.
-_HARMLESS = frozenset({"dropout", "is_causal", "position_ids", "cache_position", "use_cache"})
+_HARMLESS = frozenset(
+    {
+        "dropout",
+        "is_causal",
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "output_router_logits",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,11 @@ class PackedRow:
     kv_end: int
     mask: torch.Tensor | None
 
+    @property
+    def start(self) -> int:
+        """Positions before its first token of this step."""
+        return self.kv_end - self.kv_start - self.count
+
 
 @dataclass(frozen=True)
 class PackedBatch:
@@ -63,13 +79,49 @@ class PackedBatch:
     arena: KvArena
     slots: torch.Tensor
     rows: tuple[PackedRow, ...]
+    _windowed: dict[tuple[int, int], PackedRow] = field(default_factory=dict)
+
+    def rows_within(self, window: int | None) -> tuple[PackedRow, ...]:
+        """The rows as a layer sees them whose tokens look back at ``window`` tokens at most.
+
+        Args:
+            window: Tokens, the looking one included; None if there is no limit.
+
+        Returns:
+            Rows with what no token sees cut off, the same for every layer with that window.
+        """
+        if window is None:
+            return self.rows
+        for row in self.rows:
+            if (row.first, window) not in self._windowed:
+                self._windowed[row.first, window] = _cut(row, window, self.slots.device)
+        return tuple(self._windowed[row.first, window] for row in self.rows)
+
+
+def _cut(row: PackedRow, window: int, device: torch.device) -> PackedRow:
+    if row.start + row.count <= window:
+        return row
+    first_seen = max(0, row.start - window + 1)
+    kv_start = row.kv_start + first_seen
+    if row.count == 1:
+        return PackedRow(row.first, 1, kv_start, row.kv_end, None)
+    offset = row.start - first_seen  # of the first token among what is left
+    ones = torch.ones(row.count, row.kv_end - kv_start, dtype=torch.bool, device=device)
+    mask = ones.tril(diagonal=offset).triu(diagonal=offset - window + 1)
+    return PackedRow(row.first, row.count, kv_start, row.kv_end, mask)
 
 
 @dataclass
 class ShapeProbe:
-    """Passed instead of a ``PackedBatch`` to learn each layer's (K, keys' Dh, values' Dh)."""
+    """Passed instead of a ``PackedBatch`` to learn what each layer is like.
+
+    Args:
+        by_layer: (K, keys' Dh, values' Dh).
+        windows: Tokens that the layer looks back at, or None.
+    """
 
     by_layer: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    windows: dict[int, int | None] = field(default_factory=dict)
 
 
 def packed_attention(
@@ -81,6 +133,9 @@ def packed_attention(
     *,
     packed_batch: PackedBatch | ShapeProbe,
     scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """The attention function that transformers calls.
@@ -93,6 +148,9 @@ def packed_attention(
         attention_mask: Not used: the batch says who sees what.
         packed_batch: The step.
         scaling: Of the scores.
+        sliding_window: Tokens that a token sees, itself included; None if it sees all before it.
+        softcap: Bound of the scores.
+        s_aux: A sink per head that takes part in the softmax, [H].
         **others: Further features of the model; refused if they would matter.
 
     Returns:
@@ -102,11 +160,13 @@ def packed_attention(
         NotSupportedError: If the model asks for what this attention does not do.
     """
     _refuse_unknown(module, others)
+    options = None
+    if softcap is not None or s_aux is not None:
+        options = ScoreOptions(scaling=scaling, softcap=softcap, sinks=s_aux)
     if isinstance(packed_batch, ShapeProbe):
         packed_batch.by_layer[module.layer_idx] = (key.shape[1], key.shape[3], value.shape[3])
-        out = scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
-        )
+        packed_batch.windows[module.layer_idx] = sliding_window
+        out = _several(query, key, value, None, scaling=scaling, options=options)
         return out.transpose(1, 2), None
     keys, values = packed_batch.arena.write(module.layer_idx, packed_batch.slots, key[0], value[0])
     _, num_heads, num_tokens, head_dim = query.shape
@@ -115,26 +175,42 @@ def packed_attention(
     grouped = query[0].transpose(0, 1).reshape(num_tokens, 1, num_kv_heads, -1, head_dim)
     singles = grouped.unbind(0)
     outputs: list[torch.Tensor] = []
-    for row in packed_batch.rows:
+    for row in packed_batch.rows_within(sliding_window):
         row_keys = keys[None, :, row.kv_start : row.kv_end]
         row_values = values[None, :, row.kv_start : row.kv_end]
-        if row.count == 1:
+        if row.count == 1 and options is None:
             one = scaled_dot_product_attention(
                 singles[row.first], row_keys, row_values, scale=scaling
             )
             outputs.append(one.view(1, num_heads, head_dim))
             continue
-        several = scaled_dot_product_attention(
-            query[:, :, row.first : row.first + row.count],
-            row_keys,
-            row_values,
-            attn_mask=row.mask,
-            is_causal=row.mask is None,
-            scale=scaling,
-            enable_gqa=num_heads != num_kv_heads,
-        )
+        part = query[:, :, row.first : row.first + row.count]
+        several = _several(part, row_keys, row_values, row.mask, scaling=scaling, options=options)
         outputs.append(several[0].transpose(0, 1))
     return torch.cat(outputs)[None], None
+
+
+def _several(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    scaling: float | None,
+    options: ScoreOptions | None,
+) -> torch.Tensor:
+    """One row's tokens, causal if there is no mask, [1, H, n, Dh]."""
+    if options is not None:
+        return score_attention(query, keys, values, mask, options)
+    return scaled_dot_product_attention(
+        query,
+        keys,
+        values,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != keys.shape[1],
+    )
 
 
 def _refuse_unknown(module: Any, others: dict[str, Any]) -> None:
@@ -145,13 +221,29 @@ def _refuse_unknown(module: Any, others: dict[str, Any]) -> None:
             )
 
 
-def with_packed_attention(model: PreTrainedModel) -> PreTrainedModel:
-    """A second network on the same weights whose attention is ``packed_attention``.
+def with_packed_attention(
+    model: PreTrainedModel,
+    *,
+    name: str = NAME,
+    attention: Callable[..., tuple[torch.Tensor, None]] = packed_attention,
+) -> PreTrainedModel:
+    """A second network on the same weights with another attention, ``packed_attention`` or alike.
 
     Costs a few objects and no tensor; the given model is not changed.
+
+    Args:
+        model: Any network.
+        name: What transformers shall know the attention by.
+        attention: The function that takes its place in every layer.
+
+    Returns:
+        The second network.
     """
-    AttentionInterface.register(NAME, packed_attention)
+    AttentionInterface.register(name, attention)
     tensors = itertools.chain(model.parameters(), model.buffers())
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    twin.config._attn_implementation = NAME
+    for module in twin.modules():  # an encoder and a decoder have configurations of their own
+        config = getattr(module, "config", None)
+        if isinstance(config, PretrainedConfig):
+            config._attn_implementation = name
     return twin

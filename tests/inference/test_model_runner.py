@@ -9,13 +9,23 @@ import torch
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -25,6 +35,7 @@ from luthier.errors import NotSupportedError
 from luthier.inference.base import GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.model_runner import PackedRunner
+from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
 from luthier.resources.base_model import BaseModel
 
@@ -89,11 +100,82 @@ def test_packed_rows_answer_like_the_model_itself(name: str, causal_base: BaseMo
     assert len({tuple(answer) for answer in answers[0]}) > 1
 
 
+WINDOW = 8
+MIXED = ["sliding_attention", "full_attention"]
+#: Layers that see the last 8 tokens, alone or mixed with others; capped scores; sinks.
+WINDOWED: dict[str, Callable[[], PreTrainedModel]] = {
+    "mistral": lambda: MistralForCausalLM(llama_like(MistralConfig, sliding_window=WINDOW)),
+    "phi3": lambda: Phi3ForCausalLM(
+        llama_like(Phi3Config, sliding_window=WINDOW, pad_token_id=0, bos_token_id=2)
+    ),
+    "qwen2": lambda: Qwen2ForCausalLM(
+        llama_like(Qwen2Config, sliding_window=WINDOW, use_sliding_window=True, layer_types=MIXED)
+    ),
+    "gemma2": lambda: Gemma2ForCausalLM(
+        llama_like(
+            Gemma2Config,
+            sliding_window=WINDOW,
+            layer_types=MIXED,
+            attn_logit_softcapping=2.0,
+            query_pre_attn_scalar=8,
+        )
+    ),
+    "gemma3": lambda: Gemma3ForCausalLM(
+        llama_like(
+            Gemma3TextConfig, sliding_window=WINDOW, layer_types=MIXED, query_pre_attn_scalar=8
+        )
+    ),
+    "gpt_oss": lambda: GptOssForCausalLM(
+        llama_like(
+            GptOssConfig,
+            sliding_window=WINDOW,
+            layer_types=MIXED,
+            num_local_experts=2,
+            num_experts_per_tok=1,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_prompts_longer_than_the_window_equal_transformers_generate(
+    name: str, causal_base: BaseModel
+) -> None:
+    model = WINDOWED[name]()
+    for key, parameter in model.named_parameters():
+        if key.endswith("sinks"):
+            torch.nn.init.constant_(parameter, 1.0)
+    base = base_of(model, causal_base)
+    engine = BatchedEngine(base, EngineOptions(max_step_tokens=13))  # prompts go in pieces
+    prompts = [tuple(range(20 + n, 25 + 5 * n)) for n in range(8)]
+    sampling = SamplingParams(max_new_tokens=2 * WINDOW)
+    streams = [engine.submit(GenerationRequest(ids, sampling)) for ids in prompts]
+    answers = [[token.token_id for chunk in s for token in chunk.tokens] for s in streams]
+    engine.close()
+    for ids, answer in zip(prompts, answers, strict=True):
+        expected = base.model.generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=2 * WINDOW,
+            eos_token_id=list(base.eos_token_ids),
+            pad_token_id=base.pad_token_id,
+        )[0, len(ids) :].tolist()
+        assert answer == expected
+    assert len({tuple(answer) for answer in answers}) > 4
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
         (lambda: BloomForCausalLM(BloomConfig(vocab_size=400, hidden_size=32, n_layer=1)), "atten"),
-        (lambda: MistralForCausalLM(llama_like(MistralConfig, sliding_window=8)), "sliding window"),
+        (
+            lambda: Gemma3ForCausalLM(
+                llama_like(Gemma3TextConfig, use_bidirectional_attention=True)
+            ),
+            "both directions",
+        ),
         (
             lambda: Qwen3ForCausalLM(
                 llama_like(

@@ -53,7 +53,7 @@ def test_rows_of_all_sorts_attend_to_their_own_past_only() -> None:
     torch.testing.assert_close(got[0], torch.cat(expected))
 
 
-@pytest.mark.parametrize("feature", ["sliding_window", "softcap", "s_aux"])
+@pytest.mark.parametrize("feature", ["position_bias", "indexer"])
 def test_a_feature_that_would_matter_is_refused(feature: str) -> None:
     empty = torch.zeros(1, 2, 1, 4)
     batch = PackedBatch(None, torch.zeros(0), ())  # type: ignore[arg-type]
