@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-
-import torch
 
 from luthier.adapters.base import Adapter
 from luthier.data_model.dataset_options import DatasetOptions
@@ -29,7 +27,7 @@ from luthier.training.data.tokenization import TrainRecord
 from luthier.training.embedding_noise import embedding_noise_of
 from luthier.training.evaluation import Generate
 from luthier.training.job import TuningJob, never
-from luthier.training.learner import Learner, MicroBatch
+from luthier.training.learner import Learner
 from luthier.training.metrics.base import Metric
 from luthier.training.metrics.registry import make_metrics
 from luthier.training.preparation import read_data, settle_options
@@ -101,34 +99,29 @@ def tune(
         resume_from=resume_from,
         backup_folder=backup_folder,
     )
-    with contextlib.closing(tuning_steps(base_model, job)) as steps:
+    with open_run(base_model, job) as run, contextlib.closing(run.steps()) as steps:
         loss_sum = None
         while True:
             try:
                 micro_batch = steps.send(loss_sum)  # type: ignore[arg-type]  # the first is None
-            except StopIteration as end:
-                result: TrainingResult = end.value
-                return result
+            except StopIteration:
+                return run.finish()
             loss_sum = micro_batch.backward()
 
 
-def tuning_steps(
-    base_model: BaseModel, job: TuningJob
-) -> Generator[MicroBatch, torch.Tensor, TrainingResult]:
-    """A training, from reading its data to telling its callbacks that it is done.
+@contextlib.contextmanager
+def open_run(base_model: BaseModel, job: TuningJob) -> Iterator[TrainingRun]:
+    """Check a job and read its data.
 
     Args:
         base_model: Stays as it is.
         job: The training.
 
     Yields:
-        Micro-batches. Run each, backward included, and send its summed loss back.
-
-    Returns:
-        How it went.
+        The run before its first step; its callbacks are closed afterwards.
 
     Raises:
-        LuthierError: As ``tune`` does.
+        LuthierError: As ``tune`` does before its first update.
     """
     checkpoint = None if job.resume_from is None else find_checkpoint(job.resume_from)
     state = None if checkpoint is None else read_checkpoint(checkpoint)
@@ -160,28 +153,11 @@ def tuning_steps(
             generate=job.generate,
             callbacks=callbacks,
             should_stop=job.should_stop,
+            started=started,
         )
         if state is not None and checkpoint is not None:
             run.restore(state, checkpoint)
-        yield from run.steps()
-        course = run.course
-        result = TrainingResult(
-            losses=tuple(course.losses),
-            validation_losses=tuple(course.evaluations),
-            truncation=data.truncation,
-            validation_truncation=validation_data.truncation if validation_data else None,
-            num_rows=len(data),
-            num_steps=course.progress.step,
-            num_input_tokens=course.progress.num_input_tokens,
-            num_label_tokens=course.progress.num_label_tokens,
-            seed=options.seed,
-            seconds=time.monotonic() - started,
-            best_step=course.best.step,
-            is_stopped_early=run.is_stopped_early,
-        )
-        for callback in callbacks:
-            callback.on_finish(result)
-    return result
+        yield run
 
 
 def _all_callbacks(

@@ -48,7 +48,7 @@ from luthier.training.learner import Learner, MicroBatch
 from luthier.training.metrics.base import Metric, ScoredRow
 from luthier.training.objective import num_units
 from luthier.training.optimization import learning_rate_at
-from luthier.training.results import LossPoint
+from luthier.training.results import LossPoint, TrainingResult
 from luthier.training.resuming import Course, StateKeeper
 from luthier.training.state import ResumePoint, TrainingState
 from luthier.training.updater import Updater
@@ -71,6 +71,7 @@ class TrainingRun:
         generate: For metrics that compare texts, or None.
         callbacks: Told what happens.
         should_stop: Asked before every batch.
+        started: When its data began to be read, by ``time.monotonic``; None for now.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class TrainingRun:
         generate: Generate | None,
         callbacks: Sequence[TrainingCallback],
         should_stop: Callable[[], bool],
+        started: float | None = None,
     ) -> None:
         options = learner.options
         self.course = Course(BestSoFar(higher_is_better=metrics[0].higher_is_better))
@@ -96,6 +98,7 @@ class TrainingRun:
         self._generate = generate if any(metric.needs_text for metric in metrics) else None
         self._callbacks = callbacks
         self._should_stop = should_stop
+        self._started = time.monotonic() if started is None else started
         self._updater = Updater(learner.adapter, options)
         self._keeper = StateKeeper(
             base_model, learner.adapter, data, validation, options=options, updater=self._updater
@@ -138,6 +141,27 @@ class TrainingRun:
         """
         higher_is_better = self._metrics[0].higher_is_better
         self.course = self._keeper.restore(state, checkpoint, higher_is_better=higher_is_better)
+
+    def finish(self) -> TrainingResult:
+        """Say how it went, to the callbacks too; after the last step."""
+        data, validation, done = self._data, self._validation, self.course.progress
+        result = TrainingResult(
+            losses=tuple(self.course.losses),
+            validation_losses=tuple(self.course.evaluations),
+            truncation=data.truncation,
+            validation_truncation=validation.truncation if validation else None,
+            num_rows=len(data),
+            num_steps=done.step,
+            num_input_tokens=done.num_input_tokens,
+            num_label_tokens=done.num_label_tokens,
+            seed=self._options.seed,
+            seconds=time.monotonic() - self._started,
+            best_step=self.course.best.step,
+            is_stopped_early=self.is_stopped_early,
+        )
+        for callback in self._callbacks:
+            callback.on_finish(result)
+        return result
 
     @property
     def _is_done(self) -> bool:
