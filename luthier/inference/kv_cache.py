@@ -141,10 +141,14 @@ class KvArena:
         Returns:
             The layer's keys and values of the whole arena, [K, N, Dh] each, not copied.
         """
-        all_keys, all_values = self._layers[2 * layer], self._layers[2 * layer + 1]
+        all_keys, all_values = self.read(layer)
         all_keys.index_copy_(1, slots, keys)
         all_values.index_copy_(1, slots, values)
         return all_keys, all_values
+
+    def read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """One layer's keys and values of the whole arena, [K, N, Dh] each, not copied."""
+        return self._layers[2 * layer], self._layers[2 * layer + 1]
 
     def copy_out(self, start: int, count: int) -> torch.Tensor:
         """A copy of ``count`` tokens, [2·L, K, count, Dh]."""

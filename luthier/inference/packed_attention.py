@@ -159,7 +159,7 @@ def packed_attention(
     Raises:
         NotSupportedError: If the model asks for what this attention does not do.
     """
-    _refuse_unknown(module, others)
+    refuse_unknown(module, others)
     options = None
     if softcap is not None or s_aux is not None:
         options = ScoreOptions(scaling=scaling, softcap=softcap, sinks=s_aux)
@@ -213,7 +213,16 @@ def _several(
     )
 
 
-def _refuse_unknown(module: Any, others: dict[str, Any]) -> None:
+def refuse_unknown(module: Any, others: dict[str, Any]) -> None:
+    """Refuse what a model asks of its attention beyond what is known.
+
+    Args:
+        module: The attention layer.
+        others: What it passed, by name.
+
+    Raises:
+        NotSupportedError: If any of it would matter.
+    """
     for name, value in others.items():
         if value is not None and name not in _HARMLESS:
             raise NotSupportedError(
