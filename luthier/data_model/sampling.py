@@ -1,7 +1,7 @@
 """Sampling parameters, spelled once: every door and the engine use these names, types and defaults.
 
-The order of the fields is the wire: it gives the field numbers 2 to 20 of
-``TextGenerationTaskRequest``. New ones are only appended.
+The order of the fields is the wire: it gives the field numbers of ``TextGenerationTaskRequest``,
+from 2 on. New ones are only appended.
 """
 
 from __future__ import annotations
@@ -30,12 +30,16 @@ class SamplingLimits:
         max_stop_sequences: Largest number of stop sequences.
         max_stop_sequence_chars: Longest stop sequence.
         max_time_seconds: Largest ``max_time``.
+        max_n: Most answers to one request.
+        max_beams: Largest ``num_beams``; each beam holds keys and values of its own.
     """
 
     max_new_tokens: int = 4096
     max_stop_sequences: int = 16
     max_stop_sequence_chars: int = 256
     max_time_seconds: float = 3600.0
+    max_n: int = 16
+    max_beams: int = 8
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,14 @@ class SamplingParams:
         truncate_input_tokens: Keep the first this many prompt tokens, special ones included; 0
             keeps all.
         decoding_method: ``GREEDY`` or ``SAMPLING``; the other choices below that only shape
-            sampling (temperature, top_k, top_p, typical_p, seed) do nothing under ``GREEDY``.
+            sampling (temperature, top_k, top_p, min_p, typical_p, seed) do nothing under
+            ``GREEDY``.
         top_k: Sample from the k likeliest tokens; None or 0 is all.
         top_p: Nucleus mass in (0, 1].
         typical_p: Local typicality mass in (0, 1].
         temperature: > 0; None is 1.0.
-        repetition_penalty: > 0; 1.0, None or 0.0 is none. Prompt tokens count as repeated.
+        repetition_penalty: > 0; 1.0 or 0.0 is none, None what the model's generation config says.
+            Prompt tokens count as repeated.
         max_time: Seconds after which generation ends with ``TIME_LIMIT``.
         exponential_decay_length_penalty: (start index, factor): the score of end-of-sequence
             grows from that many generated tokens on.
@@ -65,6 +71,15 @@ class SamplingParams:
         token_logprobs: Add log-probabilities to the reported tokens.
         token_ranks: Add ranks (1 = likeliest) to the reported tokens.
         include_stop_sequence: Keep the stop sequence in the text; None is True.
+        min_p: Sample from the tokens at least this fraction as likely as the likeliest, in [0, 1].
+        num_beams: Texts that are followed side by side; the likeliest is given. 1 is none. Only
+            under ``GREEDY``. Its text comes when the search has ended.
+        length_penalty: With beams, the power of its length that a text's log-probability is divided
+            by: > 0 favours long texts. None is what the model says, else 1.0.
+        early_stopping: With beams, end once ``num_beams`` texts are complete, though one of those
+            in progress may become better. None is what the model says, else False.
+        no_repeat_ngram_size: No sequence of this many tokens comes twice, the prompt's included; 0
+            is no such rule, None what the model says.
     """
 
     max_new_tokens: int = 20
@@ -86,6 +101,11 @@ class SamplingParams:
     token_logprobs: bool = False
     token_ranks: bool = False
     include_stop_sequence: bool | None = None
+    min_p: float | None = None
+    num_beams: int = 1
+    length_penalty: float | None = None
+    early_stopping: bool | None = None
+    no_repeat_ngram_size: int | None = None
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> SamplingParams:
@@ -127,6 +147,8 @@ class SamplingParams:
         """
         self._validate_lengths(limits)
         self._validate_distribution()
+        self._validate_penalties()
+        self._validate_beams(limits)
         self._validate_stops(limits)
         if self.seed is not None:
             require_int("seed", self.seed, minimum=0, maximum=MAX_SEED)
@@ -159,16 +181,32 @@ class SamplingParams:
             require_number("top_p", self.top_p, above=0, maximum=1)
         if self.typical_p is not None:
             require_number("typical_p", self.typical_p, above=0, maximum=1)
+        if self.min_p is not None:
+            require_number("min_p", self.min_p, minimum=0, maximum=1)
         if self.temperature is not None:
             # 0 means "no randomness" to many; under SAMPLING it would divide by zero.
             above = 0.0 if self.is_sampling else None
             require_number("temperature", self.temperature, minimum=0, above=above)
+
+    def _validate_penalties(self) -> None:
+        if self.no_repeat_ngram_size is not None:
+            require_int("no_repeat_ngram_size", self.no_repeat_ngram_size, minimum=0)
         if self.repetition_penalty is not None:
             require_number("repetition_penalty", self.repetition_penalty, minimum=0)
         if self.exponential_decay_length_penalty is not None:
             start, factor = self.exponential_decay_length_penalty
             require_int("exponential_decay_length_penalty.start_index", start, minimum=0)
             require_number("exponential_decay_length_penalty.decay_factor", factor, above=0)
+
+    def _validate_beams(self, limits: SamplingLimits) -> None:
+        require_int("num_beams", self.num_beams, minimum=1, maximum=limits.max_beams)
+        if self.num_beams > 1 and self.is_sampling:
+            raise InvalidInputError(
+                f"'num_beams' is {self.num_beams}, but beams are not sampled: "
+                f"'decoding_method' must be {GREEDY}, got {SAMPLING}"
+            )
+        if self.length_penalty is not None:
+            require_number("length_penalty", self.length_penalty, minimum=-100, maximum=100)
 
     def _validate_stops(self, limits: SamplingLimits) -> None:
         if len(self.stop_sequences) > limits.max_stop_sequences:
@@ -196,6 +234,7 @@ _FLAGS = (
     "token_logprobs",
     "token_ranks",
     "include_stop_sequence",
+    "early_stopping",
 )
 
 

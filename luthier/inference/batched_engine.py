@@ -25,6 +25,7 @@ from luthier.inference.base import (
 )
 from luthier.inference.batch_rows import BatchRow, RowSlice, SliceLogits
 from luthier.inference.channels import ChannelStream, Item, deliver
+from luthier.inference.model_defaults import model_defaults
 from luthier.inference.model_runner import PackedRunner
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
@@ -54,6 +55,7 @@ class BatchedEngine(Engine):
         self._base_model = dataclasses.replace(base_model)
         self._owner = weakref.ref(base_model)
         self._vocabulary = Vocabulary(base_model.tokenizer, frozenset(base_model.eos_token_ids))
+        self._defaults = model_defaults(base_model.model)
         self._runner = PackedRunner(
             self._base_model,
             max_kv_bytes=self._options.max_kv_bytes,
@@ -85,6 +87,7 @@ class BatchedEngine(Engine):
             prompt=prompt,
             vocabulary=self._vocabulary,
             prior_token_ids=prior_token_ids(self._base_model, prompt),
+            defaults=self._defaults,
         )
         key = adapter.content_hash() if adapter is not None else ""
         row = BatchRow(sequence, adapter_key=key)

@@ -25,6 +25,7 @@ from luthier.inference.base import (
     TokenStream,
 )
 from luthier.inference.channels import Channel, ChannelStream, deliver
+from luthier.inference.model_defaults import model_defaults
 from luthier.inference.options import EngineOptions
 from luthier.inference.prompts import prepare_prompt
 from luthier.inference.row_forward import (
@@ -67,6 +68,7 @@ class PlainEngine(Engine):
         self._base_model = dataclasses.replace(base_model)
         self._owner = weakref.ref(base_model)
         self._vocabulary = Vocabulary(base_model.tokenizer, frozenset(base_model.eos_token_ids))
+        self._defaults = model_defaults(base_model.model)
         # Re-entrant: dropping a stream cancels its row, and the garbage collector may do that
         # while this thread holds the lock.
         self._state = threading.Condition(threading.RLock())
@@ -92,6 +94,7 @@ class PlainEngine(Engine):
             prompt=prompt,
             vocabulary=self._vocabulary,
             prior_token_ids=prior_token_ids(self._base_model, prompt),
+            defaults=self._defaults,
         )
         row = _Row(sequence, on_cancel=self._drop_if_waiting)
         with self._state:

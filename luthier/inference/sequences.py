@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from luthier.inference.base import FinishReason, GenerationChunk, GenerationRequest, Token
+from luthier.inference.model_defaults import NO_DEFAULTS, ModelDefaults
 from luthier.inference.prompts import Prompt
 from luthier.inference.sampler import Sampler, logprob_and_rank
 from luthier.inference.streaming import IncrementalDetokenizer, StopMatcher
@@ -47,6 +48,7 @@ class GeneratedSequence:
         prompt: Its prompt, checked against the model's context.
         vocabulary: Of the base model.
         prior_token_ids: What the repetition penalty counts as said before the first token.
+        defaults: What the model does where the request says nothing.
         clock: Seconds, monotonic. ``max_time`` counts from now on.
     """
 
@@ -57,6 +59,7 @@ class GeneratedSequence:
         prompt: Prompt,
         vocabulary: Vocabulary,
         prior_token_ids: Sequence[int],
+        defaults: ModelDefaults = NO_DEFAULTS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         sampling = request.sampling
@@ -68,6 +71,8 @@ class GeneratedSequence:
             sampling,
             prior_token_ids=prior_token_ids,
             eos_token_ids=sorted(vocabulary.eos_token_ids),
+            prompt_token_ids=prompt.token_ids,
+            defaults=defaults,
         )
         self._vocabulary = vocabulary
         self._clock = clock

@@ -99,6 +99,20 @@ def test_an_unknown_parameter_is_refused_with_the_nearest_one():
         ({"stop_sequences": ["a", ""]}, r"'stop_sequences\[1\]' must be a non-empty string"),
         ({"stop_sequences": ["a" * 257]}, r"'stop_sequences\[0\]' has 257 characters"),
         ({"stop_sequences": [5]}, r"'stop_sequences\[0\]'"),
+        ({"min_p": -0.1}, "'min_p' must be at least 0, got -0.1"),
+        ({"min_p": 1.5}, "'min_p' must be at most 1, got 1.5"),
+        ({"num_beams": 0}, "'num_beams' must be at least 1, got 0"),
+        ({"num_beams": 9}, "'num_beams' must be at most 8, got 9"),
+        ({"num_beams": 2.0}, "'num_beams' must be int"),
+        (
+            {"num_beams": 2, "decoding_method": "SAMPLING"},
+            "'num_beams' is 2.* 'decoding_method' must be GREEDY, got SAMPLING",
+        ),
+        ({"length_penalty": float("nan")}, "'length_penalty' must be finite"),
+        ({"length_penalty": 101}, "'length_penalty' must be at most 100, got 101"),
+        ({"early_stopping": "never"}, "'early_stopping' must be true or false, got 'never'"),
+        ({"no_repeat_ngram_size": -1}, "'no_repeat_ngram_size' must be at least 0, got -1"),
+        ({"no_repeat_ngram_size": 1.5}, "'no_repeat_ngram_size' must be int"),
         ({"exponential_decay_length_penalty": (-1, 1.5)}, "start_index"),
         ({"exponential_decay_length_penalty": (1, 0)}, "decay_factor"),
         ({"exponential_decay_length_penalty": (1.5, 1)}, "start_index"),
@@ -121,10 +135,12 @@ def test_edges_of_every_range_are_accepted():
         {"seed": 0},
         {"stop_sequences": []},
         {"max_time": 3600},
+        {"min_p": 0, "no_repeat_ngram_size": 0},
+        {"min_p": 1, "num_beams": 8, "length_penalty": -1.5, "early_stopping": True},
     ):
         SamplingParams.from_arguments(given).validate(LIMITS)
 
 
 def test_the_fields_are_the_wires():
     assert tuple(field.name for field in dataclasses.fields(SamplingParams)) == SAMPLING_FIELDS
-    assert len(SAMPLING_FIELDS) == 19
+    assert len(SAMPLING_FIELDS) == 24

@@ -136,6 +136,7 @@ def greedy_without_cache(
         {"repetition_penalty": 1.5},
         {"min_new_tokens": 20},
         {"exponential_decay_length_penalty": (4, 1.6)},
+        {"no_repeat_ngram_size": 2},
         {
             "repetition_penalty": 0.7,
             "min_new_tokens": 6,

@@ -19,7 +19,8 @@ from transformers import (
 
 from luthier.data_model.sampling import SAMPLING, SamplingParams
 from luthier.errors import EngineError
-from luthier.inference.sampler import Sampler, draw, logprob_and_rank
+from luthier.inference.distribution import draw
+from luthier.inference.sampler import Sampler, logprob_and_rank
 
 VOCAB_SIZE = 61
 EOS = (3, 7)

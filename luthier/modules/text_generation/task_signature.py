@@ -1,4 +1,4 @@
-"""The 20 request fields of text generation, given to caikit without typing them twice.
+"""The request fields of text generation, given to caikit without typing them twice.
 
 caikit makes the protobuf messages from the signatures of the modules' methods. ``SamplingParams``
 spells name, order and default of every field; this file adds the type each has on the wire and puts
@@ -45,6 +45,11 @@ _WIRE_TYPES: dict[str, Any] = {
     "token_logprobs": bool,
     "token_ranks": bool,
     "include_stop_sequence": bool,
+    "min_p": float,
+    "num_beams": int,
+    "length_penalty": float,
+    "early_stopping": bool,
+    "no_repeat_ngram_size": int,
 }
 
 

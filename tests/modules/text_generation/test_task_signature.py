@@ -39,7 +39,7 @@ def test_fields_go_by_name_and_by_position():
     [
         ((), {"max_tokens": 5}, UnknownKeyError),
         ((3,), {"max_new_tokens": 5}, InvalidInputError),
-        (tuple(range(20)), {}, InvalidInputError),
+        (tuple(range(len(SAMPLING_FIELDS) + 1)), {}, InvalidInputError),
     ],
 )
 def test_what_is_no_field_or_given_twice_is_refused(positional, named, error):
