@@ -244,6 +244,9 @@ def _named(answer: str, labels: set[str]) -> set[str]:
 def main() -> None:
     """Measure what is asked for, print the JSON, write the report."""
     arguments = _arguments()
+    if not arguments.data.is_dir():
+        print(f"quality.py: no data in {arguments.data}; see --data", file=sys.stderr)
+        return
     sources = arguments.work / "source_prompts"
     sources.mkdir(parents=True, exist_ok=True)
     os.environ["SOURCE_PROMPT_BASE"] = str(sources)
@@ -281,7 +284,9 @@ def _kept(task: Task, method: str, arguments: argparse.Namespace) -> dict[str, A
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with the CSV files")
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="folder with the CSV files"
+    )
     parser.add_argument("--rows", type=int, default=600, help="training rows, each seen once")
     parser.add_argument("--test-rows", type=int, help="first rows of the test file; all if absent")
     parser.add_argument("--tasks", nargs="+", default=["sms_spam", "banking77"])
