@@ -21,6 +21,7 @@ MAX_TEXT_CHARS = 100_000
 #: caikit-nlp's word for "choose a device".
 DETECT_DEVICE = "__DETECT__"
 TORCH_DTYPES = ("float32", "bfloat16", "float16")
+MIXED_PRECISION_WORDS = ("off", "bfloat16", "float16")
 SCHEDULES = ("linear", "cosine", "constant")
 OPTIMIZERS = ("adamw", "adam", "adadelta", "rmsprop", "sgd", "adamw_8bit")
 LOSS_FUNCTIONS = ("token_average", "sample_average")
@@ -427,6 +428,37 @@ class TrainingOptions:
         "Evaluations without a better first metric after which the training ends; 0 is off.",
         minimum=0,
         maximum=10**6,
+    )
+
+    num_processes: int = _setting(
+        1,
+        "int",
+        "Processes that share the rows of each update, a GPU each where there are some; they learn "
+        "what one would. Under torchrun its own number counts.",
+        minimum=1,
+        maximum=4096,
+        is_bookkeeping=True,
+    )
+    use_fsdp: bool = _setting(
+        False,
+        "bool",
+        "Several processes keep a share of the weights each, and borrow the others' layer by "
+        "layer: less memory, more traffic. Rows are padded then.",
+        is_bookkeeping=True,
+    )
+    compile_model: bool = _setting(
+        False,
+        "bool",
+        "Compile the model's layers: pays for itself in long trainings on a GPU. Rows are padded "
+        "then, because each packed batch would be compiled anew.",
+        is_bookkeeping=True,
+    )
+    mixed_precision: str = _setting(
+        "off",
+        "choice",
+        "Number format that layers compute in where rounding harms little, while weights stay as "
+        "they are; float16 scales the loss. On a CPU, one that is not measured to be faster is off.",
+        choices=MIXED_PRECISION_WORDS,
     )
 
     trackers: tuple[str, ...] = _setting(

@@ -30,6 +30,7 @@ from luthier.training.job import TuningJob, never
 from luthier.training.learner import Learner
 from luthier.training.metrics.base import Metric
 from luthier.training.metrics.registry import make_metrics
+from luthier.training.parallel import current_group
 from luthier.training.preparation import read_data, settle_options
 from luthier.training.results import TrainingResult
 from luthier.training.run import TrainingRun
@@ -128,7 +129,10 @@ def open_run(base_model: BaseModel, job: TuningJob) -> Iterator[TrainingRun]:
     options = settle_options(job.options, default_seed=None if state is None else state.seed)
     metrics = make_metrics(options.metrics)
     _require_generate(metrics, job.generate)
-    callbacks = _all_callbacks(base_model, job, options, is_resumed=state is not None)
+    group = current_group()
+    callbacks: tuple[TrainingCallback, ...] = ()
+    if group.is_main:
+        callbacks = _all_callbacks(base_model, job, options, is_resumed=state is not None)
     with contextlib.ExitStack() as stack:
         for callback in callbacks:
             stack.callback(callback.close)
@@ -154,6 +158,7 @@ def open_run(base_model: BaseModel, job: TuningJob) -> Iterator[TrainingRun]:
             callbacks=callbacks,
             should_stop=job.should_stop,
             started=started,
+            group=group,
         )
         if state is not None and checkpoint is not None:
             run.restore(state, checkpoint)

@@ -98,6 +98,10 @@ class StateKeeper:
             fingerprint=self._fingerprint,
         )
 
+    def marks(self) -> dict[str, str]:
+        """Hashes of what the processes of one training must have in common, by name."""
+        return self._fingerprinted().marks()
+
     def restore(self, state: TrainingState, checkpoint: Path, *, higher_is_better: bool) -> Course:
         """Put back parameters and optimizer.
 

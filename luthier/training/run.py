@@ -4,6 +4,9 @@ For each epoch and each window of rows: forward and backward per micro-batch, on
 callbacks. The loop does not run its micro-batches: it hands each one out and goes on when it is
 given the loss. So one caller runs them one after the other (``loop.tune``), and another runs those
 of several trainings together (``fused.tune_many``), with one loop for both.
+
+Where several processes train together (``parallel.py``), each goes through this loop with its share
+of every window; sums over the processes make losses, gradients and decisions the same in all.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn, TypeAlias
@@ -29,7 +33,9 @@ from luthier.training.callbacks.base import (
     TrainingCallback,
 )
 from luthier.training.data.bucketing import (
+    Batch,
     Window,
+    deal_window,
     num_batches,
     num_windows,
     plan_epoch,
@@ -48,6 +54,7 @@ from luthier.training.learner import Learner, MicroBatch
 from luthier.training.metrics.base import Metric, ScoredRow
 from luthier.training.objective import num_units
 from luthier.training.optimization import learning_rate_at
+from luthier.training.parallel import ALONE, ProcessGroup
 from luthier.training.results import LossPoint, TrainingResult
 from luthier.training.resuming import Course, StateKeeper
 from luthier.training.state import ResumePoint, TrainingState
@@ -72,6 +79,7 @@ class TrainingRun:
         callbacks: Told what happens.
         should_stop: Asked before every batch.
         started: When its data began to be read, by ``time.monotonic``; None for now.
+        group: The processes that train together.
     """
 
     def __init__(
@@ -86,6 +94,7 @@ class TrainingRun:
         callbacks: Sequence[TrainingCallback],
         should_stop: Callable[[], bool],
         started: float | None = None,
+        group: ProcessGroup = ALONE,
     ) -> None:
         options = learner.options
         self.course = Course(BestSoFar(higher_is_better=metrics[0].higher_is_better))
@@ -99,6 +108,7 @@ class TrainingRun:
         self._callbacks = callbacks
         self._should_stop = should_stop
         self._started = time.monotonic() if started is None else started
+        self._group = group
         self._updater = Updater(learner.adapter, options)
         self._keeper = StateKeeper(
             base_model, learner.adapter, data, validation, options=options, updater=self._updater
@@ -121,6 +131,7 @@ class TrainingRun:
         Yields:
             Micro-batches; gradients are asked for from the first to the last.
         """
+        self._agree()
         self._tell_start()
         if self._options.evaluate_before_training and not self.course.evaluations:
             self._evaluate()
@@ -163,6 +174,12 @@ class TrainingRun:
             callback.on_finish(result)
         return result
 
+    def _agree(self) -> None:
+        """Start from the same data and numbers in every process."""
+        if not self._group.is_alone:
+            self._group.require_same(self._keeper.marks())
+            self._updater.copy_from_main(self._group)
+
     @property
     def _is_done(self) -> bool:
         return self.course.progress.epoch >= self._options.num_epochs or self.is_stopped_early
@@ -204,21 +221,19 @@ class TrainingRun:
     def _window(self, window: Window) -> Steps:
         """One update from one window: its micro-batches, then clip, schedule and optimizer."""
         started, done = time.monotonic(), self.course.progress
-        batches = [self._collate(rows, self._data) for rows in window]
-        units = sum(num_units(batch, self._options.loss_function) for batch in batches)
-        rows = [row for batch in batches for row in batch.rows]
-        if units == 0:
-            raise TrainingFailedError(f"step {done.step + 1}: no label token in {_named(rows)}")
-        micro_batches = [
-            MicroBatch(self._learner, batch, units, number)
-            for number, batch in enumerate(batches, start=done.num_batches)
-        ]
+        batches = [self._collate(rows, self._data) if rows else None for rows in window]
+        counts = self._count([batch for batch in batches if batch is not None])
+        micro_batches = []
         loss_sums = []
-        for micro_batch in micro_batches:
+        for batch in batches:
             self._stop_if_asked()
-            loss_sums.append((yield micro_batch))
+            if batch is not None:
+                number = self._group.process + done.num_batches * self._group.num_processes
+                micro_batches.append(MicroBatch(self._learner, batch, counts.units, number))
+                loss_sums.append((yield micro_batches[-1]))
             self._tell_batch()
-        gradient_norm = self._finite_gradient_norm(loss_sums, micro_batches)
+        loss_sum = self._finite_loss(loss_sums, micro_batches)
+        gradient_norm = self._finite_gradient_norm(micro_batches)
         learning_rate = learning_rate_at(
             done.step,
             num_updates=self._num_steps,
@@ -228,13 +243,11 @@ class TrainingRun:
         self._updater.update(learning_rate, gradient_norm)
 
         done.step += 1
-        loss = float(sum(loss_sums)) / units
-        done.epoch_loss += loss * units
-        done.epoch_num_units += units
-        num_input_tokens = sum(batch.num_input_tokens for batch in batches)
-        num_label_tokens = sum(batch.num_label_tokens for batch in batches)
-        done.num_input_tokens += num_input_tokens
-        done.num_label_tokens += num_label_tokens
+        loss = loss_sum / counts.units
+        done.epoch_loss += loss * counts.units
+        done.epoch_num_units += counts.units
+        done.num_input_tokens += counts.input_tokens
+        done.num_label_tokens += counts.label_tokens
         point = LossPoint(done.epoch, done.step, loss, learning_rate, datetime.now(UTC))
         self.course.losses.append(point)
         event = StepEvent(
@@ -242,14 +255,30 @@ class TrainingRun:
             step=done.step,
             loss=loss,
             learning_rate=learning_rate,
-            num_rows=len(rows),
-            num_input_tokens=num_input_tokens,
-            num_label_tokens=num_label_tokens,
+            num_rows=counts.rows,
+            num_input_tokens=counts.input_tokens,
+            num_label_tokens=counts.label_tokens,
             seconds=time.monotonic() - started,
             gradient_norm=gradient_norm,
         )
         for callback in self._callbacks:
             callback.on_step(event)
+
+    def _count(self, batches: Sequence[TokenBatch]) -> _WindowCounts:
+        """What all processes together learn from in one update."""
+        loss_function = self._options.loss_function
+        own = (
+            sum(num_units(batch, loss_function) for batch in batches),
+            sum(len(batch.rows) for batch in batches),
+            sum(batch.num_input_tokens for batch in batches),
+            sum(batch.num_label_tokens for batch in batches),
+        )
+        counts = _WindowCounts(*map(int, self._group.sum(own)))
+        if counts.units == 0:
+            rows = self._group.gather([row for batch in batches for row in batch.rows])
+            step = self.course.progress.step + 1
+            raise TrainingFailedError(f"step {step}: no label token in {_named(rows)}")
+        return counts
 
     def _evaluate(self) -> None:
         """All metrics over the validation data, if there is any."""
@@ -259,10 +288,11 @@ class TrainingRun:
         rows: list[ScoredRow] = []
         network = self._learner.network
         with network.evaluating():
-            for indices in plan_evaluation(data.lengths, batch_size=self._options.batch_size):
+            for indices in self._evaluation_share(data):
                 self._stop_if_asked()
-                rows += score_rows(network, self._collate(indices, data))
-        with_text = with_texts(
+                if indices:
+                    rows += score_rows(network, self._collate(indices, data))
+        own = with_texts(
             rows,
             data,
             self._base_model.tokenizer,
@@ -270,7 +300,9 @@ class TrainingRun:
             generate=self._generate,
         )
         done, best = self.course.progress, self.course.best
-        evaluation = evaluate_rows(with_text, self._metrics, epoch=done.epoch, step=done.step)
+        evaluation = evaluate_rows(
+            self._scored_by_all(own), self._metrics, epoch=done.epoch, step=done.step
+        )
         self.course.evaluations.append(evaluation.point)
         best.look_at(evaluation.value, step=done.step)
         if best.is_at(done.step) and self._options.save_checkpoint == "best":
@@ -279,23 +311,45 @@ class TrainingRun:
             callback.on_evaluation(evaluation.point)
             callback.on_scored_rows(evaluation)
 
-    def _finite_gradient_norm(
+    def _evaluation_share(self, data: TrainingData) -> list[Batch]:
+        """This process's batches; as many in every process, the last may be empty."""
+        batches = plan_evaluation(data.lengths, batch_size=self._options.batch_size)
+        own = batches[self._group.process :: self._group.num_processes]
+        return own + [[]] * (-(-len(batches) // self._group.num_processes) - len(own))
+
+    def _scored_by_all(self, own: tuple[ScoredRow, ...]) -> tuple[ScoredRow, ...]:
+        """The rows that all processes scored, in the order of the records."""
+        if self._group.is_alone:
+            return own
+        rows = [
+            ScoredRow(**values) for values in self._group.gather([asdict(scored) for scored in own])
+        ]
+        return tuple(sorted(rows, key=lambda scored: scored.row))
+
+    def _finite_loss(
         self, loss_sums: Sequence[torch.Tensor], micro_batches: Sequence[MicroBatch]
     ) -> float:
-        """The norm of the update's gradient; refuses to update from what is no number."""
-        finite = torch.isfinite(torch.stack(list(loss_sums))).tolist()
+        """The losses of all processes, summed; refuses to update from what is no number."""
+        values = torch.stack(list(loss_sums)).tolist() if loss_sums else []
         bad = [
             row
-            for each, is_finite in zip(micro_batches, finite, strict=True)
-            if not is_finite
+            for each, value in zip(micro_batches, values, strict=True)
+            if not math.isfinite(value)
             for row in each.batch.rows
         ]
-        if bad:
+        (loss_sum,) = self._group.sum([sum(values)])
+        if not math.isfinite(loss_sum):
             self._updater.clear()
             raise TrainingFailedError(
-                f"step {self.course.progress.step + 1}: the loss is not finite in {_named(bad)}; "
-                "a lower learning_rate or another torch_dtype may help"
+                f"step {self.course.progress.step + 1}: the loss is not finite in "
+                f"{_named(self._group.gather(bad))}; a lower learning_rate or another torch_dtype "
+                "may help"
             )
+        return loss_sum
+
+    def _finite_gradient_norm(self, micro_batches: Sequence[MicroBatch]) -> float:
+        """The norm of the update's gradient; refuses to update from what is no number."""
+        self._updater.sum_gradients(self._group)
         norm = self._updater.gradient_norm()
         if not math.isfinite(norm):
             self._refuse_gradient(micro_batches)
@@ -311,13 +365,15 @@ class TrainingRun:
                 bad += micro_batch.batch.rows
         self._updater.clear()
         everything = [row for each in micro_batches for row in each.batch.rows]
+        named = _named(self._group.gather(bad) or self._group.gather(everything))
         raise TrainingFailedError(
             f"step {self.course.progress.step + 1}: the gradient is not finite in "
-            f"{_named(bad or everything)}; a lower learning_rate or another torch_dtype may help"
+            f"{named}; a lower learning_rate or another torch_dtype may help"
         )
 
     def _plan(self, epoch: int) -> list[Window]:
-        return plan_epoch(
+        """This process's share of each window of one pass."""
+        windows = plan_epoch(
             self._lengths,
             batch_size=self._options.batch_size,
             accumulate_steps=self._options.accumulate_steps,
@@ -325,6 +381,16 @@ class TrainingRun:
             epoch=epoch,
             group_by_length=self._options.group_by_length,
         )
+        return [
+            deal_window(
+                window,
+                self._lengths,
+                batch_size=self._options.batch_size,
+                process=self._group.process,
+                num_processes=self._group.num_processes,
+            )
+            for window in windows
+        ]
 
     def _collate(self, rows: Sequence[int], data: TrainingData) -> TokenBatch:
         return collate(
@@ -335,7 +401,7 @@ class TrainingRun:
         )
 
     def _stop_if_asked(self) -> None:
-        if self._should_stop():
+        if self._group.any(self._should_stop()):
             step = self.course.progress.step
             raise CancelledError(f"training was cancelled after {step} updates")
 
@@ -345,6 +411,7 @@ class TrainingRun:
             len(self._data),
             batch_size=options.batch_size,
             accumulate_steps=options.accumulate_steps,
+            num_processes=self._group.num_processes,
         )
         event = StartEvent(
             options=options,
@@ -386,6 +453,16 @@ class TrainingRun:
         )
         for callback in self._callbacks:
             callback.on_resume_point(point)
+
+
+@dataclass(frozen=True)
+class _WindowCounts:
+    """What an update learns from, in all processes together."""
+
+    units: int
+    rows: int
+    input_tokens: int
+    label_tokens: int
 
 
 def _named(rows: Sequence[int]) -> str:

@@ -57,6 +57,17 @@ class RunFingerprint:
             *_changed_adapter(self.adapter, now.adapter),
         ]
 
+    def marks(self) -> dict[str, str]:
+        """A hash of each thing, by its name for people."""
+        parts = {
+            "the options": json.dumps(self.options, sort_keys=True).encode(),
+            "the base model": self.base_model.encode(),
+            "the adapter": json.dumps(self.adapter, sort_keys=True).encode(),
+            "the training data": self.train_rows.numpy().tobytes(),
+            "the validation data": self.validation_rows.numpy().tobytes(),
+        }
+        return {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
+
 
 def fingerprint_run(
     base_model: BaseModel,

@@ -22,6 +22,7 @@ from luthier.training.optimization import (
     restore_optimizer,
     set_learning_rate,
 )
+from luthier.training.parallel import ProcessGroup
 
 
 class Updater:
@@ -54,6 +55,15 @@ class Updater:
     def requiring_gradients(self) -> contextlib.AbstractContextManager[None]:
         """Gradients for what is learned, for as long as this lasts."""
         return requiring_gradients(self._adapter, self.learned)
+
+    def copy_from_main(self, group: ProcessGroup) -> None:
+        """Give every process the main one's numbers."""
+        group.copy_from_main(self._masters.named.values())
+        self._masters.give_back()
+
+    def sum_gradients(self, group: ProcessGroup) -> None:
+        """Give every process the sum of the processes' gradients."""
+        group.sum_gradients(self.learned.values())
 
     def gradient_norm(self) -> float:
         """The Euclidean norm of all gradients together; not finite if one of them is not."""

@@ -64,6 +64,44 @@ def plan_epoch(
     return [list(_cut(window, batch_size)) for window in windows]
 
 
+def deal_window(
+    window: Window, lengths: Sequence[int], *, batch_size: int, process: int, num_processes: int
+) -> Window:
+    """What one of several processes takes of an update's rows.
+
+    Rows are dealt from the longest to the shortest, forth and back, so that everybody has the same
+    number of rows, give or take one, and about as many tokens::
+
+        lengths 9 8 7 6 5 4 3 2 1, two processes:   9     6 5     2 1
+                                                      8 7     4 3
+
+    Args:
+        window: Of all processes.
+        lengths: Tokens per row of the data, [N].
+        batch_size: Rows per batch.
+        process: Which one, from 0.
+        num_processes: In all. With one of them, the window is what comes out.
+
+    Returns:
+        As many batches in every process; the last ones may be empty.
+
+    Example:
+        >>> deal_window([[0, 1], [2]], [5, 6, 7], batch_size=2, process=0, num_processes=2)
+        [[2]]
+        >>> deal_window([[0, 1], [2]], [5, 6, 7], batch_size=2, process=1, num_processes=2)
+        [[0, 1]]
+    """
+    if num_processes == 1:
+        return window
+    rows = [row for batch in window for row in batch]
+    by_length = sorted(rows, key=lengths.__getitem__, reverse=True)
+    turns = [*range(num_processes), *reversed(range(num_processes))]
+    own = {row for index, row in enumerate(by_length) if turns[index % len(turns)] == process}
+    batches = _cut([row for row in rows if row in own], batch_size)
+    most_rows = -(-len(rows) // num_processes)
+    return batches + [[]] * (-(-most_rows // batch_size) - len(batches))
+
+
 def plan_evaluation(lengths: Sequence[int], *, batch_size: int) -> list[Batch]:
     """Cut rows into batches that pad least; the order of rows does not matter for a mean."""
     return list(_cut(sorted(range(len(lengths)), key=lengths.__getitem__), batch_size))
@@ -74,10 +112,14 @@ def num_windows(num_rows: int, *, batch_size: int, accumulate_steps: int) -> int
     return -(-num_rows // (batch_size * accumulate_steps))
 
 
-def num_batches(num_rows: int, *, batch_size: int, accumulate_steps: int) -> int:
-    """Batches per epoch: those of the whole windows, and of the short one."""
-    whole, rest = divmod(num_rows, batch_size * accumulate_steps)
-    return whole * accumulate_steps + -(-rest // batch_size)
+def num_batches(
+    num_rows: int, *, batch_size: int, accumulate_steps: int, num_processes: int = 1
+) -> int:
+    """Batches per epoch and process: those of the whole windows, and of the short one."""
+    window_rows = batch_size * accumulate_steps
+    whole, rest = divmod(num_rows, window_rows)
+    per_window, in_rest = (-(-rows // num_processes) for rows in (window_rows, rest))
+    return whole * -(-per_window // batch_size) + -(-in_rest // batch_size)
 
 
 def _block_rows(window_rows: int) -> int:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from luthier.training.data.bucketing import (
     Window,
+    deal_window,
     num_batches,
     num_windows,
     plan_epoch,
@@ -104,3 +105,57 @@ def test_evaluation_covers_every_row_once() -> None:
     batches = plan_evaluation(LENGTHS, batch_size=16)
     assert sorted(chain.from_iterable(batches)) == list(range(len(LENGTHS)))
     assert _padded(batches) < 1.05 * sum(LENGTHS)
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60),
+    batch_size=st.integers(1, 9),
+    accumulate_steps=st.integers(1, 5),
+    num_processes=st.integers(1, 5),
+)
+def test_a_window_is_dealt_whole_and_evenly(
+    lengths: list[int], batch_size: int, accumulate_steps: int, num_processes: int
+) -> None:
+    sizes = {"batch_size": batch_size, "accumulate_steps": accumulate_steps}
+    windows = plan_epoch(lengths, seed=3, epoch=1, **sizes)
+    total = 0
+    for window in windows:
+        shares = [
+            deal_window(
+                window,
+                lengths,
+                batch_size=batch_size,
+                process=process,
+                num_processes=num_processes,
+            )
+            for process in range(num_processes)
+        ]
+        rows = [list(chain.from_iterable(share)) for share in shares]
+        assert sorted(chain.from_iterable(rows)) == sorted(chain.from_iterable(window))
+        assert max(map(len, rows)) - min(map(len, rows)) <= 1
+        assert len({len(share) for share in shares}) == 1
+        assert max(map(len, chain.from_iterable(shares))) <= batch_size
+        total += len(shares[0])
+    assert total == num_batches(len(lengths), num_processes=num_processes, **sizes)
+
+
+def test_shares_of_a_window_have_about_as_many_tokens() -> None:
+    for window in plan_epoch(LENGTHS, batch_size=8, accumulate_steps=8, seed=3, epoch=0):
+        tokens = [
+            sum(
+                LENGTHS[row]
+                for batch in deal_window(
+                    window, LENGTHS, batch_size=8, process=process, num_processes=4
+                )
+                for row in batch
+            )
+            for process in range(4)
+        ]
+        assert max(tokens) - min(tokens) <= max(LENGTHS)
+
+
+def test_one_process_takes_the_window_as_it_is() -> None:
+    window = [[4, 1], [0, 2]]
+    share = deal_window(window, [1, 2, 3, 4, 5], batch_size=2, process=0, num_processes=1)
+    assert share == window
