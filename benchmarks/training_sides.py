@@ -8,7 +8,9 @@ Luthier reads and tokenizes its records within that time; the others get token i
 from __future__ import annotations
 
 import copy
+import functools
 import gc
+import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +45,8 @@ from luthier.training.loop import tune
 from luthier.training.preparation import read_data
 
 OURS, CAIKIT, TRAINER = "luthier", "caikit_nlp_style", "trainer_peft"
+TRL, TRL_PACKING = "trl", "trl_packing"
+OTHERS = (CAIKIT, TRAINER, TRL, TRL_PACKING)
 METHODS = ("prompt_tuning", "lora_qv", "lora_all", "full_fine_tuning")
 LORA_RANK, LORA_ALPHA, LORA_SEED = 8, 16, 7
 
@@ -82,7 +86,13 @@ def serve_side(connection: Connection, side: str, task: Task) -> None:
 
 def _serve(connection: Connection, side: str, task: Task, base_model: BaseModel) -> None:
     batches = _batches(task, base_model)
-    make_training = {OURS: _ours, CAIKIT: _caikit, TRAINER: _trainer}[side]
+    make_training = {
+        OURS: _ours,
+        CAIKIT: _caikit,
+        TRAINER: _trainer,
+        TRL: functools.partial(_trl, packing=False),
+        TRL_PACKING: functools.partial(_trl, packing=True),
+    }[side]
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # The peak counts from here.
     loaded_kib = _memory_kib("VmRSS")
@@ -182,6 +192,22 @@ def _trainer(
         return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
     return train
+
+
+def _trl(
+    task: Task, base_model: BaseModel, batches: list[list[Example]], *, packing: bool
+) -> Callable[[], list[float]]:
+    # Only the environment of ``make bench-peers`` has TRL.
+    side = importlib.import_module("peers.trl_side")
+    training: Callable[[], list[float]] = side.make_trl_training(
+        _peft_model(task, base_model),
+        base_model.tokenizer,
+        batches,
+        learning_rate=task.options.learning_rate,
+        weight_decay=task.options.weight_decay,
+        packing=packing,
+    )
+    return training
 
 
 class _InOrder(Trainer):
