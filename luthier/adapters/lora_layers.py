@@ -101,13 +101,24 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The base layer's output with the delta."""
-        lora_a, lora_b = self._factors()
-        if self._is_fusable(x, lora_a):
+        if self.is_plain(x):
             weight, bias = oriented_weight(self.base), self.bias
             return _FusedLora.apply(  # type: ignore[no-any-return, no-untyped-call]
-                x, weight, bias, lora_a, lora_b, self.scaling
+                x, weight, bias, *self.stacked(), self.scaling
             )
-        output: torch.Tensor = self.base(x)
+        return self.add_delta(x, self.base(x))
+
+    def add_delta(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """The output with the delta.
+
+        Args:
+            x: What the layer reads, [.., in].
+            output: The base layer's, [.., out]; without gradients it may be changed in place.
+
+        Returns:
+            [.., out], dtype of ``output``.
+        """
+        lora_a, lora_b = self.stacked()
         inner = x if x.dtype == lora_a.dtype else x.to(lora_a.dtype)
         is_dropping = self._drop_share > 0 and torch.is_grad_enabled()
         if is_dropping:
@@ -124,8 +135,20 @@ class LoraLinear(nn.Module):
             result = self._with_magnitude(output, delta, scale, dropped)
         return result if result.dtype == output.dtype else result.to(output.dtype)
 
-    def _is_fusable(self, x: torch.Tensor, lora_a: torch.Tensor) -> bool:
-        """Whether the plain delta of a frozen float layer is to be learned, all in one dtype."""
+    @property
+    def draws(self) -> bool:
+        """Whether random numbers are drawn where a gradient is recorded."""
+        return self._drop_share > 0
+
+    def is_plain(self, x: torch.Tensor) -> bool:
+        """Whether the plain delta of a frozen float layer is to be learned, all in one dtype.
+
+        Args:
+            x: What the layer reads.
+
+        Returns:
+            True if all there is to do is ``x Wᵀ + bias + s (x Aᵀ) Bᵀ``.
+        """
         weight = self.weight
         return (
             self.magnitude is None
@@ -133,11 +156,12 @@ class LoraLinear(nn.Module):
             and self._drop_share == 0
             and type(self.base) in (nn.Linear, Conv1D)
             and not weight.requires_grad
-            and x.dtype == weight.dtype == lora_a.dtype
+            and x.dtype == weight.dtype == self.lora_a.dtype
             and not torch.is_autocast_enabled(x.device.type)
         )
 
-    def _factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def stacked(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``LoraFactors.stacked``."""
         lora_a, lora_b, start_a, start_b = self.lora_a, self.lora_b, self.start_a, self.start_b
         if start_a is None or start_b is None:
             return lora_a, lora_b

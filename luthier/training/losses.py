@@ -103,11 +103,40 @@ def projected_cross_entropy_sum(
     Returns:
         A scalar in fp32, differentiable once in ``hidden``, ``weight`` and ``bias``.
     """
-    chunk_rows = max(1, chunk_numbers // weight.shape[0])
-    total: torch.Tensor = _ProjectedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, labels, label_weights, chunk_rows
+    total, _ = projected_label_losses(
+        hidden, weight, bias, labels, label_weights, chunk_numbers=chunk_numbers
     )
     return total
+
+
+def projected_label_losses(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    label_weights: torch.Tensor | None = None,
+    *,
+    chunk_numbers: int = _CHUNK_NUMBERS,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``projected_cross_entropy_sum``, and what each label has to do with it.
+
+    Args:
+        hidden: [N, D].
+        weight: [V, D].
+        bias: [V] or None.
+        labels: [N].
+        label_weights: What each counts, fp32 [N]; 1 if None.
+        chunk_numbers: Most logits at once.
+
+    Returns:
+        The weighted sum, a scalar in fp32, differentiable once; and the cross-entropy of each label
+        without its weight, fp32 [N], without a graph.
+    """
+    chunk_rows = max(1, chunk_numbers // weight.shape[0])
+    total, losses = _ProjectedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, labels, label_weights, chunk_rows
+    )
+    return total, losses
 
 
 class _ProjectedCrossEntropy(torch.autograd.Function):
@@ -122,12 +151,13 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         labels: torch.Tensor,
         label_weights: torch.Tensor | None,
         chunk_rows: int,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight) if wants_weight else None
         grad_bias = torch.zeros_like(bias) if bias is not None and wants_bias else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        losses_of_all = torch.zeros(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], chunk_rows):
             part = slice(start, start + chunk_rows)
             logits = functional.linear(hidden[part], weight, bias).float()
@@ -136,7 +166,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             picked = logits.gather(1, labels[part, None]).squeeze(1)
             errors = logits.exp_()
             sums = errors.sum(dim=-1)
-            losses = sums.log() - picked
+            losses = losses_of_all[part] = sums.log() - picked
             weights = None if label_weights is None else label_weights[part]
             total += (losses if weights is None else losses * weights).sum()
             if not any(ctx.needs_input_grad):
@@ -153,11 +183,14 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += errors.sum(dim=0)
         ctx.gradients = (grad_hidden, grad_weight, grad_bias)
-        return total
+        ctx.mark_non_differentiable(losses_of_all)
+        return total, losses_of_all
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_total: torch.Tensor, _: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         gradients = tuple(
             None if gradient is None else gradient.mul_(grad_total.to(gradient.dtype))
             for gradient in ctx.gradients

@@ -6,6 +6,8 @@ keyword arguments of the model's call, by which the layout of the rows comes her
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ def packed_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    row_layout: RowLayout,
+    row_layouts: Sequence[RowLayout],
     scaling: float | None = None,
     dropout: float = 0.0,
     **others: Any,
@@ -43,7 +45,7 @@ def packed_attention(
         key: [1, K, N, Dh], positions applied.
         value: [1, K, N, Dh].
         attention_mask: Not used: the layout says who sees whom.
-        row_layout: Of the N tokens.
+        row_layouts: Of the N tokens: one batch after another, which do not see each other.
         scaling: Of the scores.
         dropout: Share of the scores to drop.
         **others: Further features of the model; refused if they would matter.
@@ -59,26 +61,13 @@ def packed_attention(
             raise NotSupportedError(
                 f"{type(module).__name__} asks its attention for {name!r}, which packed rows lack"
             )
-    num_prefix, groups = row_layout.prefix_length, row_layout.groups
     # One split has one backward; slices would each fill a gradient of the full size.
-    sizes = [num_prefix, *(group.num_rows * group.length for group in groups)]
-    queries, keys, values = (tensor.split(sizes, dim=2) for tensor in (query, key, value))
-    mask = _mask(row_layout, query) if num_prefix and groups else None
-    outputs = []
-    if num_prefix:
-        prefix = _attend(queries[0], keys[0], values[0], None, scaling, dropout)
-        outputs.append(prefix.transpose(1, 2).flatten(0, 1))
-    for group, *tensors in zip(groups, queries[1:], keys[1:], values[1:], strict=True):
-        group_query, group_key, group_value = (_rows_of(tensor, group) for tensor in tensors)
-        group_mask = None
-        if mask is not None:
-            group_key = torch.cat([keys[0].expand(group.num_rows, -1, -1, -1), group_key], dim=2)
-            group_value = torch.cat(
-                [values[0].expand(group.num_rows, -1, -1, -1), group_value], dim=2
-            )
-            group_mask = mask[: group.length, : num_prefix + group.length]
-        out = _attend(group_query, group_key, group_value, group_mask, scaling, dropout)
-        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    sizes = [size for layout in row_layouts for size in layout.sizes]
+    pieces = zip(*(tensor.split(sizes, dim=2) for tensor in (query, key, value)), strict=True)
+    outputs: list[torch.Tensor] = []
+    for layout in row_layouts:
+        of_layout = list(itertools.islice(pieces, len(layout.sizes)))
+        outputs += _attend_batch(layout, of_layout, scaling, dropout)
     return torch.cat(outputs)[None], None
 
 
@@ -108,6 +97,35 @@ def longest_exact_row(model: PreTrainedModel) -> int | None:
         if isinstance(limit := getattr(config, name, None), int)
     ]
     return min(limits, default=None)
+
+
+def _attend_batch(
+    layout: RowLayout, pieces: list[tuple[torch.Tensor, ...]], scaling: float | None, dropout: float
+) -> Iterator[torch.Tensor]:
+    """Outputs of one batch, [n, H, Dh] for its prefix and for each group.
+
+    Args:
+        layout: Of the batch.
+        pieces: Queries, keys and values of the prefix, if there is one, and of each group.
+        scaling: Of the scores.
+        dropout: Share of the scores to drop.
+    """
+    num_prefix, groups = layout.prefix_length, layout.groups
+    mask = _mask(layout, pieces[0][0]) if num_prefix and groups else None
+    prefix_key = prefix_value = None
+    if num_prefix:
+        prefix_query, prefix_key, prefix_value = pieces.pop(0)
+        prefix = _attend(prefix_query, prefix_key, prefix_value, None, scaling, dropout)
+        yield prefix.transpose(1, 2).flatten(0, 1)
+    for group, tensors in zip(groups, pieces, strict=True):
+        query, key, value = (_rows_of(tensor, group) for tensor in tensors)
+        group_mask = None
+        if mask is not None and prefix_key is not None and prefix_value is not None:
+            key = torch.cat([prefix_key.expand(group.num_rows, -1, -1, -1), key], dim=2)
+            value = torch.cat([prefix_value.expand(group.num_rows, -1, -1, -1), value], dim=2)
+            group_mask = mask[: group.length, : num_prefix + group.length]
+        out = _attend(query, key, value, group_mask, scaling, dropout)
+        yield out.transpose(1, 2).flatten(0, 1)
 
 
 def _attend(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import alog
 import torch
@@ -21,7 +23,7 @@ from luthier.adapters.module_tree import own_module_tree
 from luthier.errors import NotSupportedError
 from luthier.training.data.collation import TokenBatch
 from luthier.training.data.examples import IGNORED_LABEL
-from luthier.training.data.packing import pack_rows
+from luthier.training.data.packing import PackedRows, pack_rows
 from luthier.training.label_head import LabelHead
 from luthier.training.packed_attention import longest_exact_row, with_packed_attention
 
@@ -30,6 +32,24 @@ log = alog.use_channel(__name__)
 #: How far a packed pass may be from a padded one, as a share of the largest hidden number.
 _TOLERANCE = 1e-3
 _HALF_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class PackedPart:
+    """One batch of a pass.
+
+    Args:
+        packed: Its rows.
+        prompt: Virtual tokens before them, [P, D], or None.
+    """
+
+    packed: PackedRows
+    prompt: torch.Tensor | None
+
+    @property
+    def num_tokens(self) -> int:
+        """Virtual tokens and all others."""
+        return self.packed.position_ids.shape[1]
 
 
 class PackedNetwork:
@@ -63,24 +83,56 @@ class PackedNetwork:
             label head that keeps hidden states, these are in the head and the logits empty. None if
             these rows cannot be packed.
         """
+        part = self.pack(batch, prompt, shares_text=self._shares_text)
+        return None if part is None else (self.run_parts([part]), part.packed.labels)
+
+    def pack(
+        self, batch: TokenBatch, prompt: torch.Tensor | None, *, shares_text: bool
+    ) -> PackedPart | None:
+        """Lay the rows of a batch end to end.
+
+        Args:
+            batch: Right-padded rows.
+            prompt: Virtual tokens before the rows, [P, D], or None.
+            shares_text: Whether tokens that all rows begin with are computed once.
+
+        Returns:
+            A part of a pass; None if these rows cannot be packed.
+        """
         num_virtual_tokens = 0 if prompt is None else prompt.shape[0]
-        packed = pack_rows(
-            batch, num_virtual_tokens=num_virtual_tokens, shares_text=self._shares_text
-        )
+        packed = pack_rows(batch, num_virtual_tokens=num_virtual_tokens, shares_text=shares_text)
         if packed is None or (self._longest is not None and packed.layout.longest > self._longest):
             return None
-        embeddings = self._embed(packed.input_ids[None])
-        if prompt is not None:
-            virtual = prompt.to(device=embeddings.device, dtype=embeddings.dtype)
-            embeddings = torch.cat([virtual[None], embeddings], dim=1)
-        self.label_head.choose(torch.zeros_like(packed.places), packed.places)
+        return PackedPart(packed, prompt)
+
+    def run_parts(self, parts: Sequence[PackedPart]) -> torch.Tensor:
+        """One pass for several batches, which do not see each other.
+
+        Args:
+            parts: From ``pack``; at least one.
+
+        Returns:
+            Logits of the labelled places, part after part, as ``run`` gives them.
+        """
+        embeddings = self._embed(torch.cat([part.packed.input_ids for part in parts]))
+        texts = embeddings.split([len(part.packed.input_ids) for part in parts])
+        pieces = []
+        for part, text in zip(parts, texts, strict=True):
+            if part.prompt is not None:
+                pieces.append(part.prompt.to(device=text.device, dtype=text.dtype))
+            pieces.append(text)
+        starts = itertools.accumulate([part.num_tokens for part in parts], initial=0)
+        places = torch.cat(
+            [part.packed.places + start for part, start in zip(parts, starts, strict=False)]
+        )
+        self.label_head.choose(torch.zeros_like(places), places)
         logits: torch.Tensor = self.model(
-            inputs_embeds=embeddings,
-            position_ids=packed.position_ids,
-            row_layout=packed.layout,
+            inputs_embeds=torch.cat(pieces)[None],
+            position_ids=torch.cat([part.packed.position_ids for part in parts], dim=1),
+            row_layouts=tuple(part.packed.layout for part in parts),
             use_cache=False,
         ).logits
-        return logits, packed.labels
+        return logits
 
 
 def pack_if_exact(

@@ -43,7 +43,7 @@ def test_each_row_sees_the_prefix_and_itself(layout: RowLayout) -> None:
     ]
     for tensor in tensors:
         tensor.requires_grad_(True)
-    found, weights = packed_attention(object(), *tensors, None, row_layout=layout, scaling=0.3)
+    found, weights = packed_attention(object(), *tensors, None, row_layouts=[layout], scaling=0.3)
     expected = scaled_dot_product_attention(
         *tensors, attn_mask=allowed, scale=0.3, enable_gqa=True
     ).transpose(1, 2)
@@ -60,9 +60,9 @@ def test_each_row_sees_the_prefix_and_itself(layout: RowLayout) -> None:
 
 def test_a_feature_that_would_change_the_scores_is_refused() -> None:
     tensors = [torch.zeros(1, heads, 5, DH) for heads in (H, K, K)]
-    packed_attention(object(), *tensors, None, row_layout=LAYOUTS[0], softcap=None)
+    packed_attention(object(), *tensors, None, row_layouts=[LAYOUTS[0]], softcap=None)
     with pytest.raises(NotSupportedError, match="'softcap'"):
-        packed_attention(object(), *tensors, None, row_layout=LAYOUTS[0], softcap=3.0)
+        packed_attention(object(), *tensors, None, row_layouts=[LAYOUTS[0]], softcap=3.0)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,12 @@ class RowLayout:
     groups: tuple[RowGroup, ...]
 
     @property
+    def sizes(self) -> list[int]:
+        """Tokens of the prefix, if there is one, then of each group."""
+        prefix = [self.prefix_length] if self.prefix_length else []
+        return [*prefix, *(group.num_rows * group.length for group in self.groups)]
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest row, with the prefix."""
         return self.prefix_length + max((group.length for group in self.groups), default=0)
@@ -122,7 +128,7 @@ def pack_rows(
         position_ids=torch.cat(positions)[None].to(device),
         places=places.to(device),
         labels=labels[rows, columns].to(device),
-        layout=RowLayout(prefix_length, _groups(lengths)),
+        layout=_layout(prefix_length, lengths),
     )
 
 
@@ -132,5 +138,9 @@ def _common_tokens(input_ids: torch.Tensor, kept: torch.Tensor) -> int:
     return int((shortest == shortest[0]).all(dim=0).long().cumprod(dim=0).sum())
 
 
-def _groups(lengths: Sequence[int]) -> tuple[RowGroup, ...]:
-    return tuple(RowGroup(len(list(rows)), length) for length, rows in itertools.groupby(lengths))
+def _layout(prefix_length: int, lengths: Sequence[int]) -> RowLayout:
+    """Neighbours of one length together; a prefix of one row alone is the row's beginning."""
+    if len(lengths) == 1:
+        return RowLayout(0, (RowGroup(1, prefix_length + lengths[0]),))
+    groups = (RowGroup(len(list(rows)), length) for length, rows in itertools.groupby(lengths))
+    return RowLayout(prefix_length, tuple(groups))
