@@ -99,7 +99,7 @@ class TrainingRun:
         options = learner.options
         self.course = Course(BestSoFar(higher_is_better=metrics[0].higher_is_better))
         self._base_model = base_model
-        self._learner = learner
+        self.learner = learner
         self._data = data
         self._validation = validation
         self._options = options
@@ -229,7 +229,7 @@ class TrainingRun:
             self._stop_if_asked()
             if batch is not None:
                 number = self._group.process + done.num_batches * self._group.num_processes
-                micro_batches.append(MicroBatch(self._learner, batch, counts.units, number))
+                micro_batches.append(MicroBatch(self.learner, batch, counts.units, number))
                 loss_sums.append((yield micro_batches[-1]))
             self._tell_batch()
         loss_sum = self._finite_loss(loss_sums, micro_batches)
@@ -286,7 +286,7 @@ class TrainingRun:
         if data is None:
             return
         rows: list[ScoredRow] = []
-        network = self._learner.network
+        network = self.learner.network
         with network.evaluating():
             for indices in self._evaluation_share(data):
                 self._stop_if_asked()
@@ -426,7 +426,7 @@ class TrainingRun:
         )
         log.info(
             "training starts: method=%s rows=%d steps=%d batch_size=%d trainable=%d",
-            self._learner.adapter.method,
+            self.learner.adapter.method,
             event.num_rows,
             self._num_steps,
             options.batch_size,
