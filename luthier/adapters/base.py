@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from luthier.adapters.lora_layers import LoraFactors
+
 
 @dataclass(frozen=True)
 class SoftPromptTensors:
@@ -51,6 +53,25 @@ class Adapter(ABC):
     def soft_prompt(self) -> SoftPromptTensors:
         """The virtual tokens this adapter puts before the input, differentiable in its
         parameters; empty for methods that have none."""
+
+    def prefix_key_values(self) -> torch.Tensor | None:
+        """Keys and values that this adapter puts before those of each layer of the stack that makes
+        logits, [2·L, K, P, Dh]: layer 0's keys, its values, layer 1's keys and so on;
+        differentiable in its parameters. None for methods that have none."""
+        return None
+
+    def linear_deltas(self) -> Mapping[str, LoraFactors]:
+        """Low-rank deltas beside linear layers, by path, if they are all that ``tuned_model`` adds
+        to the base; else none."""
+        return {}
+
+    def delta_layers(self) -> frozenset[str]:
+        """Paths of the layers in ``linear_deltas``, told without reading any tensor."""
+        return frozenset(self.linear_deltas())
+
+    def served(self) -> Self:
+        """The adapter without what only training needs; it gives the same and has the same hash."""
+        return self
 
     @abstractmethod
     def peft_config(self) -> dict[str, Any]:

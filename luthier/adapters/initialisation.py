@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from luthier.adapters.key_values import prefix_shape_of
 from luthier.adapters.multitask_soft_prompt import NUM_RANKS, MultitaskSoftPrompt
+from luthier.adapters.p_tuning import PTuning, new_p_tuning, require_input_place
+from luthier.adapters.prefix_tuning import PrefixTuning, new_prefix_tuning
 from luthier.adapters.soft_prompt import (
     MAX_VIRTUAL_TOKENS,
     PromptPlace,
@@ -21,12 +24,15 @@ from luthier.adapters.soft_prompt import (
     check_places,
 )
 from luthier.adapters.source_prompt import SourcePrompt
+from luthier.data_model.prompt_encoder import PromptEncoderOptions
 from luthier.data_model.tuning import PromptOutputModelType, PromptTuningInit, TuningType
-from luthier.errors import ArtifactError, InvalidInputError
+from luthier.errors import ArtifactError, InvalidInputError, NotSupportedError
 
 if TYPE_CHECKING:
     from luthier.resources.base_model import BaseModel
 
+#: What a tuning of prompts learns.
+AnyPrompt = SoftPrompt | MultitaskSoftPrompt | PTuning | PrefixTuning
 #: Standard deviation of PEFT's task matrices.
 _TASK_STD = 0.02
 _PLACES: dict[PromptOutputModelType, PromptPlace] = {
@@ -45,8 +51,9 @@ def make_adapter(
     source_prompt: SourcePrompt | None = None,
     source_task: int = 0,
     output_model_types: Sequence[PromptOutputModelType] = (),
+    encoder: PromptEncoderOptions | None = None,
     seed: int,
-) -> SoftPrompt | MultitaskSoftPrompt:
+) -> AnyPrompt:
     """Make a fresh adapter, in float32 on the base model's device.
 
     Args:
@@ -58,7 +65,9 @@ def make_adapter(
         source_prompt: For the methods that start from one.
         source_task: For EXACT_SOURCE_TASK: which task's matrices.
         output_model_types: Where virtual tokens stand; empty is the decoder of a causal model and
-            the encoder of a seq2seq one.
+            the encoder of a seq2seq one. A prefix of keys and values always stands in the decoder.
+        encoder: The network that P-tuning and prefix tuning may learn through; PEFT's defaults if
+            None.
         seed: Fixes every random number.
 
     Returns:
@@ -66,16 +75,24 @@ def make_adapter(
 
     Raises:
         InvalidInputError: If something needed is missing or does not fit, naming both sides.
+        NotSupportedError: If the method does not work with this base model or in these places.
     """
+    if tuning_type.learns_through_a_network:
+        return _learned_through_a_network(
+            base_model,
+            tuning_type,
+            num_virtual_tokens,
+            output_model_types,
+            encoder or PromptEncoderOptions(),
+            init_method,
+            seed,
+        )
     default: PromptPlace = "decoder" if base_model.kind == "causal" else "encoder"
     places = check_places(
         tuple(_PLACES[PromptOutputModelType(word)] for word in output_model_types) or (default,),
         kind=base_model.kind,
     )
-    if not 1 <= num_virtual_tokens <= MAX_VIRTUAL_TOKENS:
-        raise InvalidInputError(
-            f"'num_virtual_tokens' must be from 1 to {MAX_VIRTUAL_TOKENS}, got {num_virtual_tokens}"
-        )
+    _require_size(num_virtual_tokens)
     shape = (num_virtual_tokens * len(places), base_model.hidden_size)
     generator = torch.Generator().manual_seed(seed)
     # NOTE: PEFT draws the prompt first, whatever replaces it afterwards; so must this.
@@ -99,6 +116,58 @@ def make_adapter(
             columns, rows = _source_factors(source_prompt, init_method, source_task)
     tensors = (tensor.to(device) for tensor in (prompt, columns, rows))
     return MultitaskSoftPrompt(*tensors, kind=base_model.kind, places=places)
+
+
+def _learned_through_a_network(
+    base_model: BaseModel,
+    tuning_type: TuningType,
+    num_virtual_tokens: int,
+    output_model_types: Sequence[PromptOutputModelType],
+    encoder: PromptEncoderOptions,
+    init_method: PromptTuningInit,
+    seed: int,
+) -> PTuning | PrefixTuning:
+    """P-tuning or prefix tuning, whose numbers start at random."""
+    _require_size(num_virtual_tokens)
+    encoder.validate()
+    if init_method is not PromptTuningInit.RANDOM:
+        raise InvalidInputError(
+            f"tuning type {tuning_type.value} starts at random, got init method {init_method.value}"
+        )
+    places = tuple(_PLACES[PromptOutputModelType(word)] for word in output_model_types)
+    generator = torch.Generator().manual_seed(seed)
+    kind = base_model.kind
+    made: PTuning | PrefixTuning
+    if tuning_type is TuningType.P_TUNING:
+        if places:
+            require_input_place(places, kind=kind)
+        made = new_p_tuning(
+            num_virtual_tokens,
+            base_model.hidden_size,
+            kind=kind,
+            options=encoder,
+            generator=generator,
+        )
+        return made.placed_on(base_model.device)
+    if "encoder" in places:
+        raise NotSupportedError(
+            f"prefix tuning puts keys and values into the decoder, got {list(places)}"
+        )
+    made = new_prefix_tuning(
+        num_virtual_tokens,
+        prefix_shape_of(base_model),
+        kind=kind,
+        options=encoder,
+        generator=generator,
+    )
+    return made.placed_on(base_model.device)
+
+
+def _require_size(num_virtual_tokens: int) -> None:
+    if not 1 <= num_virtual_tokens <= MAX_VIRTUAL_TOKENS:
+        raise InvalidInputError(
+            f"'num_virtual_tokens' must be from 1 to {MAX_VIRTUAL_TOKENS}, got {num_virtual_tokens}"
+        )
 
 
 def embed_text(base_model: BaseModel, text: str | None, *, num_rows: int) -> torch.Tensor:

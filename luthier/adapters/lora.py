@@ -74,6 +74,7 @@ class LoraAdapter(Adapter):
         self._is_transposed = is_transposed
         self._moved: tuple[tuple[object, ...], Self] | None = None
         self._trees: WeakKeyDictionary[PreTrainedModel, PreTrainedModel] = WeakKeyDictionary()
+        self._hashed: tuple[tuple[int, ...], str] | None = None
         self._lock = threading.Lock()
 
     @property
@@ -122,6 +123,19 @@ class LoraAdapter(Adapter):
     def soft_prompt(self) -> SoftPromptTensors:
         """None: the input stays as it is."""
         return SoftPromptTensors()
+
+    def linear_deltas(self) -> Mapping[str, LoraFactors]:
+        """The deltas, unless whole modules were trained beside them."""
+        return {} if self.saved else self.factors
+
+    def content_hash(self) -> str:
+        """As ``Adapter.content_hash``, kept while no tensor changes: each request asks for it."""
+        versions = versions_of(*self._changing_tensors())
+        if versions is None:
+            return super().content_hash()
+        if self._hashed is None or self._hashed[0] != versions:
+            self._hashed = (versions, super().content_hash())
+        return self._hashed[1]
 
     def tuned_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The base's network with the deltas in it, made at the first call (some milliseconds).
@@ -176,8 +190,7 @@ class LoraAdapter(Adapter):
         The last copy is kept while no tensor changes, so that serving one adapter in the precision
         of its base does not copy it for each request.
         """
-        tensors = [t for factors in self.factors.values() for t in (factors.lora_a, factors.lora_b)]
-        tensors += [p for _, p in self.named_parameters()]
+        tensors = self._changing_tensors()
         if all(t.device == device and t.dtype == dtype for t in tensors):
             return self
         state = (device, dtype, versions_of(*tensors))
@@ -205,6 +218,13 @@ class LoraAdapter(Adapter):
                 for path, module in self.saved.items()
             },
         )
+
+    def _changing_tensors(self) -> list[torch.Tensor]:
+        """All that may change after the adapter was made, some twice."""
+        tensors: list[torch.Tensor] = []
+        for factors in self.factors.values():
+            tensors += (factors.lora_a, factors.lora_b)
+        return [*tensors, *(parameter for _, parameter in self.named_parameters())]
 
     def _hashed_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self.peft_state().items()

@@ -19,9 +19,11 @@ import torch
 from safetensors.torch import save_file
 
 from luthier.adapters.base import Adapter
+from luthier.adapters.key_values import prefix_shape_of
 from luthier.adapters.lora_building import read_lora
 from luthier.adapters.lora_peft import PEFT_TYPE as LORA_TYPE
-from luthier.adapters.prompt_reading import PROMPT_TYPES, read_prompt
+from luthier.adapters.prefix_tuning import PREFIX_TUNING_TYPE
+from luthier.adapters.prompt_reading import PROMPT_TYPES, read_prefix, read_prompt
 from luthier.adapters.soft_prompt import PEFT_TASK_TYPES
 from luthier.errors import ArtifactError, InvalidInputError, NotSupportedError, UnsafeWeightsError
 from luthier.files.atomic_folder import check_manifest, write_folder_atomically, write_manifest
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _MAX_CONFIG_BYTES = 1_000_000
-_PEFT_TYPES = (*PROMPT_TYPES, LORA_TYPE)
+_PEFT_TYPES = (*PROMPT_TYPES, PREFIX_TUNING_TYPE, LORA_TYPE)
 
 
 def save_adapter(
@@ -104,6 +106,10 @@ def load_adapter(folder: Path, *, base_model: BaseModel) -> Adapter:
     try:
         if peft_type == LORA_TYPE:
             return read_lora(config, state, base_model.model)
+        if peft_type == PREFIX_TUNING_TYPE:
+            shape = prefix_shape_of(base_model)
+            prefix = read_prefix(config, state, kind=base_model.kind, shape=shape)
+            return prefix.placed_on(base_model.device)
         adapter = read_prompt(
             config,
             state,
@@ -114,7 +120,7 @@ def load_adapter(folder: Path, *, base_model: BaseModel) -> Adapter:
         )
     except InvalidInputError as error:
         raise ArtifactError(f"adapter {folder.name!r}: {error}") from error
-    return adapter.to(device=base_model.device, dtype=adapter.prompt_embeddings.dtype)
+    return adapter.to(device=base_model.device, dtype=state["prompt_embeddings"].dtype)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -45,6 +45,13 @@ class TuningType(StrEnum):
 
     PROMPT_TUNING = "PROMPT_TUNING"
     MULTITASK_PROMPT_TUNING = "MULTITASK_PROMPT_TUNING"
+    P_TUNING = "P_TUNING"
+    PREFIX_TUNING = "PREFIX_TUNING"
+
+    @property
+    def learns_through_a_network(self) -> bool:
+        """True for the types that ``PromptEncoderOptions`` have a say in."""
+        return self in (TuningType.P_TUNING, TuningType.PREFIX_TUNING)
 
 
 class PromptTuningInit(StrEnum):

@@ -20,6 +20,7 @@ class Prompt:
         token_ids: Prompt tokens, [T]; a seq2seq base encodes them.
         adapter: The request's, in the base model's dtype and on its device.
         soft_prompt: Its virtual tokens, detached.
+        key_values: Its prefix of keys and values, detached, [2·L, K, P, Dh]; None for none.
         room: Tokens that may still be generated before the model's context is full; None if it
             has no limit.
     """
@@ -28,11 +29,13 @@ class Prompt:
     adapter: Adapter | None
     soft_prompt: SoftPromptTensors
     room: int | None
+    key_values: torch.Tensor | None = None
 
     @property
     def num_decoder_virtual_tokens(self) -> int:
-        """P of the decoder's soft prompt, 0 without one."""
-        return _num_virtual(self.soft_prompt.decoder)
+        """P of the decoder's soft prompt or prefix, 0 without one."""
+        num_cached = 0 if self.key_values is None else self.key_values.shape[2]
+        return num_cached + _num_virtual(self.soft_prompt.decoder)
 
     @property
     def num_encoder_virtual_tokens(self) -> int:
@@ -60,7 +63,8 @@ def prepare_prompt(base_model: BaseModel, request: GenerationRequest) -> Prompt:
     adapter = request.adapter
     if adapter is not None:
         adapter = adapter.to(device=base_model.device, dtype=base_model.dtype)
-    soft_prompt = _detached_soft_prompt(adapter)
+    soft_prompt, key_values = _detached_soft_prompt(adapter), _detached_key_values(adapter)
+    num_cached = 0 if key_values is None else key_values.shape[2]
     for part in (soft_prompt.encoder, soft_prompt.decoder):
         _check_width(base_model, part)
     is_seq2seq = base_model.kind == "seq2seq"
@@ -68,13 +72,18 @@ def prepare_prompt(base_model: BaseModel, request: GenerationRequest) -> Prompt:
     token_ids = _or_beginning(base_model, request.input_ids, num_virtual=_num_virtual(leading))
     _check_ids(base_model, token_ids)
     if base_model.max_positions is None:
-        return Prompt(token_ids, adapter, soft_prompt, room=None)
-    num_used = len(token_ids) + _num_virtual(leading)
+        return Prompt(token_ids, adapter, soft_prompt, room=None, key_values=key_values)
+    num_virtual = _num_virtual(leading)
     if is_seq2seq:
-        _check_length(num_used - 1, request, leading, base_model.max_positions)
-        num_used = 1 + _num_virtual(soft_prompt.decoder)
-    _check_length(num_used, request, leading, base_model.max_positions)
-    return Prompt(token_ids, adapter, soft_prompt, room=base_model.max_positions - num_used)
+        num_encoded = len(token_ids) + num_virtual
+        _check_length(num_encoded - 1, request, num_virtual, base_model.max_positions)
+        num_used = 1 + _num_virtual(soft_prompt.decoder) + num_cached
+    else:
+        num_virtual += num_cached
+        num_used = len(token_ids) + num_virtual
+    _check_length(num_used, request, num_virtual, base_model.max_positions)
+    room = base_model.max_positions - num_used
+    return Prompt(token_ids, adapter, soft_prompt, room=room, key_values=key_values)
 
 
 def _num_virtual(soft_prompt: torch.Tensor | None) -> int:
@@ -90,6 +99,14 @@ def _detached_soft_prompt(adapter: Adapter | None) -> SoftPromptTensors:
         decoder=None if tensors.decoder is None else tensors.decoder.detach(),
         encoder=None if tensors.encoder is None else tensors.encoder.detach(),
     )
+
+
+def _detached_key_values(adapter: Adapter | None) -> torch.Tensor | None:
+    if adapter is None:
+        return None
+    with torch.no_grad():
+        key_values = adapter.prefix_key_values()
+    return None if key_values is None else key_values.detach()
 
 
 def _check_width(base_model: BaseModel, soft_prompt: torch.Tensor | None) -> None:
@@ -123,11 +140,11 @@ def _check_ids(base_model: BaseModel, token_ids: tuple[int, ...]) -> None:
 
 
 def _check_length(
-    num_used: int, request: GenerationRequest, leading: torch.Tensor | None, max_positions: int
+    num_used: int, request: GenerationRequest, num_virtual: int, max_positions: int
 ) -> None:
     if num_used < max_positions:
         return
-    virtual = f" and {_num_virtual(leading)} virtual tokens" if leading is not None else ""
+    virtual = f" and {num_virtual} virtual tokens" if num_virtual else ""
     raise InvalidInputError(
         f"the prompt has {len(request.input_ids)} tokens{virtual}, which leaves no room to "
         f"generate in the model's context of {max_positions} tokens"

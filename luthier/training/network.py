@@ -93,7 +93,14 @@ class TrainingNetwork:
             and self._model.config.model_type in SHARED_PREFIX_MODEL_TYPES
         )
         self._packed = None
-        if packs_rows and base_model.kind == "causal" and embedding_noise is None:
+        has_prefix = adapter.prefix_key_values() is not None
+        if has_prefix and gradient_checkpointing:
+            raise NotSupportedError(
+                "prefix tuning has no gradient checkpointing: activations would be computed again "
+                "without the cache that the prefix is in"
+            )
+        may_pack = embedding_noise is None and not has_prefix
+        if packs_rows and base_model.kind == "causal" and may_pack:
             has_dropout = base_dropout or adapter.has_dropout
             prompt = adapter.soft_prompt().decoder
             self._packed = pack_if_exact(self._model, prompt, shares_text=not has_dropout)

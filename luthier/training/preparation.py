@@ -24,6 +24,7 @@ from luthier.training.data.tokenization import (
     tokenize_records,
 )
 from luthier.training.data.verbalizer import Verbalizer
+from luthier.training.parallel import current_group
 
 log = alog.use_channel(__name__)
 
@@ -43,7 +44,7 @@ def settle_options(options: TrainingOptions, *, default_seed: int | None = None)
     Server limits are the caller's business; what no server could want is refused here.
 
     Args:
-        options: As the caller gave them.
+        options: As the caller gave them; the same in all processes that train together.
         default_seed: Used for -1 instead of a drawn one: that of the training that goes on.
 
     Returns:
@@ -55,7 +56,8 @@ def settle_options(options: TrainingOptions, *, default_seed: int | None = None)
     options.validate(UNLIMITED)
     if options.seed >= 0:
         return options
-    seed = secrets.randbits(31) if default_seed is None else default_seed
+    drawn = secrets.randbits(31) if default_seed is None else default_seed
+    seed = current_group().from_main(drawn)
     return dataclasses.replace(options, seed=seed)
 
 
@@ -93,7 +95,13 @@ def read_data(
     dataset.validate()
     verbalizer = Verbalizer(options.verbalizer)
     verbalizer.require_trainable()
-    row_tokenizer = _row_tokenizer(base_model, adapter.soft_prompt(), options)
+    key_values = adapter.prefix_key_values()
+    row_tokenizer = _row_tokenizer(
+        base_model,
+        adapter.soft_prompt(),
+        options,
+        num_cached=0 if key_values is None else key_values.shape[2],
+    )
     conversations: dict[int, ChatTrainRecord] = {}
     if dataset.skip_parent_probability or dataset.random_parent_probability:
         train = list(train)
@@ -120,9 +128,9 @@ def read_data(
 
 
 def _row_tokenizer(
-    base_model: BaseModel, prompt: SoftPromptTensors, options: TrainingOptions
+    base_model: BaseModel, prompt: SoftPromptTensors, options: TrainingOptions, *, num_cached: int
 ) -> RowTokenizer:
-    num_virtual_tokens = max(
+    num_virtual_tokens = num_cached + max(
         0 if part is None else part.shape[0] for part in (prompt.encoder, prompt.decoder)
     )
     room = base_model.max_positions

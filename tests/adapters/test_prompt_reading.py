@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from luthier.adapters.multitask_soft_prompt import MultitaskSoftPrompt
-from luthier.adapters.prompt_reading import read_prompt
+from luthier.adapters.prefix_tuning import PrefixShape
+from luthier.adapters.prompt_reading import read_prefix, read_prompt
 from luthier.adapters.soft_prompt import SoftPrompt
 from luthier.errors import InvalidInputError
 
@@ -53,3 +54,24 @@ def test_missing_and_unknown_tensors_are_named():
         _read(BOTH, {"prompt_embeddings": PROMPT})
     with pytest.raises(InvalidInputError, match=r"got .*'other'"):
         _read(BOTH, {"prompt_embeddings": PROMPT, "other": PROMPT})
+
+
+SHAPE = PrefixShape(num_layers=2, num_kv_heads=2, head_dim=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_layers": 3}, "'num_layers' is '3', this base model takes 2"),
+        ({"token_dim": 12}, "'token_dim' is '12', this base model takes 6"),
+        ({"num_transformer_submodules": 2}, "'num_transformer_submodules'"),
+        ({"num_virtual_tokens": 5}, "'num_virtual_tokens' is 5, its weights have 4"),
+        ({"encoder_hidden_size": "many"}, "'encoder_hidden_size'"),
+    ],
+)
+def test_a_prefix_for_another_model_is_refused(changes, message):
+    config = {"num_virtual_tokens": 4, "num_layers": 2, "token_dim": 6}
+    state = {"prompt_embeddings": torch.ones(4, SHAPE.width)}
+    assert read_prefix(config, state, kind="causal", shape=SHAPE).num_virtual_tokens == 4
+    with pytest.raises(InvalidInputError, match=message):
+        read_prefix({**config, **changes}, state, kind="causal", shape=SHAPE)

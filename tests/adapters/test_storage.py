@@ -10,9 +10,9 @@ import warnings
 import pytest
 import torch
 from peft import (
+    IA3Config,
     MultitaskPromptTuningConfig,
     PeftModel,
-    PrefixTuningConfig,
     PromptTuningConfig,
     get_peft_model,
 )
@@ -322,7 +322,8 @@ def test_weights_of_another_shape_or_name_are_refused(saved, tiny_causal_base, c
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"peft_type": "PREFIX_TUNING"}, NotSupportedError),
+        ({"peft_type": "IA3"}, NotSupportedError),
+        ({"peft_type": "PREFIX_TUNING"}, ArtifactError),
         ({"peft_type": None}, NotSupportedError),
         ({"peft_type": ["PROMPT_TUNING"]}, NotSupportedError),
         ({"peft_type": "MULTITASK_PROMPT_TUNING"}, ArtifactError),
@@ -389,11 +390,13 @@ def test_pickled_weights_are_refused_and_never_run(saved, tiny_causal_base, tmp_
 
 
 def test_an_adapter_of_another_method_is_refused(tmp_path, tiny_causal_base):
-    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P)
+    config = IA3Config(
+        task_type="CAUSAL_LM", target_modules=["q_proj"], feedforward_modules=["q_proj"]
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         get_peft_model(copy.deepcopy(tiny_causal_base.model), config).save_pretrained(tmp_path)
-    with pytest.raises(NotSupportedError, match="PREFIX_TUNING"):
+    with pytest.raises(NotSupportedError, match="IA3"):
         load_adapter(tmp_path, base_model=tiny_causal_base)
 
 

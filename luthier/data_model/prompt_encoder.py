@@ -1,0 +1,60 @@
+"""The small network that P-tuning and prefix tuning may learn a prompt through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from luthier.data_model.checks import require_int
+from luthier.errors import InvalidInputError, did_you_mean
+
+MLP = "MLP"
+LSTM = "LSTM"
+ENCODER_TYPES = (MLP, LSTM)
+DEFAULT_NUM_LAYERS = 2
+MAX_HIDDEN_SIZE = 65_536
+MAX_LAYERS = 16
+
+
+@dataclass(frozen=True)
+class PromptEncoderOptions:
+    """PEFT's ``PromptEncoderConfig`` and the part of its ``PrefixTuningConfig`` that is alike.
+
+    Args:
+        reparameterization_type: ``MLP`` or ``LSTM``; P-tuning alone.
+        hidden_size: Of the network; None takes the width of the rows.
+        num_layers: Of the LSTM.
+        dropout: Between the LSTM's layers.
+        prefix_projection: Whether prefix tuning learns through a network, too.
+    """
+
+    reparameterization_type: str = MLP
+    hidden_size: int | None = None
+    num_layers: int = DEFAULT_NUM_LAYERS
+    dropout: float = 0.0
+    prefix_projection: bool = False
+
+    def validate(self) -> None:
+        """Refuse what no network could be made of; changes nothing.
+
+        Raises:
+            InvalidInputError: Naming the option, its value and the limit.
+        """
+        word = self.reparameterization_type
+        if word not in ENCODER_TYPES:
+            raise InvalidInputError(
+                f"'encoder_reparameterization_type' must be one of {', '.join(ENCODER_TYPES)}, "
+                f"got {str(word)[:80]!r}{did_you_mean(str(word)[:80], ENCODER_TYPES)}"
+            )
+        if self.hidden_size is not None:
+            require_int("encoder_hidden_size", self.hidden_size, minimum=1, maximum=MAX_HIDDEN_SIZE)
+        require_int("encoder_num_layers", self.num_layers, minimum=1, maximum=MAX_LAYERS)
+        is_number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
+        if not is_number or not 0 <= self.dropout < 1:
+            raise InvalidInputError(
+                f"'encoder_dropout' must be from 0 to below 1, got {str(self.dropout)[:80]!r}"
+            )
+        if not isinstance(self.prefix_projection, bool):
+            raise InvalidInputError(
+                f"'prefix_projection' must be true or false, "
+                f"got {str(self.prefix_projection)[:80]!r}"
+            )
