@@ -160,6 +160,27 @@ class EngineError(LuthierError, RuntimeError):
     code = "engine_failed"
 
 
+def error_class(code: str) -> type[LuthierError]:
+    """The nearest class to the root with this code: what another process raised.
+
+    Args:
+        code: A class's; ``LuthierError`` for one that none has.
+
+    Returns:
+        The class.
+
+    Example:
+        >>> error_class("not_found").__name__
+        'NotFoundError'
+    """
+    kinds = [LuthierError]
+    for kind in kinds:
+        if kind.code == code:
+            return kind
+        kinds += kind.__subclasses__()
+    return LuthierError
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The tail of a message that suggests the nearest known name, or nothing.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from luthier.cli.local_runtime import stop_with_parent
 from luthier.cli.serve import add_settings
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, error_class
 
 WORKER_MODULE = "luthier.modules.experiments.worker"
 STOP_SECONDS = 10.0
@@ -84,19 +84,9 @@ def _listen(
         if event["event"] == "done":
             return event
         if event["event"] == "error":
-            raise _error_of(event["code"])(event["message"])
+            raise error_class(event["code"])(event["message"])
         on_event(event)
     raise LuthierError(f"the training's process ended with status {process.wait()}")
-
-
-def _error_of(code: str) -> type[LuthierError]:
-    """The nearest class with this code, so that the exit status is the right one."""
-    kinds = [LuthierError]
-    for kind in kinds:
-        if kind.code == code:
-            return kind
-        kinds += kind.__subclasses__()
-    return LuthierError
 
 
 def _end(process: subprocess.Popen[str]) -> None:

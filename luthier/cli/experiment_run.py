@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from luthier.data_model.other_systems.importing import Fate, ImportedExperiment
 LINE_STEPS = 10
 #: Marks around what is learned, where the first batch is shown.
 LEARNED = ("⟦", "⟧")
+#: Where torchrun writes which of several processes this is; the first one speaks.
+RANK_VARIABLE = "RANK"
 #: Most characters of one stretch of text that are shown.
 MAX_SHOWN_CHARS = 2000
 
@@ -50,6 +53,7 @@ def run_experiment(
         print(f"wrote {export}", file=sys.stderr)
         if not is_dry:
             return
+    is_silent = int(os.environ.get(RANK_VARIABLE, "0")) > 0
     progress = _Progress()
     done = run_in_child(
         "dry_run" if is_dry else "train",
@@ -57,6 +61,8 @@ def run_experiment(
         base_models_dir=base_models_dir,
         on_event=progress.show,
     )
+    if is_silent:
+        return
     if as_json:
         done.pop("event")
         print(json.dumps(done, ensure_ascii=False))

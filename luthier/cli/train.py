@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,6 +59,10 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="Step size of AdamW.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows at once.")] = None,
     accumulate_steps: Annotated[int | None, typer.Option(help="Batches per update.")] = None,
+    num_processes: Annotated[
+        int | None,
+        typer.Option(help="Processes that share the work, a GPU each where there are some."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the run repeatable.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -87,8 +92,9 @@ def train(
 ) -> None:
     """Tune a model. Options are laid over the keys of the file.
 
-    A server trains what a flat file or options alone describe. A file in groups and one of
-    another system are trained on this machine, in a process of their own.
+    A server trains what a flat file or options alone describe. A file in groups, one of another
+    system, and what several processes share are trained on this machine, in processes of their own.
+    Under torchrun, its processes are the ones.
 
     Ctrl-C cancels the training. Exit codes: 0 done, 1 failed, 2 asked for wrongly, 130 cancelled.
     """
@@ -107,12 +113,14 @@ def train(
         "batch_size": batch_size,
         "accumulate_steps": accumulate_steps,
         "seed": seed,
+        "num_processes": num_processes,
     }
     chosen = {key: value for key, value in given.items() if value is not None}
     tuning_config = _tuning_config(num_virtual_tokens, init_text)
     for setting in settings or []:
         _lay_over(chosen, tuning_config, setting)
-    if is_dry or export is not None or preset is not None or _is_experiment(file):
+    is_shared = num_processes is not None or "WORLD_SIZE" in os.environ
+    if is_dry or export is not None or preset is not None or is_shared or _is_experiment(file):
         if is_detached:
             raise InvalidInputError("--detach has no use here: this is done on this machine")
         source = _experiment(file, preset, {**chosen, **_dotted(tuning_config)}, output_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import alog
+import torch
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.full_weights import FullWeights
@@ -20,7 +22,6 @@ from luthier.adapters.source_prompt import (
     resolve_source_prompt,
 )
 from luthier.data_model.dataset import Dataset, load_dataset
-from luthier.data_model.dataset_options import DatasetOptions
 from luthier.data_model.experiment import ExperimentOptions
 from luthier.data_model.run_options import FULL_FINE_TUNING, LORA, MULTITASK_PROMPT_TUNING
 from luthier.data_model.tuning import TuningType, parse_init_method, parse_output_model_types
@@ -34,12 +35,15 @@ from luthier.modules.text_generation.lora_tuning import LoraTuning
 from luthier.modules.text_generation.peft_prompt_tuning import PeftPromptTuning
 from luthier.modules.text_generation.text_generation import TextGeneration
 from luthier.modules.text_generation.text_module import TextModule
+from luthier.modules.text_generation.train_plan import seed_to_resume
 from luthier.resources.base_model import BaseModel
 from luthier.resources.hardware import parse_device, pick_training_dtype
 from luthier.resources.store import BaseModelLease
 from luthier.training.callbacks.base import TrainingCallback
 from luthier.training.callbacks.metrics_file import MetricsFile
+from luthier.training.data.prompt_style import PromptStyle
 from luthier.training.loop import tune
+from luthier.training.parallel import current_group
 from luthier.training.preparation import settle_options
 from luthier.training.results import TrainingResult
 
@@ -64,6 +68,49 @@ def require_runnable(options: ExperimentOptions) -> None:
             raise InvalidInputError(f"'{path}' is missing")
     options.validate()
     check_name(options.general.model_name, what="general.model_name")
+
+
+def training_device(options: ExperimentOptions) -> torch.device:
+    """Where this process trains: of several processes, each has a GPU of its own.
+
+    Args:
+        options: Checked.
+
+    Returns:
+        The device.
+
+    Raises:
+        InvalidInputError: If this machine has no such device, or all processes are sent to one.
+    """
+    training = options.training
+    word = training.device if training.is_device_given else None
+    device = parse_device(word or environment().base_models.sources.default_device)
+    group = current_group()
+    if group.is_alone or device.type == "cpu":
+        return device
+    if word is not None and ":" in word:
+        raise InvalidInputError(
+            f"'environment.device' {word!r} is one GPU, and there are {group.num_processes} "
+            "processes; write 'cuda'"
+        )
+    return group.device
+
+
+def require_devices(options: ExperimentOptions) -> None:
+    """Refuse more processes than there are GPUs to train on; a CPU takes any number.
+
+    Args:
+        options: Checked.
+
+    Raises:
+        InvalidInputError: Naming both numbers.
+    """
+    wanted, device = options.training.num_processes, training_device(options)
+    if device.type != "cpu" and wanted > torch.cuda.device_count():
+        raise InvalidInputError(
+            f"'environment.num_processes' is {wanted}, but this machine has "
+            f"{torch.cuda.device_count()} GPUs"
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +154,7 @@ class Experiment:
         """
         general = self.options.general
         run_folder = None if general.run_folder is None else Path(general.run_folder)
-        if run_folder is not None:
+        if run_folder is not None and current_group().is_main:
             run_folder.mkdir(parents=True, exist_ok=True)
             callbacks = (*callbacks, MetricsFile(run_folder / METRICS_NAME))
         return tune(
@@ -160,13 +207,15 @@ class Experiment:
     def _generator(
         self, kind: type[TextModule], lease: BaseModelLease, adapter: Adapter | None
     ) -> TextGenerator:
-        eos_token = self.base_model.tokenizer.eos_token or ""
+        # The rows of a data set are of one kind, so the first one tells.
+        first_row = itertools.islice(self.dataset.train, 1)
+        verbalizer, dataset = self.options.training.verbalizer, self.options.dataset
         return TextGenerator(
             lease,
             producer_id=kind.PRODUCER_ID,  # type: ignore[attr-defined]  # caikit's decorator adds it
             environment=environment(),
             adapter=adapter,
-            verbalizer=serving_verbalizer(self.options, eos_token),
+            style=PromptStyle.of_training(verbalizer, dataset, first_row, self.base_model),
         )
 
 
@@ -185,15 +234,15 @@ def open_experiment(options: ExperimentOptions) -> Iterator[Experiment]:
     """
     require_runnable(options)
     here = environment()
-    training = settle_options(options.training)
+    resume_from = options.general.resume_from
+    checkpoint = None if resume_from is None else Path(resume_from)
+    training = settle_options(options.training, default_seed=seed_to_resume(checkpoint))
     verbalizer = here.verbalizers.get(training.verbalizer, training.verbalizer)
     training = replace(training, verbalizer=verbalizer)
     options = replace(options, training=training)
     dataset = load_dataset(options.dataset)
     sources = here.base_models.sources
-    device = parse_device(
-        training.device if training.is_device_given and training.device else sources.default_device
-    )
+    device = training_device(options)
     with_dtype = pick_training_dtype(training.torch_dtype or sources.default_dtype, device=device)
     lease = here.base_models.acquire(options.general.base_model, dtype=with_dtype, device=device)
     try:
@@ -201,23 +250,6 @@ def open_experiment(options: ExperimentOptions) -> Iterator[Experiment]:
         yield Experiment(options, lease, dataset, adapter)
     finally:
         lease.release()
-
-
-def serving_verbalizer(options: ExperimentOptions, eos_token: str) -> str:
-    """The template that makes of a user's text what a single turn looked like in training.
-
-    Args:
-        options: Of the tuning.
-        eos_token: Of the base model.
-
-    Returns:
-        The verbalizer of the tuned model. A chat template has none: there it is the text itself.
-    """
-    dataset: DatasetOptions = options.dataset
-    if dataset.prompt_format == "markers":
-        end = eos_token if dataset.add_eos_token_to_prompt else ""
-        return f"{dataset.text_prompt_start}{{{{input}}}}{end}{dataset.text_answer_separator}"
-    return options.training.verbalizer
 
 
 def _adapter(options: ExperimentOptions, base: BaseModel, here: Environment) -> Adapter:

@@ -10,15 +10,22 @@ Answers with one JSON object per line on stdout; the last is ``done`` or ``error
 
 It exists so that a command line need not load torch, and can stop a training by ending it: a model
 is written whole, and at the end.
+
+A training of several processes is started by torchrun from here, each as ``… worker <folder>``
+(``launching``). A worker that torchrun has started, directly or with its command line, joins the
+others; the main one alone speaks and writes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import json
+import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -29,22 +36,42 @@ from luthier.data_model.experiment import ExperimentOptions
 from luthier.errors import CancelledError, InvalidInputError, LuthierError
 from luthier.modules.environment import environment
 from luthier.modules.experiments.dry_run import dry_run, peak_memory_bytes
-from luthier.modules.experiments.experiment import open_experiment
+from luthier.modules.experiments.experiment import (
+    open_experiment,
+    require_devices,
+    require_runnable,
+    training_device,
+)
 from luthier.training.callbacks.base import StartEvent, StepEvent, TrainingCallback
+from luthier.training.launched_process import read_request, reporting, write_answer
+from luthier.training.launching import launch
+from luthier.training.parallel import joined
 from luthier.training.results import EvaluationPoint
 
 COMMANDS = ("train", "dry_run")
+MODULE = "luthier.modules.experiments.worker"
+_PR_SET_PDEATHSIG = 1
+#: Where torchrun writes how many processes there are.
+_WORLD_SIZE_VARIABLE = "WORLD_SIZE"
 
 
-def main() -> int:
-    """Do what stdin says; returns the exit status."""
+def main(arguments: Sequence[str]) -> int:
+    """Do what stdin says, or the request in a folder.
+
+    Args:
+        arguments: The folder of ``launching``, or nothing.
+
+    Returns:
+        The exit status.
+    """
     signal.signal(signal.SIGTERM, _stop)
     out = sys.stdout
     # Whatever a library prints must not get between the lines of JSON.
     sys.stdout = sys.stderr
+    if arguments:
+        return _main_of_launched(Path(arguments[0]), out)
     try:
-        logging = environment().config.log
-        alog.configure(logging.level, filters=logging.filters)
+        _configure_logging()
         done = do(json.load(sys.stdin), out)
     except LuthierError as error:
         _say(out, "error", code=error.code, message=str(error))
@@ -54,6 +81,31 @@ def main() -> int:
         return 130
     _say(out, "done", **done)
     return 0
+
+
+def _main_of_launched(folder: Path, out: TextIO) -> int:
+    """One of several processes; errors are told by the one that started them."""
+    _die_with_parent()
+    process = int(os.environ["RANK"])
+    with reporting(folder, process), contextlib.ExitStack() as stack:
+        _configure_logging()
+        if process:
+            out = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+        done = do(read_request(folder), out)
+        if process == 0:
+            write_answer(folder, done)
+    return 0
+
+
+def _die_with_parent() -> None:
+    """End this process when the one that launched it does, even by SIGKILL. Linux only."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _configure_logging() -> None:
+    logging = environment().config.log
+    alog.configure(logging.level, filters=logging.filters)
 
 
 def do(request: Mapping[str, Any], out: TextIO) -> dict[str, Any]:
@@ -75,12 +127,46 @@ def do(request: Mapping[str, Any], out: TextIO) -> dict[str, Any]:
         return dataclasses.asdict(dry_run(options))
     if command != "train":
         raise InvalidInputError(f"'command' must be one of {', '.join(COMMANDS)}, got {command!r}")
+    if _must_be_launched(options, os.environ):
+        require_runnable(options)
+        require_devices(options)
+        return launch(MODULE, request, num_processes=options.training.num_processes)
+    with joined(os.environ, on_cpu=training_device(options).type == "cpu") as group:
+        return _train(options, out, is_main=group.is_main)
+
+
+def _must_be_launched(options: ExperimentOptions, environ: Mapping[str, str]) -> bool:
+    """Whether an experiment wants processes that are not there yet.
+
+    Args:
+        options: Of the experiment.
+        environ: Where torchrun says how many it started.
+
+    Returns:
+        False if torchrun has started this process.
+
+    Raises:
+        InvalidInputError: If torchrun started another number than the options ask for.
+    """
+    wanted = options.training.num_processes
+    if _WORLD_SIZE_VARIABLE not in environ:
+        return wanted > 1
+    started = int(environ[_WORLD_SIZE_VARIABLE])
+    if wanted not in (1, started):
+        raise InvalidInputError(
+            f"'environment.num_processes' is {wanted}, but torchrun started {started} processes"
+        )
+    return False
+
+
+def _train(options: ExperimentOptions, out: TextIO, *, is_main: bool) -> dict[str, Any]:
     with open_experiment(options) as experiment:
         result = experiment.tune(callbacks=(_Speaker(out),))
         peak = peak_memory_bytes(experiment.base_model)
         path = Path(options.general.output_folder) / options.general.model_name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        experiment.module(result).save(path)
+        if is_main:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            experiment.module(result).save(path)
     return {
         "path": str(path),
         "num_steps": result.num_steps,
@@ -122,4 +208,4 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
