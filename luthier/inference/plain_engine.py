@@ -29,6 +29,7 @@ from luthier.inference.model_defaults import model_defaults
 from luthier.inference.options import EngineOptions
 from luthier.inference.prompts import prepare_prompt
 from luthier.inference.row_forward import (
+    RowForward,
     positions_change_with_length,
     prior_token_ids,
     row_forward,
@@ -195,9 +196,25 @@ class PlainEngine(Engine):
         logits = forward.prefill(sequence.prompt, wants_prompt_logits=sequence.wants_prompt_logits)
         if sequence.wants_prompt_logits and self._base_model.kind == "causal":
             sequence.report_prompt(logits)
+        if sequence.request.sampling.num_beams > 1:
+            self._search(row, forward, logits[-1:])
+            return
         row.send(sequence.advance(logits[-1]))
         while not sequence.is_finished and not self._end_early(row):
             row.send(sequence.advance(forward.step(sequence.token_ids[-1])))
+
+    def _search(self, row: _Row, forward: RowForward, logits: torch.Tensor) -> None:
+        sequence = row.sequence
+        search = sequence.beam_search()
+        search.advance(logits, is_overdue=sequence.is_overdue)
+        while not search.is_done:
+            if row.channel.is_cancelled or self._is_closed:
+                row.end(FinishReason.CANCELLED)
+                return
+            logits = forward.steps(search.token_ids, sources=search.sources)
+            search.advance(logits, is_overdue=sequence.is_overdue)
+        for chunk in sequence.replay(search.best, was_cut=search.was_cut):
+            row.send(chunk)
 
     def _end_early(self, row: _Row) -> bool:
         if row.channel.is_cancelled or self._is_closed:

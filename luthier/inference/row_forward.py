@@ -24,7 +24,8 @@ from luthier.resources.base_model import BaseModel
 class RowForward(ABC):
     """Logits for one row, token after token.
 
-    Call ``prefill`` once, then ``step`` with each token that was chosen.
+    Call ``prefill`` once, then ``step`` with each token that was chosen; or ``steps`` with those
+    of several texts that go on from the same prompt.
     """
 
     @abstractmethod
@@ -40,9 +41,30 @@ class RowForward(ABC):
             a causal model gives one row per prompt token, T in all.
         """
 
-    @abstractmethod
     def step(self, token_id: int) -> torch.Tensor:
         """Run one more token; returns [V], which predict the next."""
+        return self._steps([token_id])[0]
+
+    def steps(self, token_ids: Sequence[int], *, sources: Sequence[int]) -> torch.Tensor:
+        """Run one more token of each of K texts side by side.
+
+        Args:
+            token_ids: One per text, [K].
+            sources: Which text of the step before each goes on from, [K]; 0 after ``prefill``.
+
+        Returns:
+            [K, V], which predict the next.
+        """
+        self._select(torch.tensor(sources, dtype=torch.long))
+        return self._steps(token_ids)
+
+    @abstractmethod
+    def _select(self, sources: torch.Tensor) -> None:
+        """Make what is kept of each text that of its source."""
+
+    @abstractmethod
+    def _steps(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """Run one more token of each text; [K, V]."""
 
 
 def row_forward(base_model: BaseModel) -> RowForward:
@@ -109,13 +131,18 @@ class CausalRowForward(RowForward):
         arguments = inputs.as_kwargs()
         # Without padding the model counts positions itself, here and in each step alike.
         arguments.pop("position_ids", None)
-        return self._forward(num_rows, inputs.inputs_embeds.shape[1], **arguments)
+        self._cache = arguments.pop("past_key_values", None)
+        self._num_seen = inputs.attention_mask.shape[1] - inputs.inputs_embeds.shape[1]
+        return self._forward(num_rows, inputs.inputs_embeds.shape[1], **arguments)[0]
 
-    def step(self, token_id: int) -> torch.Tensor:
-        """Run one more token; see ``RowForward``."""
-        mask = torch.ones(1, self._num_seen + 1, dtype=torch.long, device=self._model.device)
-        ids = _row_of([token_id], self._base_model)
-        return self._forward(1, 1, input_ids=ids, attention_mask=mask)[0]
+    def _select(self, sources: torch.Tensor) -> None:
+        self._cache.batch_select_indices(sources.to(self._model.device))
+
+    def _steps(self, token_ids: Sequence[int]) -> torch.Tensor:
+        ids = _row_of(token_ids, self._base_model).T
+        shape = (len(token_ids), self._num_seen + 1)
+        mask = torch.ones(shape, dtype=torch.long, device=self._model.device)
+        return self._forward(1, 1, input_ids=ids, attention_mask=mask)[:, 0]
 
     def _forward(self, num_rows: int, num_new: int, **inputs: torch.Tensor) -> torch.Tensor:
         keep = {"logits_to_keep": num_rows} if _takes_logits_to_keep(self._model.__class__) else {}
@@ -125,7 +152,7 @@ class CausalRowForward(RowForward):
         self._num_seen += num_new
         self._cache = output.past_key_values
         logits: torch.Tensor = output.logits
-        return logits[0, -num_rows:]
+        return logits[:, -num_rows:]
 
 
 class Seq2SeqRowForward(RowForward):
@@ -149,6 +176,7 @@ class Seq2SeqRowForward(RowForward):
         )
         self._model = inputs.model
         arguments = inputs.as_kwargs()
+        self._cache = arguments.pop("past_key_values", None)
         self._encoder_mask = arguments.pop("attention_mask")
         self._encoded = self._model.get_encoder()(
             inputs_embeds=arguments.pop("inputs_embeds"),
@@ -157,9 +185,17 @@ class Seq2SeqRowForward(RowForward):
         )
         return self._forward(**arguments)
 
-    def step(self, token_id: int) -> torch.Tensor:
-        """Run one more token; see ``RowForward``."""
-        return self._forward(decoder_input_ids=_row_of([token_id], self._base_model))[0]
+    def _select(self, sources: torch.Tensor) -> None:
+        rows = sources.to(self._model.device)
+        self._cache.batch_select_indices(rows)
+        assert self._encoder_mask is not None
+        # All texts have the same input.
+        self._encoder_mask = self._encoder_mask[:1].expand(len(rows), -1)
+        hidden = self._encoded.last_hidden_state
+        self._encoded.last_hidden_state = hidden[:1].expand(len(rows), -1, -1)
+
+    def _steps(self, token_ids: Sequence[int]) -> torch.Tensor:
+        return self._forward(decoder_input_ids=_row_of(token_ids, self._base_model).T)
 
     def _forward(self, **inputs: torch.Tensor) -> torch.Tensor:
         output = self._model(
@@ -172,7 +208,7 @@ class Seq2SeqRowForward(RowForward):
         )
         self._cache = output.past_key_values
         logits: torch.Tensor = output.logits
-        return logits[0, -1:]
+        return logits[:, -1]
 
 
 def _row_of(token_ids: Sequence[int], base_model: BaseModel) -> torch.Tensor:

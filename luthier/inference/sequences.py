@@ -7,13 +7,14 @@ text, reports and finish reason follow from them is decided here, once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from luthier.inference.base import FinishReason, GenerationChunk, GenerationRequest, Token
+from luthier.inference.beam_search import BeamSearch, Hypothesis
 from luthier.inference.model_defaults import NO_DEFAULTS, ModelDefaults
 from luthier.inference.prompts import Prompt
 from luthier.inference.sampler import Sampler, logprob_and_rank
@@ -74,6 +75,8 @@ class GeneratedSequence:
             prompt_token_ids=prompt.token_ids,
             defaults=defaults,
         )
+        self._prior_token_ids = tuple(prior_token_ids)
+        self._defaults = defaults
         self._vocabulary = vocabulary
         self._clock = clock
         self._deadline = None if sampling.max_time is None else clock() + sampling.max_time
@@ -146,20 +149,59 @@ class GeneratedSequence:
         if token_id is None:
             token_id = self.sampler.choose(logits)
         self.sampler.remember(token_id)
-        self.token_ids.append(token_id)
-        text = self._stops.push(self._detokenizer.push(token_id))
-        reason = self._reason_after(token_id)
+        return self._accept(self._measured(token_id, logits), is_overdue=self.is_overdue)
+
+    def beam_search(self) -> BeamSearch:
+        """A new search for this sequence; ``replay`` takes what it finds."""
+        sampling = self.request.sampling
+        max_tokens = sampling.max_new_tokens
+        if self.prompt.room is not None:
+            max_tokens = min(max_tokens, self.prompt.room)
+        return BeamSearch(
+            sampling,
+            prior_token_ids=self._prior_token_ids,
+            prompt_token_ids=self.prompt.token_ids,
+            eos_token_ids=sorted(self._vocabulary.eos_token_ids),
+            max_tokens=max_tokens,
+            defaults=self._defaults,
+        )
+
+    def replay(self, found: Hypothesis, *, was_cut: bool) -> Iterator[GenerationChunk]:
+        """Take the text that a beam search found.
+
+        Args:
+            found: The best text; a stop sequence ends it earlier.
+            was_cut: Whether the time was over before the search was done.
+
+        Yields:
+            Its chunks, the last one included.
+        """
+        measured = found.measured or [None] * len(found.token_ids)
+        num_left = len(found.token_ids)
+        for token_id, pair in zip(found.token_ids, measured, strict=True):
+            num_left -= 1
+            token = (
+                self._vocabulary.token(token_id) if pair is None else self._token(token_id, *pair)
+            )
+            yield self._accept(token, is_overdue=was_cut and num_left == 0)
+            if self.is_finished:
+                return
+
+    def _accept(self, token: Token, *, is_overdue: bool) -> GenerationChunk:
+        self.token_ids.append(token.token_id)
+        text = self._stops.push(self._detokenizer.push(token.token_id))
+        reason = self._reason_after(token.token_id, is_overdue=is_overdue)
         if reason is not FinishReason.NOT_FINISHED:
             text += self._rest_of_text()
             if self._stops.has_matched:
                 reason = FinishReason.STOP_SEQUENCE
-        return self._chunk(text, tokens=(self._measured(token_id, logits),), reason=reason)
+        return self._chunk(text, tokens=(token,), reason=reason)
 
     def end(self, reason: FinishReason) -> GenerationChunk:
         """End without a further token: cancelled, or out of time."""
         return self._chunk(self._rest_of_text(), tokens=(), reason=reason)
 
-    def _reason_after(self, token_id: int) -> FinishReason:
+    def _reason_after(self, token_id: int, *, is_overdue: bool) -> FinishReason:
         if token_id in self._vocabulary.eos_token_ids:
             return FinishReason.EOS_TOKEN
         if self._stops.has_matched:
@@ -168,7 +210,7 @@ class GeneratedSequence:
             return FinishReason.MAX_TOKENS
         if self.prompt.room is not None and len(self.token_ids) >= self.prompt.room:
             return FinishReason.TOKEN_LIMIT
-        if self.is_overdue:
+        if is_overdue:
             return FinishReason.TIME_LIMIT
         return FinishReason.NOT_FINISHED
 

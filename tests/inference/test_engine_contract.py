@@ -13,7 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BloomConfig,
+    BloomForCausalLM,
+)
 
 from luthier.adapters.base import Adapter
 from luthier.data_model.sampling import SAMPLING, SamplingParams
@@ -151,6 +156,114 @@ def test_greedy_equals_transformers_generate(
     request = ask(base_model, text, max_new_tokens=24, **sampling)
     chunks = list(engine.submit(request))
     assert tokens_in(chunks) == generated_by_transformers(base_model, request.input_ids, **sampling)
+
+
+@pytest.mark.parametrize("text", PROMPTS[1:3])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"num_beams": 2},
+        {"num_beams": 4},
+        {"num_beams": 3, "length_penalty": 2.0, "early_stopping": True},
+        {"num_beams": 3, "length_penalty": -1.0},
+        {"num_beams": 4, "no_repeat_ngram_size": 2, "repetition_penalty": 1.3},
+        {"num_beams": 4, "min_new_tokens": 9, "exponential_decay_length_penalty": (9, 1.4)},
+    ],
+    ids=str,
+)
+def test_beams_equal_transformers_generate(
+    engine: Engine, base_model: BaseModel, text: str, sampling: dict[str, Any]
+) -> None:
+    request = ask(base_model, text, max_new_tokens=20, **sampling)
+    chunks = list(engine.submit(request))
+    arguments = {"max_new_tokens": 20, **sampling}
+    expected = generated_by_transformers(base_model, request.input_ids, **arguments)
+    assert tokens_in(chunks) == expected
+    assert text_in(chunks) == base_model.tokenizer.decode(expected, skip_special_tokens=True)
+    has_ended = expected[-1] in base_model.eos_token_ids
+    reason = FinishReason.EOS_TOKEN if has_ended else FinishReason.MAX_TOKENS
+    assert chunks[-1].finish_reason is reason
+
+
+def test_a_stop_sequence_ends_the_text_that_beams_found(
+    engine: Engine, base_model: BaseModel
+) -> None:
+    beams = {"num_beams": 3, "max_new_tokens": 30, "min_new_tokens": 25}
+    free = list(engine.submit(ask(base_model, "hello world", token_logprobs=True, **beams)))
+    assert all(token.logprob is not None for chunk in free for token in chunk.tokens)
+    stop = stop_across_tokens(free)
+    request = ask(base_model, "hello world", stop_sequences=(stop,), **beams)
+    chunks = list(engine.submit(request))
+    assert text_in(chunks) == text_in(free)[: text_in(free).index(stop)] + stop
+    assert chunks[-1].finish_reason is FinishReason.STOP_SEQUENCE
+
+
+def test_beams_obey_time_and_cancel(
+    make_engine: Callable[..., Engine], base_model: BaseModel
+) -> None:
+    engine = make_engine(replace(base_model, max_positions=None))
+    endless = {"num_beams": 2, "max_new_tokens": 10**5, "min_new_tokens": 10**5}
+    chunks = list(engine.submit(ask(base_model, "hello", max_time=0.1, **endless)))
+    assert chunks[-1].finish_reason is FinishReason.TIME_LIMIT
+    stream = engine.submit(ask(base_model, "hello", **endless))
+    stream.cancel()
+    assert list(stream)[-1].finish_reason is FinishReason.CANCELLED
+
+
+def bart_with(base_model: BaseModel, **generation: Any) -> BaseModel:
+    """A tiny BART-type model that has the generation config of its family, changed as given."""
+    torch.manual_seed(4)
+    config = BartConfig(
+        vocab_size=400,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=256,
+        init_std=0.4,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+        decoder_start_token_id=1,
+    )
+    model = BartForConditionalGeneration(config)
+    model.generation_config.forced_bos_token_id = 2
+    model.generation_config.forced_eos_token_id = 1
+    model.generation_config.no_repeat_ngram_size = 3
+    for name, value in generation.items():
+        setattr(model.generation_config, name, value)
+    return BaseModel.from_memory(model, base_model.tokenizer, name="tiny-bart")
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize(
+    "generation",
+    [
+        {},
+        {"min_length": 12, "length_penalty": 2.0, "early_stopping": True, "num_beams": 4},
+        {"repetition_penalty": 1.3, "encoder_no_repeat_ngram_size": 2},
+        {"suppress_tokens": [20, 30, 66], "begin_suppress_tokens": [2, 5], "min_length": 5},
+        {"forced_bos_token_id": None, "bad_words_ids": [[40], [99, 100]]},
+    ],
+    ids=lambda generation: ",".join(generation) or "BART's own",
+)
+def test_a_models_generation_config_applies_as_in_transformers(
+    make_engine: Callable[..., Engine],
+    causal_base: BaseModel,
+    generation: dict[str, Any],
+    num_beams: int,
+) -> None:
+    bart = bart_with(causal_base, **generation)
+    engine = make_engine(bart)
+    for text in PROMPTS[:2]:
+        request = ask(bart, text, max_new_tokens=16, num_beams=num_beams)
+        arguments = {"max_new_tokens": 16, "num_beams": num_beams}
+        expected = generated_by_transformers(bart, request.input_ids, **arguments)
+        assert len(set(expected)) > 3
+        assert tokens_in(list(engine.submit(request))) == expected
 
 
 def test_a_bloom_type_model_equals_transformers_generate(
