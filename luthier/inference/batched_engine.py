@@ -77,6 +77,8 @@ class BatchedEngine(Engine):
 
     def submit(self, request: GenerationRequest) -> TokenStream:
         """Accept a request; see ``Engine``."""
+        if request.sampling.num_beams > 1:
+            return self._engine_for_whole_models().submit(request)
         adapter = request.adapter
         model = self._base_model.model
         if adapter is not None and adapter.tuned_model(model) is not model:
@@ -120,7 +122,7 @@ class BatchedEngine(Engine):
             self._whole_models.close()
 
     def _engine_for_whole_models(self) -> PlainEngine:
-        """Adapters that replace the network share no forward pass with anybody."""
+        """Adapters that replace the network, and beams, share no forward pass with anybody."""
         with self._state:
             self._check_accepts()
             if self._whole_models is None:
