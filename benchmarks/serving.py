@@ -66,7 +66,8 @@ def make_requests(
 ) -> list[GenerationRequest]:
     """Random prompts with lengths as in chat traffic; end-of-sequence cannot come early."""
     rng = random.Random(arguments.seed)
-    longest_prompt, longest_answer = (40, 16) if arguments.tiny else (200, 128)
+    longest_prompt = 40 if arguments.tiny else 200
+    longest_answer = 16 if arguments.tiny else arguments.longest_answer
     requests = []
     for index in range(arguments.requests):
         ids = tuple(
@@ -273,6 +274,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--longest-answer", type=int, default=128, help="in tokens")
     parser.add_argument("--tiny", action="store_true", help="a random model: a smoke run")
     parser.add_argument("--without-continuous-batching", action="store_true")
     return parser.parse_args()

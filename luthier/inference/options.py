@@ -17,6 +17,9 @@ class EngineOptions:
             ``CapacityError``.
         num_threads: Threads of the plain engine, one row each, never more than ``max_running``.
         max_kv_bytes: Keys and values of all rows of the batched engine, in bytes.
+        max_adapter_bytes: Low-rank deltas of adapters beside the base on the device, in bytes.
+        max_host_adapter_bytes: Those kept in host memory for the next time, in bytes; not used
+            where the device is the CPU.
         max_step_tokens: Tokens that one step of the batched engine computes; None is what suits
             the device. Fewer mean steadier streams, more mean faster prompts.
     """
@@ -25,6 +28,8 @@ class EngineOptions:
     max_waiting: int = 1024
     num_threads: int = 4
     max_kv_bytes: int = 2**30
+    max_adapter_bytes: int = 2**30
+    max_host_adapter_bytes: int = 2**32
     max_step_tokens: int | None = None
 
     def step_tokens_on(self, device: torch.device) -> int:

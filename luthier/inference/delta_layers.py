@@ -1,0 +1,145 @@
+"""Linear layers that add, token by token, the low-rank delta of the token's adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from luthier.inference.batch_rows import RowSlice
+from luthier.inference.delta_steps import AdapterSpan, LayerStep, plan_step
+from luthier.inference.delta_tables import DeltaTables
+
+
+class DeltaLinear(nn.Module):
+    """A frozen linear layer of the batched engine's network, and the place for deltas.
+
+    Args:
+        base: ``nn.Linear`` or ``Conv1D``; kept, shared, not changed.
+
+    Shape:
+        forward: [1, N, in] -> [1, N, out].
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.step: LayerStep | None = None
+        self.seen_shapes: list[tuple[int, ...]] | None = None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The base layer's weight; some models look at its dtype."""
+        weight: torch.Tensor = self.base.weight  # type: ignore[assignment]
+        return weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The base layer's bias."""
+        bias: torch.Tensor | None = self.base.bias  # type: ignore[assignment]
+        return bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The base layer's output with the step's deltas."""
+        output: torch.Tensor = self.base(x)
+        if self.step is not None:
+            self.step.add(output[0], x[0], self.bias)
+        elif self.seen_shapes is not None:
+            self.seen_shapes.append(tuple(x.shape))
+        return output
+
+
+class DeltaLayers:
+    """The linear layers of a network, wrapped in place, and the deltas that they can add.
+
+    Made in three moves, because what a layer sees is learned from a pass: the layers are wrapped,
+    ``watching`` looks at a pass, and then ``tables`` takes deltas of the layers that qualify.
+
+    Args:
+        model: A network of its own, whose tensors are shared; its layers are replaced.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        head = model.get_output_embeddings()
+        self._layers = {
+            path: DeltaLinear(layer)
+            for path, layer in model.named_modules()
+            # The head sees only the tokens whose logits are needed.
+            if isinstance(layer, nn.Linear | Conv1D) and layer is not head
+        }
+        for path, layer in self._layers.items():
+            model.set_submodule(path, layer)
+        embeddings: torch.Tensor = model.get_input_embeddings().weight
+        self.tables = DeltaTables({}, dtype=embeddings.dtype, device=embeddings.device)
+        self._planned_for: tuple[object, ...] = ()
+        self._plan: dict[str, LayerStep] = {}
+
+    @contextmanager
+    def watching(self, num_tokens: int) -> Iterator[None]:
+        """Learn from one pass of ``num_tokens`` tokens which layers see every token just once.
+
+        Only those can have deltas: an expert, for one, sees some tokens in an order of its own.
+        """
+        for layer in self._layers.values():
+            layer.seen_shapes = []
+        yield
+        usable: dict[str, nn.Module] = {}
+        for path, layer in self._layers.items():
+            if [shape[:-1] for shape in layer.seen_shapes or ()] == [(1, num_tokens)]:
+                usable[path] = layer.base
+            layer.seen_shapes = None
+        like = self.tables
+        self.tables = DeltaTables(usable, dtype=like.dtype, device=like.device)
+
+    def arrange(self, slices: Sequence[RowSlice]) -> tuple[list[RowSlice], list[AdapterSpan]]:
+        """Put slices of one adapter together, and those with deltas first.
+
+        Args:
+            slices: Of a step, in any order.
+
+        Returns:
+            The slices, and what the first of them share: short spans, then long ones.
+        """
+        by_key: dict[str, list[RowSlice]] = {}
+        others = []
+        for each in slices:
+            if self.tables.has(each.row.adapter_key):
+                by_key.setdefault(each.row.adapter_key, []).append(each)
+            else:
+                others.append(each)
+        spans = [AdapterSpan(key, sum(s.count for s in own)) for key, own in by_key.items()]
+        # In an order that does not depend on who came first, so that a plan serves many steps.
+        spans.sort(key=lambda span: (not span.is_short, span.key))
+        arranged = [each for span in spans for each in by_key[span.key]]
+        return [*arranged, *others], spans
+
+    @contextmanager
+    def adding(self, spans: Sequence[AdapterSpan]) -> Iterator[None]:
+        """Let the layers add deltas to the tokens of the passes made meanwhile.
+
+        Args:
+            spans: Of the first tokens, from ``arrange``.
+        """
+        plan = self._plan_for(spans)
+        for path, step in plan.items():
+            self._layers[path].step = step
+        try:
+            yield
+        finally:
+            for path in plan:
+                self._layers[path].step = None
+
+    def _plan_for(self, spans: Sequence[AdapterSpan]) -> dict[str, LayerStep]:
+        """The last plan if it still fits: rows join and leave far less often than steps are made.
+
+        Steps with long spans are those of prompts, which do not come twice.
+        """
+        wanted = (self.tables.version, *spans)
+        if wanted != self._planned_for:
+            self._plan = plan_step(self.tables, spans) if spans else {}
+            self._planned_for = wanted
+        return self._plan
