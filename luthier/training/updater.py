@@ -88,6 +88,8 @@ class Updater:
             )
         set_learning_rate(self._optimizer, learning_rate)
         self._optimizer.step()
+        # torch's fused optimizers do not count what they change; caches go by the count.
+        torch.autograd.graph.increment_version(self._masters.named.values())
         self.clear()
         self._masters.give_back()
 

@@ -136,3 +136,14 @@ def test_eight_bit_without_a_gpu_is_refused_with_the_reason(tiny_causal_base: Ba
     options = dataclasses.replace(OPTIONS, optimizer="adamw_8bit")
     with pytest.raises(NotSupportedError, match="'optimizer' adamw_8bit needs a GPU"):
         tune(tiny_causal_base, _prompt(tiny_causal_base), RECORDS, options=options)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_every_update_is_counted_as_a_change(optimizer: str, tiny_causal_base: BaseModel) -> None:
+    """Adapters keep hashes and moved copies until the count of a tensor's changes grows."""
+    prompt = _prompt(tiny_causal_base)
+    updater = Updater(prompt, dataclasses.replace(OPTIONS, optimizer=optimizer))
+    before = prompt.prompt_embeddings._version
+    prompt.prompt_embeddings.grad = torch.ones_like(prompt.prompt_embeddings)
+    updater.update(0.1, 1.0)
+    assert prompt.prompt_embeddings._version > before
