@@ -25,12 +25,15 @@ from luthier.inference.base import (
 )
 from luthier.inference.batch_rows import BatchRow, RowSlice, SliceLogits
 from luthier.inference.channels import ChannelStream, Item, deliver
+from luthier.inference.encoder_decoder_runner import EncoderDecoderRunner
+from luthier.inference.kv_cache import BLOCK_TOKENS
 from luthier.inference.model_defaults import model_defaults
 from luthier.inference.model_runner import PackedRunner
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
 from luthier.inference.prompts import Prompt, prepare_prompt
-from luthier.inference.row_forward import prior_token_ids
+from luthier.inference.row_forward import decoder_start_token_id, prior_token_ids
+from luthier.inference.runner import Runner
 from luthier.inference.scheduler import Scheduler
 from luthier.inference.sequences import GeneratedSequence, Vocabulary
 from luthier.resources.base_model import BaseModel
@@ -42,7 +45,7 @@ class BatchedEngine(Engine):
     """Continuous batching for one base model and any mix of soft prompts on it.
 
     Args:
-        base_model: A causal one whose attention can be replaced. Read, never changed.
+        base_model: One whose attention can be replaced. Read, never changed.
         options: Limits.
 
     Raises:
@@ -56,7 +59,9 @@ class BatchedEngine(Engine):
         self._owner = weakref.ref(base_model)
         self._vocabulary = Vocabulary(base_model.tokenizer, frozenset(base_model.eos_token_ids))
         self._defaults = model_defaults(base_model.model)
-        self._runner = PackedRunner(
+        is_seq2seq = base_model.kind == "seq2seq"
+        runner: type[Runner] = EncoderDecoderRunner if is_seq2seq else PackedRunner
+        self._runner = runner(
             self._base_model,
             max_kv_bytes=self._options.max_kv_bytes,
             max_rows=self._options.max_running,
@@ -67,6 +72,9 @@ class BatchedEngine(Engine):
             move=self._runner.move,
             max_rows=self._options.max_running,
             max_step_tokens=self._options.step_tokens_on(base_model.device),
+        )
+        self._decoder_start_ids = (
+            (decoder_start_token_id(self._base_model),) if is_seq2seq else None
         )
         self._state = threading.Condition()
         self._is_closed = False
@@ -92,7 +100,7 @@ class BatchedEngine(Engine):
             defaults=self._defaults,
         )
         key = adapter.content_hash() if adapter is not None else ""
-        row = BatchRow(sequence, adapter_key=key)
+        row = BatchRow(sequence, adapter_key=key, decoder_start_ids=self._decoder_start_ids)
         with self._state:
             self._check_accepts()
             self._scheduler.waiting.add(row)
@@ -133,6 +141,9 @@ class BatchedEngine(Engine):
         """The prompt with its room cut to what the arena holds."""
         num_held = self._runner.allocator.num_tokens
         num_used = prompt.num_decoder_virtual_tokens + len(prompt.token_ids)
+        if self._decoder_start_ids is not None:
+            num_used += prompt.num_encoder_virtual_tokens + len(self._decoder_start_ids)
+            num_held -= BLOCK_TOKENS  # its two ranges are rounded up
         if num_used >= num_held:
             raise InvalidInputError(
                 f"the prompt has {num_used} tokens, virtual ones included; the engine's key-value "

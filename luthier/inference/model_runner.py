@@ -9,7 +9,7 @@ import alog
 import torch
 
 from luthier.errors import NotSupportedError
-from luthier.inference.batch_rows import RowSlice, SliceLogits
+from luthier.inference.batch_rows import BatchRow, RowSlice, SliceLogits
 from luthier.inference.kv_cache import KvArena, KvShape, RangeAllocator, SoftPromptKv
 from luthier.inference.packed_attention import (
     PackedBatch,
@@ -18,6 +18,7 @@ from luthier.inference.packed_attention import (
     with_packed_attention,
 )
 from luthier.inference.row_forward import positions_change_with_length
+from luthier.inference.runner import Runner
 from luthier.resources.base_model import BaseModel
 
 log = alog.use_channel(__name__)
@@ -26,7 +27,7 @@ _PROBE_TOKENS = 6
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
-class PackedRunner:
+class PackedRunner(Runner):
     """Runs a causal model on rows laid end to end, with keys and values in an arena.
 
     Works for any model that lets its attention be replaced; whether it gives the model's own logits
@@ -63,14 +64,18 @@ class PackedRunner:
         for each in slices:
             row = each.row
             if row.num_computed == 0 and each.start > 0:
-                tokens = self._soft_prompts.get(row.adapter_key)
+                tokens = row.sequence.prompt.key_values
+                if tokens is None:
+                    tokens = self._soft_prompts.get(row.adapter_key)
                 assert tokens is not None
                 assert row.kv is not None
                 self._arena.copy_in(row.kv.start, tokens)
 
-    def num_ready(self, adapter_key: str) -> int:
-        """Virtual tokens of this adapter whose keys and values need not be computed again."""
-        tokens = self._soft_prompts.get(adapter_key) if adapter_key else None
+    def num_ready(self, row: BatchRow) -> int:
+        """Virtual tokens of this row whose keys and values need not be computed again."""
+        if row.sequence.prompt.key_values is not None:
+            return row.num_virtual
+        tokens = self._soft_prompts.get(row.shared_key) if row.shared_key else None
         return 0 if tokens is None else tokens.shape[2]
 
     def move(self, source: int, target: int, count: int) -> None:
@@ -144,7 +149,7 @@ class PackedRunner:
         for each in slices:
             row = each.row
             is_complete = each.start < row.num_virtual <= each.stop
-            if is_complete and not self.num_ready(row.adapter_key):
+            if is_complete and not self.num_ready(row):
                 assert row.kv is not None
                 tokens = self._arena.copy_out(row.kv.start, row.num_virtual)
                 self._soft_prompts.put(row.adapter_key, tokens)

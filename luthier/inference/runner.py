@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from luthier.inference.batch_rows import RowSlice, SliceLogits
+from luthier.inference.batch_rows import BatchRow, RowSlice, SliceLogits
+from luthier.inference.delta_tables import DeltaTables
 from luthier.inference.kv_cache import RangeAllocator
+from luthier.resources.base_model import BaseModel
 
 
 class Runner(ABC):
@@ -14,9 +16,24 @@ class Runner(ABC):
 
     Attributes:
         allocator: Of the ranges in which rows keep their keys and values.
+        deltas: Low-rank deltas that rows may use under their ``adapter_key``; None if it adds none.
     """
 
     allocator: RangeAllocator
+    deltas: DeltaTables | None = None
+
+    @abstractmethod
+    def __init__(self, base_model: BaseModel, *, max_kv_bytes: int, max_rows: int) -> None:
+        """Take a model and see whether it can be run.
+
+        Args:
+            base_model: Its weights are shared, not copied.
+            max_kv_bytes: Of keys and values.
+            max_rows: Rows at the same time, at most.
+
+        Raises:
+            NotSupportedError: If the model cannot be run this way; the message says why.
+        """
 
     @abstractmethod
     def begin(self, slices: Sequence[RowSlice]) -> None:
@@ -41,11 +58,11 @@ class Runner(ABC):
         """
 
     @abstractmethod
-    def num_ready(self, adapter_key: str) -> int:
-        """Virtual tokens of this adapter whose keys and values need not be computed again.
+    def num_ready(self, row: BatchRow) -> int:
+        """Virtual tokens of a row whose keys and values need not be computed again.
 
         Args:
-            adapter_key: A row's ``shared_key``; nothing is ready for "".
+            row: One that has no range yet.
 
         Returns:
             Their number; it stays true until the next ``run``.

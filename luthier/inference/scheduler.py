@@ -69,7 +69,7 @@ class Scheduler:
 
     Args:
         allocator: Of the arena.
-        num_ready: Virtual tokens of an adapter that need not be computed again.
+        num_ready: Virtual tokens of a row that need not be computed again.
         move: Copies (source, target, count) tokens within the arena.
         max_rows: Rows that run at the same time, at most.
         max_step_tokens: Tokens of one step, at most; not less than ``max_rows``.
@@ -79,7 +79,7 @@ class Scheduler:
         self,
         allocator: RangeAllocator,
         *,
-        num_ready: Callable[[str], int],
+        num_ready: Callable[[BatchRow], int],
         move: Callable[[int, int, int], None],
         max_rows: int,
         max_step_tokens: int,
@@ -141,7 +141,7 @@ class Scheduler:
                 break
             self.waiting.take(row)
             self.running.append(row)
-            start = min(self._num_ready(row.shared_key), row.num_virtual, row.num_positions - 1)
+            start = min(self._num_ready(row), row.num_virtual, row.num_positions - 1)
             if start < row.num_virtual:
                 computing.add(row.shared_key)
             # An encoder sees all of its input at once, so that goes in whole, over budget or not.
