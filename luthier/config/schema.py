@@ -206,6 +206,7 @@ class RuntimeConfig:
     host: NonEmptyText
     local_models_dir: NonEmptyText
     max_loaded_models: PositiveInt
+    check_adapters: bool
     drain_seconds: SecondsOrZero
     grpc: GrpcConfig
     http: HttpConfig
@@ -227,6 +228,7 @@ class Config:
     device: Device
     verbalizers: Mapping[str, NonEmptyText]
     allow_request_verbalizers: bool
+    allow_request_chat_templates: bool
     base_models_dir: str
     source_prompt_base: str
     allow_downloads: bool

@@ -14,6 +14,7 @@ from luthier.modules.environment import configure
 from luthier.modules.service_package import service_packages
 from luthier.runtime import assembly
 from luthier.runtime.jobs.memory_store import MemoryJobStore
+from luthier.runtime.registry.checked_loading import CheckedLoading
 from luthier.runtime.registry.served_module import LoadModule
 
 log = alog.use_channel(__name__)
@@ -42,6 +43,8 @@ class Runtime:
 
     def __init__(self, config: Config, load: LoadModule = assembly.load_saved_model) -> None:
         self._config = config
+        if config.runtime.check_adapters:
+            load = CheckedLoading(load)
         environment = configure(config)
         packages = service_packages()
         store = MemoryJobStore()

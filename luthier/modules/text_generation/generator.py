@@ -20,7 +20,7 @@ from luthier.data_model.generation import (
 )
 from luthier.data_model.sampling import SamplingParams
 from luthier.errors import InvalidInputError
-from luthier.inference.base import GenerationChunk, GenerationRequest, TokenStream
+from luthier.inference.base import Engine, GenerationChunk, GenerationRequest, TokenStream
 from luthier.inference.base import Token as EngineToken
 from luthier.inference.registry import engine_for
 from luthier.modules.environment import Environment
@@ -29,7 +29,8 @@ from luthier.resources.base_model import BaseModel
 from luthier.resources.cleanup import run_soon
 from luthier.resources.store import BaseModelLease
 from luthier.training.data.prompt_encoding import EncodedPrompt, encoder_for
-from luthier.training.data.verbalizer import DEFAULT_VERBALIZER, Verbalizer
+from luthier.training.data.prompt_style import PromptStyle, PromptWriter
+from luthier.training.data.verbalizer import DEFAULT_VERBALIZER
 
 #: Tokenizing this many characters takes about a millisecond: too long for an event loop.
 _MAX_CHARS_ON_LOOP = 4000
@@ -44,6 +45,7 @@ class TextGenerator:
         environment: Limits and engine options.
         adapter: The tuned delta, or None for the bare base model.
         verbalizer: Template from the user's text to the prompt.
+        style: In place of ``verbalizer``: how prompts were written in training.
         cleans_up_spaces: Take spaces out of texts as caikit-nlp did, for models it saved.
     """
 
@@ -55,14 +57,15 @@ class TextGenerator:
         environment: Environment,
         adapter: Adapter | None = None,
         verbalizer: str = DEFAULT_VERBALIZER,
+        style: PromptStyle | None = None,
         cleans_up_spaces: bool = False,
     ) -> None:
         self.cleans_up_spaces = cleans_up_spaces
         self._lease = lease
         self._producer_id = producer_id
         self._environment = environment
-        self._adapter = adapter
-        self._verbalizer = Verbalizer(verbalizer)
+        self._adapter = None if adapter is None else adapter.served()
+        self._prompts = PromptWriter(style or PromptStyle(verbalizer), lease.base_model)
         self._encoder = encoder_for(lease.base_model)
         self._restores_space = lease.base_model.kind == "causal" and drops_first_space(
             lease.base_model.tokenizer
@@ -76,6 +79,11 @@ class TextGenerator:
         return self._lease.base_model
 
     @property
+    def engine(self) -> Engine:
+        """What makes the text; shared by all who serve this base model."""
+        return engine_for(self.base_model, options=self._environment.engine_options)
+
+    @property
     def adapter(self) -> Adapter | None:
         """The tuned delta."""
         return self._adapter
@@ -83,7 +91,23 @@ class TextGenerator:
     @property
     def verbalizer(self) -> str:
         """The template."""
-        return self._verbalizer.template
+        return self._prompts.style.verbalizer
+
+    @property
+    def style(self) -> PromptStyle:
+        """How prompts are written."""
+        return self._prompts.style
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The token ids that the model gets for a text.
+
+        Args:
+            text: The user's.
+
+        Returns:
+            Special tokens included, virtual tokens not.
+        """
+        return self._prompts.write(_checked_text(text)).token_ids
 
     def release(self) -> None:
         """Give the base model back; the generator is of no use afterwards. Idempotent."""
@@ -210,9 +234,7 @@ class TextGenerator:
 
     def _prompt(self, text: str, sampling: SamplingParams) -> EncodedPrompt:
         sampling.validate(self._environment.sampling_limits)
-        prompt = self._encoder.encode(
-            self._verbalizer, _checked_text(text), max_tokens=sampling.truncate_input_tokens
-        )
+        prompt = self._prompts.write(_checked_text(text), max_tokens=sampling.truncate_input_tokens)
         longest = self._environment.max_prompt_tokens
         if len(prompt.token_ids) > longest:
             raise InvalidInputError(
@@ -223,12 +245,11 @@ class TextGenerator:
 
     def _submit_prompt(self, prompt: EncodedPrompt, sampling: SamplingParams) -> _Answer:
         base_model = self._lease.base_model
-        engine = engine_for(base_model, options=self._environment.engine_options)
         request = GenerationRequest(prompt.token_ids, sampling, adapter=self._adapter)
         # A seq2seq model's output never starts with its input, so there is nothing to preserve.
         preserves = sampling.preserve_input_text and base_model.kind == "causal"
         return _Answer(
-            stream=engine.submit(request),
+            stream=self.engine.submit(request),
             sampling=sampling,
             prompt_text=prompt.text if preserves else "",
             prompt_tokens=len(prompt.token_ids),

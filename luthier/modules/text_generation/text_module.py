@@ -20,6 +20,7 @@ from luthier.data_model.generation import (
 )
 from luthier.data_model.sampling import SamplingParams
 from luthier.modules.environment import Environment
+from luthier.modules.text_generation.conformance import check_conformance
 from luthier.modules.text_generation.generator import TextGenerator
 from luthier.modules.text_generation.history import NO_HISTORY, LogLine, TrainingHistory
 from luthier.resources.base_model import BaseModel
@@ -86,6 +87,15 @@ class TextModule(ABC):
     def verbalizer(self) -> str:
         """The template from the user's text to the prompt."""
         return self.generator.verbalizer
+
+    def check_conformance(self) -> None:
+        """Compare what the engine gives with this adapter to what the training code gives.
+
+        Raises:
+            ArtifactError: If they differ, or the adapter has no effect or gives NaN.
+        """
+        if self.adapter is not None:
+            check_conformance(self.base_model, self.adapter, self.generator.engine)
 
     async def arun(self, text: str, **sampling: Any) -> GeneratedTextResult:
         """``run`` on an event loop; cancelling the task frees the row.

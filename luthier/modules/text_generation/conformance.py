@@ -1,0 +1,113 @@
+"""Before an adapter is served: does the engine give what the training code gives?
+
+An adapter can be whole on the disk and still be wrong: it has no effect (its keys matched nothing, or
+it was never tuned), it gives NaN, or the engine's fast path computes something else than the code
+that tuned it. Each is found here, on pinned prompts, and refused with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from luthier.adapters.base import Adapter
+from luthier.data_model.sampling import SamplingParams
+from luthier.errors import ArtifactError, EngineError
+from luthier.inference.base import Engine, GenerationRequest, Token
+from luthier.resources.base_model import BaseModel
+from luthier.training.data.collation import collate
+from luthier.training.data.examples import IGNORED_LABEL, Example
+from luthier.training.network import TrainingNetwork
+
+#: Long and short, words and signs; what they say does not matter.
+PINNED_TEXTS = ("Hello", "The order of 12 May has not arrived yet. What can I do?")
+_NUM_NEW_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class _Tolerance:
+    """How far log-probabilities, in nats, may lie apart."""
+
+    atol: float
+    rtol: float
+
+    def covers(self, ours: float, theirs: float) -> bool:
+        return math.isclose(ours, theirs, abs_tol=self.atol, rel_tol=self.rtol)
+
+
+def check_conformance(base_model: BaseModel, adapter: Adapter, engine: Engine) -> None:
+    """Run pinned prompts through the engine and through the training code, and compare.
+
+    Args:
+        base_model: What the adapter was tuned on.
+        adapter: As it will be served.
+        engine: That will serve it.
+
+    Raises:
+        ArtifactError: If the adapter has no effect, gives NaN, or if log-probabilities of the
+            generated tokens differ by more than rounding explains. The message says which.
+    """
+    is_half = base_model.dtype.itemsize < 4
+    tolerance = _Tolerance(atol=0.25, rtol=0.1) if is_half else _Tolerance(atol=2e-3, rtol=1e-3)
+    network = TrainingNetwork(base_model, adapter, shares_prefix=False, packs_rows=False)
+    has_effect = False
+    for text in PINNED_TEXTS:
+        input_ids = tuple(base_model.tokenizer(text)["input_ids"])
+        tuned = _generate(engine, input_ids, adapter)
+        expected = _training_scores(network, base_model, input_ids, tuned)
+        for token, score in zip(tuned, expected, strict=True):
+            got = token.logprob if token.logprob is not None else math.nan
+            if not math.isfinite(got) or not math.isfinite(score):
+                raise ArtifactError(
+                    f"the adapter gives no numbers: log-probability {got} when served, {score} in "
+                    "training code"
+                )
+            if not tolerance.covers(got, score):
+                raise ArtifactError(
+                    f"the engine and the training code disagree on this adapter: log-probability "
+                    f"{got:.5g} against {score:.5g}, more than {tolerance.atol:g} apart"
+                )
+        has_effect = has_effect or tuned != _generate(engine, input_ids, None)
+    if not has_effect:
+        raise ArtifactError(
+            "the adapter has no effect: the base model gives the same numbers without it"
+        )
+
+
+def _generate(engine: Engine, input_ids: tuple[int, ...], adapter: Adapter | None) -> list[Token]:
+    """Greedy tokens with their log-probabilities."""
+    sampling = SamplingParams(
+        max_new_tokens=_NUM_NEW_TOKENS,
+        min_new_tokens=_NUM_NEW_TOKENS,
+        generated_tokens=True,
+        token_logprobs=True,
+    )
+    stream = engine.submit(GenerationRequest(input_ids, sampling, adapter))
+    try:
+        return [token for chunk in stream for token in chunk.tokens]
+    except EngineError as error:
+        raise ArtifactError(f"the adapter cannot be served: {error}") from error
+
+
+def _training_scores(
+    network: TrainingNetwork, base_model: BaseModel, input_ids: tuple[int, ...], tokens: list[Token]
+) -> list[float]:
+    """Log-probabilities of the generated tokens as the training code computes them."""
+    new = tuple(token.token_id for token in tokens)
+    is_seq2seq = base_model.kind == "seq2seq"
+    example = Example(
+        row=1,
+        input_ids=input_ids if is_seq2seq else input_ids + new,
+        labels=new if is_seq2seq else (IGNORED_LABEL,) * len(input_ids) + new,
+    )
+    batch = collate(
+        [example],
+        pad_token_id=base_model.pad_token_id,
+        is_seq2seq=is_seq2seq,
+        device=base_model.device,
+    )
+    with network.evaluating():
+        losses, _ = network.token_scores(batch)
+    return [-loss for loss in losses.to(torch.float64).tolist()]
