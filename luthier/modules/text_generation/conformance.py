@@ -1,8 +1,8 @@
 """Before an adapter is served: does the engine give what the training code gives?
 
-An adapter can be whole on the disk and still be wrong: it has no effect (its keys matched nothing, or
-it was never tuned), it gives NaN, or the engine's fast path computes something else than the code
-that tuned it. Each is found here, on pinned prompts, and refused with the reason.
+An adapter can be whole on the disk and still be wrong: it has no effect (its keys matched nothing,
+or it was never tuned), it gives NaN, or the engine's fast path computes something else than the
+code that tuned it. Each is found here, on pinned prompts, and refused with the reason.
 """
 
 from __future__ import annotations

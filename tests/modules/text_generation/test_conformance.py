@@ -72,7 +72,7 @@ def test_an_adapter_that_gives_no_numbers_is_refused(base):
     prompt = random_prompt(base)
     with torch.no_grad():
         next(prompt.named_parameters())[1][2, 0] = torch.nan
-    with pytest.raises(ArtifactError, match="no numbers|cannot be served"):
+    with pytest.raises(ArtifactError, match=r"no numbers|cannot be served"):
         check_conformance(base, prompt, engine_for(base))
 
 
