@@ -1,5 +1,7 @@
 """Train records from wherever they come: inline data, files of the server, Python objects.
 
+A record is a pair of texts or a conversation, and one source may mix them.
+
 One function reads them all, so that every door refuses the same rows with the same words. An error
 names the file, the row (counted from 1) and the column.
 """
@@ -8,14 +10,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias, cast
 
+from luthier.data_model.conversations import (
+    ChatMessage,
+    ChatTrainRecord,
+    chat_record,
+    checked_chat,
+)
 from luthier.data_model.formats.files import DATA_EXTENSIONS, read_file_rows, unknown_extension
-from luthier.data_model.formats.opening import StreamLimits, allowed_path, files_of
+from luthier.data_model.formats.opening import (
+    StreamLimits,
+    allowed_path,
+    extension_of,
+    files_of,
+)
 from luthier.data_model.formats.row import shown
 from luthier.data_model.records import (
     ClassificationTrainRecord,
     GenerationTrainRecord,
+    TrainMessage,
     to_generation_record,
 )
 from luthier.errors import (
@@ -24,18 +38,23 @@ from luthier.errors import (
     TrainingDataError,
 )
 
-__all__ = ["StreamLimits", "read_train_records"]
+__all__ = ["StreamLimits", "StreamRecord", "read_train_records", "record_as_json"]
+
+#: What one row of training data is.
+StreamRecord: TypeAlias = GenerationTrainRecord | ChatTrainRecord
+#: Columns that hold a conversation, as OpenAI and ShareGPT call them.
+_CONVERSATION_COLUMNS = ("messages", "conversations")
 
 
 def read_train_records(
     source: Any, limits: StreamLimits | None = None, *, name: str = "train_stream"
-) -> list[GenerationTrainRecord]:
+) -> list[StreamRecord]:
     """Read every record of a source.
 
     Args:
         source: caikit's ``DataStreamSource…`` of a request; a path; or an iterable (a caikit
             ``DataStream`` included) of train records or mappings with ``input`` and ``output``
-            (or ``text`` and ``labels``; other keys are left alone).
+            (or ``text`` and ``labels``, or ``messages``; other keys are left alone).
         limits: Which files and how many rows; no confinement if None.
         name: What messages call the source.
 
@@ -49,7 +68,7 @@ def read_train_records(
         NotSupportedError: For files on S3.
     """
     limits = limits or StreamLimits()
-    records: list[GenerationTrainRecord] = []
+    records: list[StreamRecord] = []
     for record in _records(source, limits, name):
         if len(records) >= limits.max_rows:
             raise TrainingDataError(
@@ -59,7 +78,27 @@ def read_train_records(
     return records
 
 
-def _records(source: Any, limits: StreamLimits, name: str) -> Iterator[GenerationTrainRecord]:
+def record_as_json(record: StreamRecord) -> dict[str, Any]:
+    """A record in JSON's words; ``read_train_records`` reads it back as the same.
+
+    Args:
+        record: A pair or a conversation.
+
+    Returns:
+        ``input`` and ``output``, or ``messages``.
+    """
+    if not isinstance(record, ChatTrainRecord):
+        return {"input": record.input, "output": record.output}
+    chat = cast(ChatTrainRecord, record)  # caikit is untyped, so mypy cannot tell the two apart
+    return {"messages": [_message_as_json(message) for message in chat.messages]}
+
+
+def _message_as_json(message: ChatMessage) -> dict[str, Any]:
+    said: dict[str, Any] = {"role": message.role, "content": message.content}
+    return said if message.is_learned else said | {"weight": 0}
+
+
+def _records(source: Any, limits: StreamLimits, name: str) -> Iterator[StreamRecord]:
     if _is_wire_source(source):
         return _from_wire(source, limits, name)
     if isinstance(source, str | os.PathLike):
@@ -80,7 +119,7 @@ def _is_wire_source(source: object) -> bool:
     return hasattr(source, "data_stream") and type(source).__name__.startswith("DataStreamSource")
 
 
-def _from_wire(source: Any, limits: StreamLimits, name: str) -> Iterator[GenerationTrainRecord]:
+def _from_wire(source: Any, limits: StreamLimits, name: str) -> Iterator[StreamRecord]:
     chosen = source.data_stream
     kind = type(chosen).__name__
     if chosen is None:
@@ -99,9 +138,12 @@ def _from_wire(source: Any, limits: StreamLimits, name: str) -> Iterator[Generat
     )
 
 
-def _from_inline(data: Iterable[Any], place: str) -> Iterator[GenerationTrainRecord]:
+def _from_inline(data: Iterable[Any], place: str) -> Iterator[StreamRecord]:
     """As ``_from_objects``, but an empty field counts as missing: protobuf sees no difference."""
     for row, record in enumerate(_from_objects(data, place), start=1):
+        if isinstance(record, ChatTrainRecord):
+            yield record
+            continue
         for column in ("input", "output"):
             if not getattr(record, column):
                 raise TrainingDataError(f"{place} row {row}: field '{column}' is missing or empty")
@@ -111,14 +153,12 @@ def _from_inline(data: Iterable[Any], place: str) -> Iterator[GenerationTrainRec
 # ---- files
 
 
-def _from_files(names: Iterable[str], limits: StreamLimits) -> Iterator[GenerationTrainRecord]:
+def _from_files(names: Iterable[str], limits: StreamLimits) -> Iterator[StreamRecord]:
     for name in names:
         yield from _from_file(name, limits)
 
 
-def _from_directory(
-    name: str, extension: str, limits: StreamLimits
-) -> Iterator[GenerationTrainRecord]:
+def _from_directory(name: str, extension: str, limits: StreamLimits) -> Iterator[StreamRecord]:
     if extension not in DATA_EXTENSIONS:
         raise InvalidInputError(unknown_extension(extension))
     folder = allowed_path(name, limits)
@@ -127,39 +167,71 @@ def _from_directory(
     return _from_files([str(path) for path in files_of(folder, (extension,), limits)], limits)
 
 
-def _from_file(name: str, limits: StreamLimits) -> Iterator[GenerationTrainRecord]:
-    for row in read_file_rows(name, limits, required_columns=("input", "output")):
+def _from_file(name: str, limits: StreamLimits) -> Iterator[StreamRecord]:
+    # A header can say at once that a column is missing; rows of other files may be conversations.
+    required = ("input", "output") if extension_of(name) == "csv" else ()
+    for row in read_file_rows(name, limits, required_columns=required):
         yield _from_object(row.value, row.place)
 
 
 # ---- objects
 
 
-def _from_objects(values: Iterable[Any], place: str) -> Iterator[GenerationTrainRecord]:
+def _from_objects(values: Iterable[Any], place: str) -> Iterator[StreamRecord]:
     for row, value in enumerate(values, start=1):
         yield _from_object(value, f"{place} row {row}")
 
 
-def _from_object(value: Any, place: str) -> GenerationTrainRecord:
+def _from_object(value: Any, place: str) -> StreamRecord:
     if isinstance(value, ClassificationTrainRecord):
         _require_text(value.text, "text", place)
         _require_labels(value.labels, place)
         return to_generation_record(value)
     if isinstance(value, GenerationTrainRecord):
+        if value.messages:
+            return _from_messages(value, place)
         _require_text(value.input, "input", place)
         _require_text(value.output, "output", place)
         return value
+    if isinstance(value, ChatTrainRecord):
+        return checked_chat(value, place)
     if isinstance(value, Mapping):
-        return _from_object(_from_mapping(value), place)
+        return _from_mapping(value, place)
     raise TrainingDataError(
-        f"{place} must be an object with 'input' and 'output', got {type(value).__name__}"
+        f"{place} must be an object with 'input' and 'output', or 'messages', "
+        f"got {type(value).__name__}"
     )
 
 
-def _from_mapping(value: Mapping[str, Any]) -> GenerationTrainRecord | ClassificationTrainRecord:
+def _from_messages(record: GenerationTrainRecord, place: str) -> ChatTrainRecord:
+    if record.input or record.output:
+        raise TrainingDataError(
+            f"{place} has 'messages' beside 'input' or 'output'; give the one or the others"
+        )
+    return chat_record([_as_mapping(message) for message in record.messages or ()], place)
+
+
+def _as_mapping(message: Any) -> Any:
+    if not isinstance(message, TrainMessage):
+        return message
+    return {"role": message.role, "content": message.content, "weight": message.weight}
+
+
+def _from_mapping(value: Mapping[str, Any], place: str) -> StreamRecord:
     if "text" in value and "labels" in value and "input" not in value:
-        return ClassificationTrainRecord(text=value["text"], labels=value["labels"])
-    return GenerationTrainRecord(input=value.get("input"), output=value.get("output"))
+        return _from_object(
+            ClassificationTrainRecord(text=value["text"], labels=value["labels"]), place
+        )
+    if "input" not in value and "output" not in value:
+        for column in _CONVERSATION_COLUMNS:
+            if column in value:
+                return chat_record(value[column], place)
+    return _from_object(
+        GenerationTrainRecord(
+            input=value.get("input"), output=value.get("output"), messages=value.get("messages")
+        ),
+        place,
+    )
 
 
 def _require_text(value: object, column: str, place: str) -> None:

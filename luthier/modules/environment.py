@@ -39,6 +39,7 @@ class Environment:
         source_prompt_base: Folder of source prompts, None for none.
         verbalizers: Templates that a training may name.
         allow_request_verbalizers: Whether a request may bring a template's text.
+        allow_request_chat_templates: Whether a request may bring a chat template.
         config: The settings all of the above were made from.
     """
 
@@ -51,6 +52,7 @@ class Environment:
     source_prompt_base: Path | None
     verbalizers: Mapping[str, str]
     allow_request_verbalizers: bool
+    allow_request_chat_templates: bool
     config: Config
 
     def max_training_rows(self, *, module_id: str, base_model: str) -> int | None:
@@ -109,6 +111,7 @@ def _from_config(config: Config) -> Environment:
         source_prompt_base=Path(config.source_prompt_base) if config.source_prompt_base else None,
         verbalizers=config.verbalizers,
         allow_request_verbalizers=config.allow_request_verbalizers,
+        allow_request_chat_templates=config.allow_request_chat_templates,
         config=config,
     )
 

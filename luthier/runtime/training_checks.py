@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.data_model.records import GenerationTrainRecord
+from luthier.data_model.streams import StreamRecord
 from luthier.modules import plan_train
 from luthier.runtime.jobs.training_call import (
     TRAIN_STREAM,
@@ -19,8 +19,8 @@ from luthier.runtime.jobs.training_call import (
 def check_training(
     module_id: str,
     parameters: Mapping[str, Any],
-    records: list[GenerationTrainRecord],
-    validation_records: list[GenerationTrainRecord],
+    records: list[StreamRecord],
+    validation_records: list[StreamRecord],
 ) -> None:
     """Refuse what the module's ``train`` would refuse before it loads weights.
 

@@ -3,6 +3,7 @@
 from luthier.data_model.records import (
     ClassificationTrainRecord,
     GenerationTrainRecord,
+    TrainMessage,
     to_generation_record,
 )
 
@@ -10,7 +11,8 @@ from luthier.data_model.records import (
 def test_generation_record_has_the_peers_name_and_field_numbers() -> None:
     descriptor = GenerationTrainRecord._proto_class.DESCRIPTOR
     assert descriptor.full_name == "caikit_data_model.caikit_nlp.GenerationTrainRecord"
-    assert {field.name: field.number for field in descriptor.fields} == {"input": 1, "output": 2}
+    numbers = {field.name: field.number for field in descriptor.fields}
+    assert numbers == {"input": 1, "output": 2, "messages": 3}
 
 
 def test_generation_record_survives_protobuf_and_json() -> None:
@@ -35,3 +37,13 @@ def test_a_classification_record_without_labels_has_an_empty_output() -> None:
 def test_a_generation_record_passes_unchanged() -> None:
     record = GenerationTrainRecord(input="a", output="b")
     assert to_generation_record(record) is record
+
+
+def test_weight_of_a_message_that_nobody_gave_is_not_0() -> None:
+    given = [
+        TrainMessage(role="assistant", content="a"),
+        TrainMessage(role="assistant", content="b", weight=0),
+    ]
+    record = GenerationTrainRecord(messages=given)
+    found = GenerationTrainRecord.from_proto(record.to_proto()).messages
+    assert [(each.content, each.weight) for each in found] == [("a", None), ("b", 0)]

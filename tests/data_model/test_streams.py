@@ -3,6 +3,8 @@
 import json
 import os
 
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 from caikit.core.data_model import DataStream
 from caikit.core.data_model.base import DataBase
@@ -12,8 +14,13 @@ from caikit.interfaces.common.data_model.stream_sources import (
     ListOfFileReferences,
 )
 
-from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
-from luthier.data_model.streams import StreamLimits, read_train_records
+from luthier.data_model.conversations import ChatTrainRecord
+from luthier.data_model.records import (
+    ClassificationTrainRecord,
+    GenerationTrainRecord,
+    TrainMessage,
+)
+from luthier.data_model.streams import StreamLimits, read_train_records, record_as_json
 from luthier.errors import (
     InvalidInputError,
     NameNotAllowedError,
@@ -208,3 +215,64 @@ def test_reading_stops_at_the_row_limit():
     endless = iter(lambda: {"input": "a", "output": "b"}, None)
     with pytest.raises(TrainingDataError, match="more than 5 records"):
         read_train_records(endless, StreamLimits(max_rows=5))
+
+
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+
+
+def test_conversations_and_pairs_may_be_in_one_stream():
+    source = [{"messages": CHAT}, {"input": "a", "output": "b"}, {"conversations": CHAT}]
+    chat, pair, other = read_train_records(source)
+    assert isinstance(chat, ChatTrainRecord) and chat == other
+    assert [(each.role, each.content) for each in chat.messages] == [
+        ("user", "hi"),
+        ("assistant", "hello"),
+    ]
+    assert (pair.input, pair.output) == ("a", "b")
+
+
+def test_conversations_are_read_from_messages_of_the_wire():
+    said = [TrainMessage(**CHAT[0]), TrainMessage(**CHAT[1]), *(TrainMessage(**m) for m in CHAT)]
+    said[1].weight = 0
+    record = GenerationTrainRecord.from_proto(GenerationTrainRecord(messages=said).to_proto())
+    (chat,) = read_train_records([record])
+    assert [message.is_learned for message in chat.messages] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("extension", ["jsonl", "json", "parquet"])
+def test_conversations_are_read_from_files(tmp_path, extension):
+    rows = [{"messages": CHAT}] * 2
+    file = tmp_path / f"chat.{extension}"
+    if extension == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    else:
+        lines = "\n".join(map(json.dumps, rows))
+        file.write_text(lines if extension == "jsonl" else json.dumps(rows))
+    assert [len(record.messages) for record in read_train_records(str(file))] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": CHAT[:1]}, r"train_stream row 1: the last message must be the assistant's"),
+        ({"messages": []}, r"row 1: a conversation must be a list"),
+        ({"messages": "hi"}, r"row 1: a conversation must be a list"),
+        ({"messages": CHAT, "input": "a"}, r"row 1 has 'messages' beside 'input'"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, r"row 1 message 1: role 'robot'"),
+    ],
+)
+def test_a_conversation_that_cannot_be_learned_is_refused_by_its_row(row, message):
+    with pytest.raises(TrainingDataError, match=message):
+        read_train_records([row])
+
+
+def test_records_written_as_json_are_read_as_the_same():
+    records = read_train_records(
+        [
+            {"input": "a", "output": "b"},
+            {"messages": [*CHAT, {**CHAT[1], "weight": 0}, CHAT[0], CHAT[1]]},
+        ]
+    )
+    again = read_train_records(json.loads(json.dumps(list(map(record_as_json, records)))))
+    assert (again[0].input, again[0].output) == ("a", "b")
+    assert again[1] == records[1]

@@ -31,17 +31,19 @@ PROMPT_TUNING_PARAMETERS = [
     "base_model", "train_stream", "tuning_config", "val_stream", "device", "tuning_type",
     "num_epochs", "learning_rate", "verbalizer", "batch_size", "max_source_length",
     "max_target_length", "accumulate_steps", "torch_dtype", "silence_progress_bars", "seed",
+    "training_options",
 ]  # fmt: skip
 FINE_TUNING_PARAMETERS = [
     "base_model", "train_stream", "torch_dtype", "max_source_length", "max_target_length",
     "batch_size", "num_epochs", "accumulate_steps", "random_seed", "lr", "use_iterable_dataset",
+    "val_stream", "verbalizer", "training_options",
 ]  # fmt: skip
 LORA_TUNING_PARAMETERS = [
     "base_model", "train_stream", "val_stream", "rank", "alpha", "dropout", "use_rslora",
     "use_dora", "target_modules", "exclude_modules", "modules_to_save", "unfreeze_layers",
     "rank_pattern", "alpha_pattern", "initialisation", "lora_plus_ratio", "device", "num_epochs",
     "learning_rate", "verbalizer", "batch_size", "max_source_length", "max_target_length",
-    "accumulate_steps", "torch_dtype", "silence_progress_bars", "seed",
+    "accumulate_steps", "torch_dtype", "silence_progress_bars", "seed", "training_options",
 ]  # fmt: skip
 FROZEN = {
     "TextGenerationTaskRequest": GENERATION_REQUEST,
@@ -61,6 +63,10 @@ FROZEN = {
 APPENDED_TO = {
     "caikit.runtime.Nlp.textgenerationtaskrequest.proto",
     "caikit.runtime.Nlp.serverstreamingtextgenerationtaskrequest.proto",
+    "caikit.runtime.Nlp.textgenerationtaskpeftprompttuningtrainparameters.proto",
+    "caikit.runtime.Nlp.textgenerationtasktextgenerationtrainparameters.proto",
+    "caikit_data_model.caikit_nlp.generationtrainrecord.proto",
+    "caikit_data_model.caikit_nlp.tuningconfig.proto",
 }
 
 
@@ -97,6 +103,7 @@ def test_every_message_of_caikit_nlp_that_we_have_is_theirs_with_fields_appended
     theirs = {path.name: path.read_text("utf-8") for path in REFERENCE.glob("*.proto")}
     lora = "caikit.runtime.Nlp.textgenerationtaskloratuningtrain"
     ours_alone = {"modelmanagement.proto", f"{lora}parameters.proto", f"{lora}request.proto"}
+    ours_alone |= {name for name in rendered if name.startswith("caikit_data_model.luthier.")}
     services = {"nlpservice.proto", "nlptrainingservice.proto"}
     assert rendered.keys() - theirs.keys() == ours_alone
     for name in rendered.keys() - ours_alone - services:

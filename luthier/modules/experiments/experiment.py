@@ -23,8 +23,14 @@ from luthier.adapters.source_prompt import (
 )
 from luthier.data_model.dataset import Dataset, load_dataset
 from luthier.data_model.experiment import ExperimentOptions
-from luthier.data_model.run_options import FULL_FINE_TUNING, LORA, MULTITASK_PROMPT_TUNING
-from luthier.data_model.tuning import TuningType, parse_init_method, parse_output_model_types
+from luthier.data_model.run_options import FULL_FINE_TUNING, LORA
+from luthier.data_model.tuning import (
+    PromptOutputModelType,
+    TuningType,
+    encoder_options,
+    parse_init_method,
+    parse_output_model_types,
+)
 from luthier.errors import InvalidInputError
 from luthier.files.names import check_name
 from luthier.modules.environment import Environment, environment
@@ -267,22 +273,26 @@ def _adapter(options: ExperimentOptions, base: BaseModel, here: Environment) -> 
             from_request=False,
         )
         source_prompt = read_source_prompt(path)
+    tuning_type = _tuning_type(options)
+    places: tuple[PromptOutputModelType, ...] = ()
+    if prompt.output_model_types or not tuning_type.learns_through_a_network:
+        places = parse_output_model_types(
+            prompt.output_model_types, is_seq2seq=base.kind == "seq2seq"
+        )
     assert prompt.num_virtual_tokens is not None  # ``validate`` has seen to it.
     return make_adapter(
         base,
-        tuning_type=_tuning_type(options),
+        tuning_type=tuning_type,
         num_virtual_tokens=prompt.num_virtual_tokens,
         init_method=init_method,
         init_text=prompt.prompt_tuning_init_text,
         source_prompt=source_prompt,
         source_task=0,
-        output_model_types=parse_output_model_types(
-            prompt.output_model_types, is_seq2seq=base.kind == "seq2seq"
-        ),
+        output_model_types=places,
+        encoder=encoder_options(prompt, tuning_type),
         seed=options.training.seed,
     )
 
 
 def _tuning_type(options: ExperimentOptions) -> TuningType:
-    is_multitask = options.general.method == MULTITASK_PROMPT_TUNING
-    return TuningType.MULTITASK_PROMPT_TUNING if is_multitask else TuningType.PROMPT_TUNING
+    return TuningType(options.general.method.upper())

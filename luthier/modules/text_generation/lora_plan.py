@@ -16,12 +16,13 @@ from luthier.data_model.lora import (
     LoraLimits,
 )
 from luthier.data_model.training_options import TRAINING_OPTION_ALIASES, TRAINING_OPTION_NAMES
+from luthier.data_model.training_settings import SETTINGS_ARGUMENT
 from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 from luthier.modules.environment import Environment
 from luthier.modules.text_generation.train_plan import HOOK_NAMES, TrainingPlan, plan_training
 from luthier.resources.base_model import BaseModel
 
-_COMMON_ARGUMENTS = ("base_model", "train_stream", "val_stream", *HOOK_NAMES)
+_COMMON_ARGUMENTS = ("base_model", "train_stream", "val_stream", SETTINGS_ARGUMENT, *HOOK_NAMES)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from luthier.data_model.generation import (
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.data_model.sampling import SamplingParams
 from luthier.data_model.training_options import DETECT_DEVICE
+from luthier.data_model.training_settings import TrainingSettings
 from luthier.errors import NotSupportedError
 from luthier.files.names import resolve_inside
 from luthier.modules.environment import Environment, environment
@@ -35,6 +36,8 @@ from luthier.modules.text_generation.saved_model import (
     ARTIFACTS_FOLDER,
     CLEAN_SPACES_KEY,
     read_config,
+    style_config,
+    style_of,
     text_of,
     wants_clean_spaces,
     writing_model,
@@ -50,6 +53,7 @@ from luthier.modules.text_generation.text_module import (
 )
 from luthier.resources.base_model import BaseModel
 from luthier.resources.store import BaseModelLease
+from luthier.training.data.prompt_style import PromptStyle
 from luthier.training.data.verbalizer import DEFAULT_VERBALIZER
 
 log = alog.use_channel(__name__)
@@ -104,6 +108,7 @@ class LoraTuning(TextModule, ModuleBase):
         torch_dtype: Optional[str] = None,
         silence_progress_bars: Optional[bool] = True,
         seed: Optional[int] = 73,
+        training_options: Optional[TrainingSettings] = None,
         **kwargs: Any,
     ) -> "LoraTuning":
         """Tune low-rank deltas; the base model stays as it is and is shared.
@@ -139,8 +144,10 @@ class LoraTuning(TextModule, ModuleBase):
             torch_dtype: Precision to train in; None is the server's.
             silence_progress_bars: False shows progress on stderr.
             seed: Makes the training repeatable.
+            training_options: All other settings of the loop and of how records become text; a
+                mapping is taken too.
             **kwargs: Other fields of ``LoraConfig`` and ``TrainingOptions`` under any of their
-                names, ``callbacks``, ``should_stop`` and ``from_request``.
+                names, and the hooks of ``TrainingHooks``.
 
         Returns:
             The tuned model.
@@ -176,6 +183,7 @@ class LoraTuning(TextModule, ModuleBase):
             torch_dtype=torch_dtype,
             silence_progress_bars=silence_progress_bars,
             seed=seed,
+            training_options=training_options,
             **kwargs,
         )
         lease = plan.acquire()
@@ -185,7 +193,9 @@ class LoraTuning(TextModule, ModuleBase):
         except BaseException:
             lease.release()
             raise
-        generator = _generator(lease, adapter, plan.environment, verbalizer=plan.options.verbalizer)
+        generator = _generator(
+            lease, adapter, plan.environment, style=plan.prompt_style(lease.base_model)
+        )
         return cls(generator, history=TrainingHistory.of(result, plan.options))
 
     @classmethod
@@ -228,7 +238,9 @@ class LoraTuning(TextModule, ModuleBase):
         try:
             if not isinstance(adapter, Adapter):
                 adapter = load_adapter(Path(adapter), base_model=lease.base_model)
-            generator = _generator(lease, _require_lora(adapter), here, verbalizer=verbalizer)
+            generator = _generator(
+                lease, _require_lora(adapter), here, style=PromptStyle(verbalizer)
+            )
         except BaseException:
             lease.release()
             raise
@@ -249,7 +261,7 @@ class LoraTuning(TextModule, ModuleBase):
                 lease,
                 adapter,
                 here,
-                verbalizer=text_of(config, "verbalizer", default=DEFAULT_VERBALIZER),
+                style=style_of(config),
                 cleans_up_spaces=wants_clean_spaces(config),
             )
         except BaseException:
@@ -274,7 +286,7 @@ class LoraTuning(TextModule, ModuleBase):
             "eos_token": base.tokenizer.eos_token,
             "task_type": lora.task_type,
             "trained_torch_dtype": str(base.dtype).removeprefix("torch."),
-            "verbalizer": self.verbalizer,
+            **style_config(self.generator.style),
         }
         target = Path(model_path)
         with writing_model(self, target, config=config, history=self.history) as folder:
@@ -300,7 +312,7 @@ class LoraTuning(TextModule, ModuleBase):
             CLEAN_SPACES_KEY: self.generator.cleans_up_spaces,
             "eos_token": base.tokenizer.eos_token,
             "torch_dtype": str(base.dtype),
-            "verbalizer": self.verbalizer,
+            **style_config(self.generator.style),
         }
         target = Path(model_path)
         whole = TextGeneration(self.generator, history=self.history)
@@ -363,7 +375,7 @@ def _generator(
     adapter: LoraAdapter,
     here: Environment,
     *,
-    verbalizer: str,
+    style: PromptStyle,
     cleans_up_spaces: bool = False,
 ) -> TextGenerator:
     return TextGenerator(
@@ -371,7 +383,7 @@ def _generator(
         producer_id=LoraTuning.PRODUCER_ID,
         environment=here,
         adapter=adapter,
-        verbalizer=verbalizer,
+        style=style,
         cleans_up_spaces=cleans_up_spaces,
     )
 

@@ -14,8 +14,8 @@ from caikit.interfaces.nlp.tasks import TextGenerationTask, TokenizationTask
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.caikit_archive import is_caikit_archive, read_caikit_archive
-from luthier.adapters.multitask_soft_prompt import MultitaskSoftPrompt
-from luthier.adapters.soft_prompt import PEFT_TASK_TYPES, SoftPrompt
+from luthier.adapters.initialisation import AnyPrompt
+from luthier.adapters.soft_prompt import PEFT_TASK_TYPES
 from luthier.adapters.storage import load_adapter, save_adapter
 from luthier.data_model.generation import (
     GeneratedTextResult,
@@ -25,6 +25,7 @@ from luthier.data_model.generation import (
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.data_model.sampling import SamplingParams
 from luthier.data_model.training_options import DETECT_DEVICE
+from luthier.data_model.training_settings import TrainingSettings
 from luthier.data_model.tuning import TuningConfig, TuningType
 from luthier.errors import ArtifactError, NotSupportedError
 from luthier.files.names import resolve_inside
@@ -37,6 +38,8 @@ from luthier.modules.text_generation.saved_model import (
     ADAPTER_FOLDER,
     CLEAN_SPACES_KEY,
     read_config,
+    style_config,
+    style_of,
     text_of,
     wants_clean_spaces,
     writing_model,
@@ -51,11 +54,10 @@ from luthier.modules.text_generation.text_module import (
 )
 from luthier.resources.base_model import BaseModel
 from luthier.resources.store import BaseModelLease
+from luthier.training.data.prompt_style import PromptStyle
 from luthier.training.data.verbalizer import DEFAULT_VERBALIZER
 
 log = alog.use_channel(__name__)
-
-AnyPrompt = Union[SoftPrompt, MultitaskSoftPrompt]
 
 
 # NOTE: the first task names the train rpc; the order is part of the wire.
@@ -107,6 +109,7 @@ class PeftPromptTuning(TextModule, ModuleBase):
         torch_dtype: Optional[str] = None,
         silence_progress_bars: Optional[bool] = True,
         seed: Optional[int] = 73,
+        training_options: Optional[TrainingSettings] = None,
         **kwargs: Any,
     ) -> "PeftPromptTuning":
         """Tune virtual tokens; the base model stays as it is and is shared.
@@ -117,9 +120,10 @@ class PeftPromptTuning(TextModule, ModuleBase):
             tuning_config: Number and start of the virtual tokens; a mapping is taken too.
             val_stream: Records whose loss is computed after each epoch.
             device: Where to train; ``__DETECT__`` and None take the server's.
-            tuning_type: PROMPT_TUNING or MULTITASK_PROMPT_TUNING.
+            tuning_type: PROMPT_TUNING, MULTITASK_PROMPT_TUNING, P_TUNING or PREFIX_TUNING.
             num_epochs: Passes over the data.
-            learning_rate: Of AdamW, at the schedule's peak.
+            learning_rate: Of AdamW, at the schedule's peak. For P_TUNING and PREFIX_TUNING the
+                default stands for 0.01.
             verbalizer: Template from a record to the prompt, or the name of one of the server's.
             batch_size: Rows at once.
             max_source_length: Tokens kept of each verbalized input.
@@ -128,8 +132,10 @@ class PeftPromptTuning(TextModule, ModuleBase):
             torch_dtype: Precision to train in; None is the server's.
             silence_progress_bars: False shows progress on stderr.
             seed: Makes the training repeatable.
+            training_options: All other settings of the loop and of how records become text; a
+                mapping is taken too.
             **kwargs: Other fields of ``TrainingOptions`` under any of their names, ``source_task``,
-                ``callbacks``, ``should_stop`` and ``from_request``.
+                and the hooks of ``TrainingHooks``.
 
         Returns:
             The tuned model.
@@ -154,6 +160,7 @@ class PeftPromptTuning(TextModule, ModuleBase):
             torch_dtype=torch_dtype,
             silence_progress_bars=silence_progress_bars,
             seed=seed,
+            training_options=training_options,
             **kwargs,
         )
         lease = plan.acquire()
@@ -163,7 +170,9 @@ class PeftPromptTuning(TextModule, ModuleBase):
         except BaseException:
             lease.release()
             raise
-        generator = _generator(lease, adapter, plan.environment, verbalizer=plan.options.verbalizer)
+        generator = _generator(
+            lease, adapter, plan.environment, style=plan.prompt_style(lease.base_model)
+        )
         return cls(
             generator,
             tuning_type=plan.tuning_type,
@@ -211,7 +220,7 @@ class PeftPromptTuning(TextModule, ModuleBase):
             if not isinstance(adapter, Adapter):
                 adapter = load_adapter(Path(adapter), base_model=lease.base_model)
             prompt = _require_prompt(adapter)
-            generator = _generator(lease, prompt, here, verbalizer=verbalizer)
+            generator = _generator(lease, prompt, here, style=PromptStyle(verbalizer))
         except BaseException:
             lease.release()
             raise
@@ -237,7 +246,7 @@ class PeftPromptTuning(TextModule, ModuleBase):
                 lease,
                 adapter,
                 here,
-                verbalizer=text_of(config, "verbalizer", default=DEFAULT_VERBALIZER),
+                style=style_of(config),
                 cleans_up_spaces=wants_clean_spaces(config),
             )
         except BaseException:
@@ -263,7 +272,7 @@ class PeftPromptTuning(TextModule, ModuleBase):
                 lease,
                 _require_prompt(archive.make_adapter(lease.base_model)),
                 here,
-                verbalizer=archive.verbalizer or DEFAULT_VERBALIZER,
+                style=PromptStyle(archive.verbalizer or DEFAULT_VERBALIZER),
                 cleans_up_spaces=True,
             )
         except BaseException:
@@ -291,7 +300,7 @@ class PeftPromptTuning(TextModule, ModuleBase):
             "task_type": PEFT_TASK_TYPES[base.kind],
             "trained_torch_dtype": str(base.dtype).removeprefix("torch."),
             "tuning_type": self.tuning_type.value,
-            "verbalizer": self.verbalizer,
+            **style_config(self.generator.style),
         }
         target = Path(model_path)
         with writing_model(self, target, config=config, history=self.history) as folder:
@@ -359,7 +368,7 @@ def _generator(
     adapter: AnyPrompt,
     here: Environment,
     *,
-    verbalizer: str,
+    style: PromptStyle,
     cleans_up_spaces: bool = False,
 ) -> TextGenerator:
     return TextGenerator(
@@ -367,13 +376,13 @@ def _generator(
         producer_id=PeftPromptTuning.PRODUCER_ID,
         environment=here,
         adapter=adapter,
-        verbalizer=verbalizer,
+        style=style,
         cleans_up_spaces=cleans_up_spaces,
     )
 
 
 def _require_prompt(adapter: Adapter) -> AnyPrompt:
-    if not isinstance(adapter, SoftPrompt | MultitaskSoftPrompt):
+    if not isinstance(adapter, AnyPrompt):
         raise NotSupportedError(
             f"module PeftPromptTuning runs tuned prompts, this adapter is {adapter.method}"
         )
@@ -381,5 +390,4 @@ def _require_prompt(adapter: Adapter) -> AnyPrompt:
 
 
 def _tuning_type_of(adapter: AnyPrompt) -> TuningType:
-    is_multitask = isinstance(adapter, MultitaskSoftPrompt)
-    return TuningType.MULTITASK_PROMPT_TUNING if is_multitask else TuningType.PROMPT_TUNING
+    return TuningType(adapter.method.upper())

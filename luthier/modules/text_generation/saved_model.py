@@ -21,12 +21,16 @@ from caikit.core import ModuleBase, ModuleSaver
 from luthier.errors import ArtifactError
 from luthier.files.atomic_folder import check_manifest, write_folder_atomically, write_manifest
 from luthier.modules.text_generation.history import TrainingHistory
+from luthier.training.data.prompt_style import PromptStyle
+from luthier.training.data.verbalizer import DEFAULT_VERBALIZER
 
 CONFIG_NAME = "config.yml"
 ADAPTER_FOLDER = "adapter"
 ARTIFACTS_FOLDER = "artifacts"
 #: Says that texts are cleaned up as caikit-nlp did; it wrote no such key and always did it.
 CLEAN_SPACES_KEY = "clean_up_spaces"
+#: What decides, beside the verbalizer, how prompts are written; absent where nothing does.
+PROMPT_KEY = "prompt"
 _MAX_CONFIG_BYTES = 4 << 20
 
 
@@ -120,3 +124,25 @@ def wants_clean_spaces(config: Mapping[str, Any]) -> bool:
         What Luthier saved; True for what caikit-nlp saved.
     """
     return bool(config.get(CLEAN_SPACES_KEY, "caikit_nlp_version" in config))
+
+
+def style_config(style: PromptStyle) -> dict[str, Any]:
+    """What ``style_of`` reads back, as keys of a saved config."""
+    more = style.to_config()
+    return {"verbalizer": style.verbalizer} | ({} if more is None else {PROMPT_KEY: more})
+
+
+def style_of(config: Mapping[str, Any]) -> PromptStyle:
+    """How a saved model's prompts are written.
+
+    Args:
+        config: From ``read_config``.
+
+    Returns:
+        The style.
+
+    Raises:
+        ArtifactError: If the config's part about it is not readable.
+    """
+    verbalizer = text_of(config, "verbalizer", default=DEFAULT_VERBALIZER)
+    return PromptStyle.from_config(verbalizer, config.get(PROMPT_KEY))

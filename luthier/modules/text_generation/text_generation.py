@@ -20,6 +20,7 @@ from luthier.data_model.generation import (
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.data_model.sampling import SamplingParams
 from luthier.data_model.training_options import FULL_FINE_TUNING_DEFAULTS
+from luthier.data_model.training_settings import TrainingSettings
 from luthier.errors import InvalidInputError
 from luthier.files.names import resolve_inside
 from luthier.modules.environment import Environment, environment
@@ -29,6 +30,8 @@ from luthier.modules.text_generation.saved_model import (
     ARTIFACTS_FOLDER,
     CLEAN_SPACES_KEY,
     read_config,
+    style_config,
+    style_of,
     text_of,
     wants_clean_spaces,
     writing_model,
@@ -39,6 +42,7 @@ from luthier.modules.text_generation.train_plan import TrainingPlan, plan_traini
 from luthier.resources.base_model import BaseModel, load_base_model, save_base_model
 from luthier.resources.names import BaseModelLocation
 from luthier.resources.store import BaseModelLease
+from luthier.training.data.prompt_style import PromptStyle
 from luthier.training.data.verbalizer import DEFAULT_VERBALIZER
 
 log = alog.use_channel(__name__)
@@ -75,6 +79,11 @@ class TextGeneration(TextModule, ModuleBase):
         random_seed: Optional[int] = 73,
         lr: Optional[float] = 2e-5,
         use_iterable_dataset: Optional[bool] = True,
+        val_stream: Optional[
+            Union[DataStream[GenerationTrainRecord], DataStream[ClassificationTrainRecord]]
+        ] = None,
+        verbalizer: Optional[str] = DEFAULT_VERBALIZER,
+        training_options: Optional[TrainingSettings] = None,
         **kwargs: Any,
     ) -> "TextGeneration":
         """Tune every weight of a copy of a base model.
@@ -91,8 +100,12 @@ class TextGeneration(TextModule, ModuleBase):
             random_seed: Makes the training repeatable.
             lr: Learning rate.
             use_iterable_dataset: Changes nothing; for callers of caikit-nlp.
-            **kwargs: ``val_stream``, other fields of ``TrainingOptions`` under any of their names,
-                ``callbacks``, ``should_stop`` and ``from_request``.
+            val_stream: Records that are evaluated and not learned.
+            verbalizer: Template from a record to the prompt, or the name of one of the server's.
+            training_options: All other settings of the loop and of how records become text; a
+                mapping is taken too.
+            **kwargs: Other fields of ``TrainingOptions`` under any of their names,
+                and the hooks of ``TrainingHooks``.
 
         Returns:
             The tuned model.
@@ -112,13 +125,16 @@ class TextGeneration(TextModule, ModuleBase):
             random_seed=random_seed,
             lr=lr,
             use_iterable_dataset=use_iterable_dataset,
+            val_stream=val_stream,
+            verbalizer=verbalizer,
+            training_options=training_options,
             **kwargs,
         )
         with plan.acquire() as base:
             adapter = FullWeights(base.model)
             result = plan.tune(base, adapter)
             tuned = BaseModel.from_memory(adapter.model, base.tokenizer, name=base.name)
-        generator = _generator(tuned, plan.environment, verbalizer=plan.options.verbalizer)
+        generator = _generator(tuned, plan.environment, style=plan.prompt_style(tuned))
         return cls(generator, history=TrainingHistory.of(result, plan.options))
 
     @classmethod
@@ -182,7 +198,7 @@ class TextGeneration(TextModule, ModuleBase):
         generator = _generator(
             loaded,
             here,
-            verbalizer=text_of(config, "verbalizer", default=DEFAULT_VERBALIZER),
+            style=style_of(config),
             cleans_up_spaces=wants_clean_spaces(config),
         )
         return cls(generator, history=TrainingHistory.read(folder, config))
@@ -198,7 +214,7 @@ class TextGeneration(TextModule, ModuleBase):
             "base_model_name": self.base_model.name,
             "eos_token": self.base_model.tokenizer.eos_token,
             "torch_dtype": str(self.base_model.dtype),
-            "verbalizer": self.verbalizer,
+            **style_config(self.generator.style),
             CLEAN_SPACES_KEY: self.generator.cleans_up_spaces,
         }
         target = Path(model_path)
@@ -253,13 +269,13 @@ def _generator(
     base_model: BaseModel,
     here: Environment,
     *,
-    verbalizer: str = DEFAULT_VERBALIZER,
+    style: PromptStyle | None = None,
     cleans_up_spaces: bool = False,
 ) -> TextGenerator:
     return TextGenerator(
         BaseModelLease(base_model, here.base_models, None),
         producer_id=TextGeneration.PRODUCER_ID,
         environment=here,
-        verbalizer=verbalizer,
+        style=style,
         cleans_up_spaces=cleans_up_spaces,
     )

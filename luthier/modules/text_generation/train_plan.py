@@ -10,6 +10,7 @@ import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import alog
@@ -17,14 +18,20 @@ import torch
 from transformers import AutoConfig
 
 from luthier.adapters.base import Adapter
-from luthier.data_model.records import GenerationTrainRecord
-from luthier.data_model.streams import StreamLimits, read_train_records
+from luthier.data_model.conversations import ChatTrainRecord
+from luthier.data_model.dataset_options import DatasetOptions
+from luthier.data_model.streams import StreamLimits, StreamRecord, read_train_records
 from luthier.data_model.training_options import (
     TRAINING_OPTION_ALIASES,
     TRAINING_OPTION_NAMES,
     UNLIMITED,
     TrainingLimits,
     TrainingOptions,
+)
+from luthier.data_model.training_settings import (
+    SETTINGS_ARGUMENT,
+    given_settings,
+    is_dataset_option,
 )
 from luthier.errors import (
     ArtifactError,
@@ -40,6 +47,8 @@ from luthier.resources.hardware import parse_device, pick_training_dtype
 from luthier.resources.names import BaseModelLocation, resolve_base_model
 from luthier.resources.store import BaseModelLease
 from luthier.training.callbacks.base import TrainingCallback
+from luthier.training.checkpoints import find_checkpoint, read_checkpoint
+from luthier.training.data.prompt_style import PromptStyle
 from luthier.training.data.verbalizer import DEFAULT_VERBALIZER, Verbalizer
 from luthier.training.loop import tune
 from luthier.training.preparation import settle_options
@@ -49,7 +58,7 @@ log = alog.use_channel(__name__)
 
 AnyBaseModel = str | os.PathLike[str] | BaseModel
 #: Arguments of ``train`` that no wire has: caikit leaves ``**kwargs`` out of the messages.
-HOOK_NAMES = ("callbacks", "should_stop", "from_request")
+HOOK_NAMES = ("callbacks", "should_stop", "from_request", "run_folder", "resume_from")
 
 
 @dataclass(frozen=True)
@@ -61,11 +70,15 @@ class TrainingHooks:
         should_stop: Asked between batches; True ends the training with ``CancelledError``.
         from_request: True if somebody else chose names, files and numbers: they are then confined
             to what the operator allows.
+        run_folder: Gets checkpoints and predictions; None keeps neither.
+        resume_from: A checkpoint, or a folder whose newest one the training goes on from.
     """
 
     callbacks: tuple[TrainingCallback, ...] = ()
     should_stop: Callable[[], bool] = bool
     from_request: bool = False
+    run_folder: Path | None = None
+    resume_from: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,7 @@ class TrainingPlan:
         validation_records: May be empty.
         options: Hyperparameters, checked; the verbalizer is the template, not its name, and the
             seed is drawn.
+        dataset: How records become text, and what is drawn anew in each epoch.
         hooks: The caller's.
         environment: Where it happens.
     """
@@ -87,9 +101,10 @@ class TrainingPlan:
     base_model: AnyBaseModel
     base_model_name: str
     kind: BaseModelKind
-    records: tuple[GenerationTrainRecord, ...]
-    validation_records: tuple[GenerationTrainRecord, ...]
+    records: tuple[StreamRecord, ...]
+    validation_records: tuple[StreamRecord, ...]
     options: TrainingOptions
+    dataset: DatasetOptions
     hooks: TrainingHooks
     environment: Environment
 
@@ -125,8 +140,11 @@ class TrainingPlan:
             self.records,
             validation=self.validation_records,
             options=self.options,
+            dataset=self.dataset,
             callbacks=self.hooks.callbacks,
             should_stop=self.hooks.should_stop,
+            run_folder=self.hooks.run_folder,
+            resume_from=self.hooks.resume_from,
             generate=generate_with(
                 base_model,
                 adapter,
@@ -134,6 +152,19 @@ class TrainingPlan:
                 options=self.environment.engine_options,
                 should_stop=self.hooks.should_stop,
             ),
+        )
+
+    def prompt_style(self, base_model: BaseModel) -> PromptStyle:
+        """How the tuned model's prompts are written: as they were learned.
+
+        Args:
+            base_model: From ``acquire``.
+
+        Returns:
+            The style.
+        """
+        return PromptStyle.of_training(
+            self.options.verbalizer, self.dataset, self.records, base_model
         )
 
 
@@ -166,16 +197,19 @@ def plan_training(
         if arguments.get(name) is None:
             raise InvalidInputError(f"train() missing 1 required argument: {name!r}")
     hooks = _hooks(arguments)
-    options = _options(arguments, defaults)
+    settings = given_settings(arguments.get(SETTINGS_ARGUMENT))
+    options = _options(arguments, settings, defaults)
+    dataset = _dataset(settings, environment, hooks)
     template = _resolve_verbalizer(options.verbalizer, environment, hooks)
     options = replace(options, verbalizer=template)
     options.validate(limits_for(hooks, environment))
-    options = settle_options(options)
+    options = settle_options(options, default_seed=seed_to_resume(hooks.resume_from))
     if options.device is not None:
         parse_device(options.device)
     base_model = arguments["base_model"]
     name, kind = _describe(base_model, environment, hooks)
-    records = _read(arguments["train_stream"], "train_stream", template, hooks, environment)
+    read = _StreamReader(template, dataset, hooks, environment).read
+    records = read(arguments["train_stream"], "train_stream")
     if not records:
         raise TrainingDataError("train_stream cannot be empty")
     _check_row_limit(len(records), module_id, {name, _spelling(base_model)}, environment)
@@ -184,10 +218,9 @@ def plan_training(
         base_model_name=name,
         kind=kind,
         records=records,
-        validation_records=_read(
-            arguments.get("val_stream"), "val_stream", template, hooks, environment
-        ),
+        validation_records=read(arguments.get("val_stream"), "val_stream"),
         options=options,
+        dataset=dataset,
         hooks=hooks,
         environment=environment,
     )
@@ -211,15 +244,56 @@ def _hooks(arguments: Mapping[str, Any]) -> TrainingHooks:
     return TrainingHooks(**{**given, "callbacks": tuple(given.get("callbacks", ()))})
 
 
-def _options(arguments: Mapping[str, Any], defaults: TrainingOptions) -> TrainingOptions:
-    others = {"base_model", "train_stream", "val_stream", *HOOK_NAMES}
+def _options(
+    arguments: Mapping[str, Any], settings: Mapping[str, Any], defaults: TrainingOptions
+) -> TrainingOptions:
+    others = {"base_model", "train_stream", "val_stream", SETTINGS_ARGUMENT, *HOOK_NAMES}
     given = {
         name: str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
         for name, value in arguments.items()
         if name not in others and not _is_default(name, value, defaults)
     }
+    spelled = {TRAINING_OPTION_ALIASES.get(name, name): name for name in given}
+    for name, value in settings.items():
+        if is_dataset_option(name):
+            continue
+        if name in spelled:
+            raise InvalidInputError(
+                f"'{spelled[name]}' is given twice: by itself and in '{SETTINGS_ARGUMENT}'"
+            )
+        given[name] = value
     options = TrainingOptions.from_mapping(given, defaults=defaults)
     return options if options.is_device_given else replace(options, device=None)
+
+
+def _dataset(
+    settings: Mapping[str, Any], environment: Environment, hooks: TrainingHooks
+) -> DatasetOptions:
+    given = {name: value for name, value in settings.items() if is_dataset_option(name)}
+    may_bring = environment.allow_request_chat_templates or not hooks.from_request
+    if given.get("chat_template") and not may_bring:
+        raise InvalidInputError(
+            "'chat_template' may not come with a request here; the server setting "
+            "allow_request_chat_templates says so"
+        )
+    dataset = DatasetOptions(**given)
+    dataset.validate()
+    return dataset
+
+
+def seed_to_resume(checkpoint: Path | None) -> int | None:
+    """The seed of the training that goes on; a drawn one must not be drawn again.
+
+    Args:
+        checkpoint: As ``tune`` takes it; None for a new training.
+
+    Returns:
+        The seed, or None for a new training.
+
+    Raises:
+        ArtifactError: If there is no whole checkpoint.
+    """
+    return None if checkpoint is None else read_checkpoint(find_checkpoint(checkpoint)).seed
 
 
 def _is_default(name: str, value: object, defaults: TrainingOptions) -> bool:
@@ -278,22 +352,39 @@ def _kind_at(location: BaseModelLocation, *, trust_remote_code: bool) -> BaseMod
     return kind_of(config, name=location.name)
 
 
-def _read(
-    stream: Any, name: str, template: str, hooks: TrainingHooks, environment: Environment
-) -> tuple[GenerationTrainRecord, ...]:
-    """Records of which each can be verbalized and has something to learn."""
-    if stream is None:
-        return ()
-    limits = environment.stream_limits if hooks.from_request else StreamLimits()
-    records = read_train_records(stream, limits, name=name)
-    verbalizer = Verbalizer(template)
-    for row, record in enumerate(records, start=1):
-        verbalizer.render({"input": record.input, "output": record.output}, row=row)
-        if not record.output:
-            raise TrainingDataError(
-                f"{name} row {row}: field 'output' is empty, so there is nothing to learn"
+@dataclass(frozen=True)
+class _StreamReader:
+    """Reads records of which each can be written as text and has something to learn."""
+
+    template: str
+    dataset: DatasetOptions
+    hooks: TrainingHooks
+    environment: Environment
+
+    def read(self, stream: Any, name: str) -> tuple[StreamRecord, ...]:
+        """The records of a stream; none of None."""
+        if stream is None:
+            return ()
+        limits = self.environment.stream_limits if self.hooks.from_request else StreamLimits()
+        records = read_train_records(stream, limits, name=name)
+        verbalizer = Verbalizer(self.template)
+        for row, record in enumerate(records, start=1):
+            if isinstance(record, ChatTrainRecord):
+                self._require_conversations(f"{name} row {row}")
+                continue
+            verbalizer.render({"input": record.input, "output": record.output}, row=row)
+            if not record.output:
+                raise TrainingDataError(
+                    f"{name} row {row}: field 'output' is empty, so there is nothing to learn"
+                )
+        return tuple(records)
+
+    def _require_conversations(self, place: str) -> None:
+        if self.template != DEFAULT_VERBALIZER or self.dataset.prompt_format == "verbalizer":
+            raise InvalidInputError(
+                f"{place} is a conversation, for which a 'verbalizer' has no place; leave it out, "
+                "and 'prompt_format' verbalizer, too"
             )
-    return tuple(records)
 
 
 def _check_row_limit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from typing import Any, NoReturn
 
 from fastapi import Request
@@ -78,7 +79,9 @@ def _checked(value: Any, shape: Object) -> dict[str, Any]:
 
 def _parse(raw: bytes | str) -> Any:
     try:
-        return json.loads(raw, parse_constant=_refuse_constant)
+        return json.loads(
+            raw, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates
+        )
     except RecursionError:
         _refuse_json("nested too deeply")
     except UnicodeDecodeError:
@@ -89,6 +92,16 @@ def _parse(raw: bytes | str) -> Any:
 
 def _refuse_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is no JSON number")
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A key that stands twice means two things; taking the last one would be a guess."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        twice = counts.most_common(1)[0][0]
+        raise ValueError(f"the key {twice[:80]!r} stands twice in one object")
+    return found
 
 
 def _refuse_json(reason: str) -> NoReturn:

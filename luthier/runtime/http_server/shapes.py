@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from luthier.errors import did_you_mean
+
 Schema = dict[str, Any]
 Place = tuple[str | int, ...]
 
@@ -288,7 +290,9 @@ class Object(Shape):
         for key, item in value.items():
             shape = self.fields.get(key)
             if shape is None:
-                errors.add("extra_forbidden", (*place, key[:80]), "Extra inputs are not permitted")
+                hint = did_you_mean(key[:80], self.fields)
+                message = f"Extra inputs are not permitted{hint}"
+                errors.add("extra_forbidden", (*place, key[:80]), message)
             elif isinstance(shape, OneOf) and item is not None:
                 # On the protobuf wire the chosen member stands here itself.
                 decoded |= shape.decode(item, (*place, key), errors)

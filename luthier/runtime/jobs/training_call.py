@@ -112,7 +112,8 @@ def _stream(folder: JobFolder, file: Path, kind: Any) -> DataStream[Any]:
 
     def records() -> Iterator[Any]:
         for record in folder.read_records(file):
-            yield record_class(**record)
+            # A conversation stays as it is: the module reads it as it reads a file.
+            yield record if "messages" in record else record_class(**record)
 
     return DataStream(records)
 

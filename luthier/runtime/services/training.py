@@ -15,8 +15,12 @@ from caikit.core.data_model import JobStatus
 from caikit.interfaces.common.data_model.stream_sources import S3Path
 from caikit.interfaces.runtime.data_model import TrainingJob, TrainingStatusResponse
 
-from luthier.data_model.records import GenerationTrainRecord
-from luthier.data_model.streams import StreamLimits, read_train_records
+from luthier.data_model.streams import (
+    StreamLimits,
+    StreamRecord,
+    read_train_records,
+    record_as_json,
+)
 from luthier.errors import (
     ConflictError,
     InvalidInputError,
@@ -133,9 +137,7 @@ class TrainingPlaces:
 
 
 #: Refuses parameters and records that the module could not be trained with.
-CheckTraining = Callable[
-    [str, Mapping[str, Any], list[GenerationTrainRecord], list[GenerationTrainRecord]], None
-]
+CheckTraining = Callable[[str, Mapping[str, Any], list[StreamRecord], list[StreamRecord]], None]
 
 
 @dataclass(frozen=True)
@@ -264,12 +266,10 @@ class TrainingService:
             num_validation_records=len(validation),
         )
         folder = self._places.output_dir / JOBS_FOLDER / training_id
-        JobFolder(folder).create(spec, map(_as_json, train), map(_as_json, validation))
+        JobFolder(folder).create(spec, map(record_as_json, train), map(record_as_json, validation))
         return Job(training_id, spec, folder, JobState.QUEUED, datetime.now(UTC))
 
-    def _read(
-        self, request: TrainingRequest
-    ) -> tuple[list[GenerationTrainRecord], list[GenerationTrainRecord]]:
+    def _read(self, request: TrainingRequest) -> tuple[list[StreamRecord], list[StreamRecord]]:
         if request.train_source is None:
             raise TrainingDataError("train_stream cannot be empty")
         limits = self._checks.stream_limits
@@ -308,7 +308,3 @@ def _given(training_id: str) -> str:
     if not training_id:
         raise InvalidInputError("'training_id' must be given")
     return training_id
-
-
-def _as_json(record: GenerationTrainRecord) -> dict[str, str]:
-    return {"input": record.input, "output": record.output}

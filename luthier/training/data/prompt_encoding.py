@@ -87,7 +87,7 @@ class PromptEncoder:
             token_ids = list(self._tokenizer(prompt, verbose=False)["input_ids"])
         if max_tokens and len(token_ids) > max_tokens:
             kept = self._truncated(token_ids, max_tokens)
-            return EncodedPrompt(self._decode(kept), tuple(kept))
+            return EncodedPrompt(self.decode(kept), tuple(kept))
         return EncodedPrompt(prompt, tuple(token_ids))
 
     def encode_bare(self, text: str) -> list[int]:
@@ -204,7 +204,8 @@ class PromptEncoder:
             return token_ids[:max_tokens]
         return token_ids[: max_tokens - num_trailing] + token_ids[-num_trailing:]
 
-    def _decode(self, token_ids: list[int]) -> str:
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of tokens, without special ones."""
         text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
         assert isinstance(text, str)
         return text

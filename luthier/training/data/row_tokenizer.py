@@ -44,8 +44,24 @@ class RowTokenizer:
     @functools.cached_property
     def end_texts(self) -> tuple[str, ...]:
         """Spellings of the tokens that end an answer, ``eos_token_id`` first."""
-        ids = dict.fromkeys((self.eos_token_id, *self.end_token_ids))
-        return tuple(str(self.tokenizer.convert_ids_to_tokens(token_id)) for token_id in ids)
+        return end_texts_of(self.tokenizer, self.eos_token_id, self.end_token_ids)
+
+
+def end_texts_of(
+    tokenizer: PreTrainedTokenizerBase, eos_token_id: int, end_token_ids: tuple[int, ...]
+) -> tuple[str, ...]:
+    """Spellings of the tokens that end an answer.
+
+    Args:
+        tokenizer: The base model's.
+        eos_token_id: Comes first.
+        end_token_ids: Others at which generation ends.
+
+    Returns:
+        Each once.
+    """
+    ids = dict.fromkeys((eos_token_id, *end_token_ids))
+    return tuple(str(tokenizer.convert_ids_to_tokens(token_id)) for token_id in ids)
 
 
 def eos_token_id_of(

@@ -13,7 +13,6 @@ from luthier.errors import InvalidInputError, NameNotAllowedError
 from luthier.modules.experiments.experiment import (
     open_experiment,
     require_runnable,
-    serving_verbalizer,
 )
 from luthier.training.preparation import read_data
 
@@ -61,15 +60,29 @@ def test_each_method_runs_from_options_to_a_saved_model(
     assert result.num_steps == 3
     assert len(result.validation_losses) >= 1
     model = luthier.load(tmp_path / "m")
-    assert model.verbalizer == "<|prompt|>{{input}}</s><|answer|>"
+    assert model.verbalizer == "{{input}}"
+    assert model.generator.style.text_answer_separator == "<|answer|>"
     assert model.run("what is 3?", max_new_tokens=2).generated_tokens <= 2
     assert len(model.training_logs) >= 3
     model.release()
 
 
-def test_the_model_reads_a_request_as_it_read_rows(data: Path) -> None:
-    """The prompt of the saved verbalizer has the tokens of the row before its answer."""
-    options = options_of(data, "lora", dataset__validation_size=0)
+@pytest.mark.parametrize("prompt_format", ["markers", "chat_template", "verbalizer"])
+@pytest.mark.parametrize("base", ["tiny-causal", "tiny-seq2seq"])
+def test_the_saved_model_reads_a_request_as_it_read_rows(
+    base: str, prompt_format: str, data: Path, tmp_path: Path
+) -> None:
+    """Token for token, special tokens included: the row before its answer is the prompt."""
+    template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    options = options_of(
+        data,
+        "lora",
+        general__base_model=base,
+        dataset__validation_size=0,
+        dataset__prompt_format=prompt_format,
+        dataset__chat_template=template if prompt_format == "chat_template" else None,
+        training__num_epochs=1,
+    )
     with open_experiment(options) as experiment:
         rows, _ = read_data(
             experiment.base_model,
@@ -81,11 +94,13 @@ def test_the_model_reads_a_request_as_it_read_rows(data: Path) -> None:
             dataset=experiment.options.dataset,
         )
         first = rows.examples[0]
+        is_seq2seq = experiment.base_model.kind == "seq2seq"
         num_prompt = sum(label == -100 for label in first.labels)
-        template = serving_verbalizer(options, "</s>")
-        text = template.replace("{{input}}", ROWS[0]["question"])
-        tokens = experiment.base_model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert list(first.input_ids[:num_prompt]) == tokens
+        read = first.input_ids if is_seq2seq else first.input_ids[:num_prompt]
+        experiment.module(experiment.tune()).save(tmp_path / "m")
+    model = luthier.load(tmp_path / "m")
+    assert model.generator.encode(ROWS[0]["question"]) == tuple(read)
+    model.release()
 
 
 def test_checkpoints_and_metrics_go_where_they_are_asked(data: Path, tmp_path: Path) -> None:

@@ -224,3 +224,33 @@ def test_the_saved_config_names_the_base_and_no_path(lora, tmp_path):
     assert config["module_id"] == "e478d0cc-0c5c-423e-b654-ca9fa881395a"
     assert config["base_model_name"] == lora.base_model.name
     assert str(tmp_path) not in text
+
+
+@both_bases
+def test_conversations_are_learned_and_asked_in_one_form(base, tmp_path):
+    """By the chat template or, without one, markers; the saved model asks as it was taught."""
+    chat = [
+        {
+            "messages": [
+                {"role": "user", "content": row["input"]},
+                {"role": "assistant", "content": row["output"]},
+            ]
+        }
+        for row in ROWS
+    ]
+    settings = {"mask_prompt_labels": True, "weight_decay": 0.0}
+    model = LoraTuning.train(
+        base, chat, val_stream=chat[:3], rank=4, training_options=settings, **QUICK
+    )
+    assert losses(model)[-1] < losses(model)[0]
+    assert len(losses(model, "validation_loss")) == QUICK["num_epochs"]
+    model.save(tmp_path / "m")
+    again = luthier.load(tmp_path / "m")
+    tokenizer = again.base_model.tokenizer
+    has_template = bool(tokenizer.chat_template)
+    text = "<|user|>hi</s><|assistant|>" if has_template else "<|prompt|>hi</s><|answer|>"
+    expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert again.generator.encode("hi") == tuple(expected)
+    assert again.run("hi", max_new_tokens=4) == model.run("hi", max_new_tokens=4)
+    again.release()
+    model.release()

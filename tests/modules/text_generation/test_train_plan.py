@@ -6,6 +6,7 @@ import shutil
 import pytest
 from fixtures.train_rows import ROWS
 
+from luthier.data_model.training_settings import TrainingSettings
 from luthier.data_model.tuning import TuningConfig
 from luthier.errors import (
     ArtifactError,
@@ -17,7 +18,7 @@ from luthier.errors import (
     UnknownKeyError,
     VerbalizerError,
 )
-from luthier.modules import PeftPromptTuning, TextGeneration, plan_train
+from luthier.modules import LoraTuning, PeftPromptTuning, TextGeneration, plan_train
 from luthier.resources.base_model import BaseModel
 
 CONFIG = TuningConfig(num_virtual_tokens=5)
@@ -237,3 +238,65 @@ def test_an_unknown_module_is_refused():
 
 def test_both_modules_plan():
     assert plan_train(TextGeneration.MODULE_ID, WHOLE).options.num_epochs == 5
+
+
+CHAT = [
+    {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+] * 4
+
+
+@pytest.mark.parametrize("module", [PeftPromptTuning, TextGeneration, LoraTuning])
+def test_every_other_setting_comes_in_one_message(module):
+    arguments = GOOD if module is PeftPromptTuning else WHOLE
+    settings = TrainingSettings(weight_decay=0.0, schedule="cosine", mask_prompt_labels=False)
+    made = plan_train(module.MODULE_ID, arguments | {"training_options": settings})
+    assert (made.options.weight_decay, made.options.schedule) == (0.0, "cosine")
+    assert not made.dataset.mask_prompt_labels
+    given = {"gradient_clip": 1, "metrics": ["loss", "perplexity"]}
+    made = plan_train(module.MODULE_ID, arguments | {"training_options": given})
+    assert (made.options.max_grad_norm, made.options.metrics) == (1, ("loss", "perplexity"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"training_options": {"wieght_decay": 1}}, UnknownKeyError, "did you mean 'weight_decay'"),
+        ({"training_options": {"weight_decay": -1}}, InvalidInputError, "weight_decay.*at least 0"),
+        ({"training_options": {"max_length": 3}}, InvalidInputError, "max_length.*at least 8"),
+        (
+            {"training_options": {"num_epochs": 4}, "num_epochs": 3},
+            InvalidInputError,
+            "'num_epochs' is given twice",
+        ),
+        (
+            {"training_options": {"chat_template": "{{ x }}"}, "from_request": True},
+            InvalidInputError,
+            "allow_request_chat_templates",
+        ),
+        (
+            {"train_stream": CHAT, "verbalizer": "Text: {{input}}"},
+            InvalidInputError,
+            "train_stream row 1 is a conversation",
+        ),
+        (
+            {"train_stream": CHAT, "training_options": {"prompt_format": "verbalizer"}},
+            InvalidInputError,
+            "train_stream row 1 is a conversation",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes, error, message):
+    with pytest.raises(error, match=message):
+        plan(**changes)
+
+
+def test_a_chat_template_may_come_with_a_request_where_the_operator_says_so(configured):
+    configured(ALLOW_REQUEST_CHAT_TEMPLATES="true")
+    made = plan_request(training_options={"chat_template": "{{ messages }}"})
+    assert made.dataset.chat_template == "{{ messages }}"
+
+
+def test_conversations_are_records_like_others():
+    made = plan_request(train_stream=[*CHAT, *ROWS], val_stream=CHAT)
+    assert len(made.records) == len(CHAT) + len(ROWS)
+    assert len(made.validation_records) == len(CHAT)
