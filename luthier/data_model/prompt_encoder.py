@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from luthier.data_model.checks import require_int
+from luthier.data_model.checks import require_bool, require_int, require_number
 from luthier.errors import InvalidInputError, did_you_mean
 
 MLP = "MLP"
@@ -13,6 +13,7 @@ ENCODER_TYPES = (MLP, LSTM)
 DEFAULT_NUM_LAYERS = 2
 MAX_HIDDEN_SIZE = 65_536
 MAX_LAYERS = 16
+MAX_DROPOUT = 0.9
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,5 @@ class PromptEncoderOptions:
         if self.hidden_size is not None:
             require_int("encoder_hidden_size", self.hidden_size, minimum=1, maximum=MAX_HIDDEN_SIZE)
         require_int("encoder_num_layers", self.num_layers, minimum=1, maximum=MAX_LAYERS)
-        is_number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
-        if not is_number or not 0 <= self.dropout < 1:
-            raise InvalidInputError(
-                f"'encoder_dropout' must be from 0 to below 1, got {str(self.dropout)[:80]!r}"
-            )
-        if not isinstance(self.prefix_projection, bool):
-            raise InvalidInputError(
-                f"'prefix_projection' must be true or false, "
-                f"got {str(self.prefix_projection)[:80]!r}"
-            )
+        require_number("encoder_dropout", self.dropout, minimum=0.0, maximum=MAX_DROPOUT)
+        require_bool("prefix_projection", self.prefix_projection)

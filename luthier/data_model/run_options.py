@@ -7,15 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.data_model.checks import require_text
+from luthier.data_model.prompt_encoder import (
+    DEFAULT_NUM_LAYERS,
+    ENCODER_TYPES,
+    MAX_DROPOUT,
+    MAX_HIDDEN_SIZE,
+    MAX_LAYERS,
+    MLP,
+)
 from luthier.data_model.training_options import Setting, TrainingLimits
 from luthier.errors import InvalidInputError
 
 PROMPT_TUNING = "prompt_tuning"
 MULTITASK_PROMPT_TUNING = "multitask_prompt_tuning"
+P_TUNING = "p_tuning"
+PREFIX_TUNING = "prefix_tuning"
 LORA = "lora"
 FULL_FINE_TUNING = "full_fine_tuning"
-METHODS = (PROMPT_TUNING, MULTITASK_PROMPT_TUNING, LORA, FULL_FINE_TUNING)
-PROMPT_TUNING_METHODS = (PROMPT_TUNING, MULTITASK_PROMPT_TUNING)
+PROMPT_TUNING_METHODS = (PROMPT_TUNING, MULTITASK_PROMPT_TUNING, P_TUNING, PREFIX_TUNING)
+METHODS = (*PROMPT_TUNING_METHODS, LORA, FULL_FINE_TUNING)
 
 INIT_METHODS = (
     "RANDOM",
@@ -104,6 +114,27 @@ class PromptOptions:
         "texts",
         "Where a seq2seq model gets the soft prompt; empty takes the kind of base model's.",
         choices=OUTPUT_MODEL_TYPES,
+    )
+    encoder_reparameterization_type: str = _setting(
+        MLP, "choice", "The network that P-tuning learns through.", choices=ENCODER_TYPES
+    )
+    encoder_hidden_size: int | None = _setting(
+        None,
+        "int",
+        "Width inside the network of P-tuning or of a prefix projection; none takes that of a "
+        "virtual token.",
+        minimum=1,
+        maximum=MAX_HIDDEN_SIZE,
+        is_optional=True,
+    )
+    encoder_num_layers: int = _setting(
+        DEFAULT_NUM_LAYERS, "int", "Layers of an LSTM.", minimum=1, maximum=MAX_LAYERS
+    )
+    encoder_dropout: float = _setting(
+        0.0, "number", "Dropout between the layers of an LSTM.", minimum=0.0, maximum=MAX_DROPOUT
+    )
+    prefix_projection: bool = _setting(
+        False, "bool", "Whether prefix tuning learns keys and values through a network, too."
     )
 
     def validate(self, limits: TrainingLimits) -> None:

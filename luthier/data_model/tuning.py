@@ -5,6 +5,7 @@ import serves whoever builds a training.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum, StrEnum
 from typing import Annotated, TypeVar
 
@@ -12,6 +13,11 @@ from caikit.core import DataObjectBase, dataobject
 from py_to_proto.dataclass_to_proto import FieldNumber
 
 from luthier.data_model.checks import require_int, require_text
+from luthier.data_model.prompt_encoder import (
+    DEFAULT_NUM_LAYERS,
+    MLP,
+    PromptEncoderOptions,
+)
 from luthier.data_model.records import CAIKIT_NLP_PACKAGE
 from luthier.data_model.training_options import (
     FULL_FINE_TUNING_DEFAULTS,
@@ -24,13 +30,16 @@ from luthier.errors import InvalidInputError, NotSupportedError, did_you_mean
 
 __all__ = [
     "FULL_FINE_TUNING_DEFAULTS",
+    "NETWORK_PROMPT_DEFAULTS",
     "PROMPT_TUNING_DEFAULTS",
+    "PromptEncoderOptions",
     "PromptOutputModelType",
     "PromptTuningInit",
     "TrainingLimits",
     "TrainingOptions",
     "TuningConfig",
     "TuningType",
+    "encoder_options",
     "parse_init_method",
     "parse_output_model_types",
     "parse_tuning_type",
@@ -38,6 +47,10 @@ __all__ = [
 ]
 
 Choice = TypeVar("Choice", bound=Enum)
+
+
+#: For P-tuning and prefix tuning: what moves one virtual token by 0.3 breaks a network.
+NETWORK_PROMPT_DEFAULTS = replace(PROMPT_TUNING_DEFAULTS, learning_rate=0.01)
 
 
 class TuningType(StrEnum):
@@ -99,6 +112,22 @@ class TuningConfig(DataObjectBase):  # type: ignore[misc]  # caikit is untyped
     prompt_tuning_init_method: Annotated[str, FieldNumber(3)]
     prompt_tuning_init_source_model: Annotated[str, FieldNumber(4)]
     output_model_types: Annotated[list[str], FieldNumber(5)]
+    # Luthier's, for P_TUNING and PREFIX_TUNING; see ``PromptEncoderOptions``.
+    encoder_reparameterization_type: Annotated[str, FieldNumber(6)]
+    encoder_hidden_size: Annotated[int, FieldNumber(7)]
+    encoder_num_layers: Annotated[int, FieldNumber(8)]
+    encoder_dropout: Annotated[float, FieldNumber(9)]
+    prefix_projection: Annotated[bool, FieldNumber(10)]
+
+
+#: Field of ``TuningConfig`` -> field of ``PromptEncoderOptions``.
+ENCODER_FIELDS = {
+    "encoder_reparameterization_type": "reparameterization_type",
+    "encoder_hidden_size": "hidden_size",
+    "encoder_num_layers": "num_layers",
+    "encoder_dropout": "dropout",
+    "prefix_projection": "prefix_projection",
+}
 
 
 def parse_tuning_type(value: str | TuningType | None) -> TuningType:
@@ -183,6 +212,37 @@ def parse_output_model_types(
             "it has no encoder, use ['DECODER']"
         )
     return tuple(member for member in PromptOutputModelType if member in wanted)
+
+
+def encoder_options(config: object, tuning_type: TuningType) -> PromptEncoderOptions:
+    """The network that a prompt is to be learned through.
+
+    Args:
+        config: A ``TuningConfig`` or whatever has its fields; on a wire, 0 and "" are not given.
+        tuning_type: How the prompt is tuned.
+
+    Returns:
+        The options, checked.
+
+    Raises:
+        InvalidInputError: For a value that cannot be meant, or one that has no use with this
+            tuning type.
+    """
+    given = {name: value for name in ENCODER_FIELDS if (value := getattr(config, name, None))}
+    default = {"encoder_reparameterization_type": MLP, "encoder_num_layers": DEFAULT_NUM_LAYERS}
+    is_prefix = tuning_type is TuningType.PREFIX_TUNING
+    for name, value in given.items():
+        has_use = (name == "prefix_projection") == is_prefix or (
+            is_prefix and name == "encoder_hidden_size" and bool(given.get("prefix_projection"))
+        )
+        if value != default.get(name) and not (tuning_type.learns_through_a_network and has_use):
+            raise InvalidInputError(
+                f"'tuning_config.{name}' has no use with tuning type {tuning_type.value}"
+                + (" without 'prefix_projection'" if is_prefix else "")
+            )
+    options = PromptEncoderOptions(**{ENCODER_FIELDS[name]: given[name] for name in given})
+    options.validate()
+    return options
 
 
 def validate_tuning_config(config: TuningConfig, limits: TrainingLimits) -> None:

@@ -11,6 +11,8 @@ WIRE_NUMBERS = Path(luthier.__file__).parent / "modules" / "wire_numbers.json"
 MODULES = {
     "prompt_tuning": "PeftPromptTuning",
     "multitask_prompt_tuning": "PeftPromptTuning",
+    "p_tuning": "PeftPromptTuning",
+    "prefix_tuning": "PeftPromptTuning",
     "lora": "LoraTuning",
     "full_fine_tuning": "TextGeneration",
 }
@@ -176,3 +178,10 @@ def test_caikit_nlps_tuning_type_is_a_method(method: str) -> None:
 def test_another_tuning_type_is_refused(given: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         run_of(**given)
+
+
+def test_the_network_of_a_p_tuning_reaches_the_wire() -> None:
+    tuning_config = {"num_virtual_tokens": 4, "encoder_reparameterization_type": "LSTM"}
+    run = run_of(method="p_tuning", tuning_config=tuning_config)
+    assert run.parameters == {"tuning_type": "P_TUNING"}
+    assert run.tuning_config == tuning_config

@@ -17,9 +17,9 @@ def test_the_defaults_can_be_meant():
         ({"hidden_size": 10**9}, "'encoder_hidden_size'"),
         ({"num_layers": 0}, "'encoder_num_layers'"),
         ({"num_layers": True}, "'encoder_num_layers'"),
-        ({"dropout": 1.0}, "'encoder_dropout' must be from 0 to below 1, got '1.0'"),
+        ({"dropout": 1.0}, "'encoder_dropout'"),
         ({"dropout": float("nan")}, "'encoder_dropout'"),
-        ({"prefix_projection": "yes"}, "'prefix_projection' must be true or false"),
+        ({"prefix_projection": "yes"}, "'prefix_projection'"),
     ],
 )
 def test_what_no_network_can_be_made_of_is_refused(given, message):

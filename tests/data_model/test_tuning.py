@@ -8,6 +8,7 @@ from luthier.data_model.tuning import (
     TrainingLimits,
     TuningConfig,
     TuningType,
+    encoder_options,
     parse_init_method,
     parse_output_model_types,
     parse_tuning_type,
@@ -25,6 +26,11 @@ def test_tuning_config_has_the_peers_name_and_field_numbers() -> None:
         "prompt_tuning_init_method": 3,
         "prompt_tuning_init_source_model": 4,
         "output_model_types": 5,
+        "encoder_reparameterization_type": 6,
+        "encoder_hidden_size": 7,
+        "encoder_num_layers": 8,
+        "encoder_dropout": 9,
+        "prefix_projection": 10,
     }
 
 
@@ -110,3 +116,33 @@ def test_a_complete_config_is_accepted() -> None:
         ),
         TrainingLimits(),
     )
+
+
+def test_the_network_of_a_prompt_is_read_from_the_tuning_config() -> None:
+    config = TuningConfig(
+        num_virtual_tokens=4,
+        encoder_reparameterization_type="LSTM",
+        encoder_hidden_size=12,
+        encoder_num_layers=0,
+    )
+    options = encoder_options(config, TuningType.P_TUNING)
+    assert (options.reparameterization_type, options.hidden_size, options.num_layers) == (
+        "LSTM", 12, 2,
+    )  # fmt: skip
+    projected = TuningConfig(prefix_projection=True, encoder_hidden_size=12)
+    assert encoder_options(projected, TuningType.PREFIX_TUNING).prefix_projection
+
+
+@pytest.mark.parametrize(
+    ("given", "tuning_type", "message"),
+    [
+        ({"encoder_hidden_size": 12}, "PROMPT_TUNING", "no use with tuning type PROMPT_TUNING"),
+        ({"prefix_projection": True}, "P_TUNING", "'tuning_config.prefix_projection' has no use"),
+        ({"encoder_hidden_size": 12}, "PREFIX_TUNING", "without 'prefix_projection'"),
+        ({"encoder_dropout": 0.1}, "PREFIX_TUNING", "'tuning_config.encoder_dropout' has no use"),
+        ({"encoder_reparameterization_type": "CNN"}, "P_TUNING", "must be one of MLP, LSTM"),
+    ],
+)
+def test_a_network_that_cannot_be_meant_is_refused(given, tuning_type, message) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        encoder_options(TuningConfig(**given), TuningType(tuning_type))

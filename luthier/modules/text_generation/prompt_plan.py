@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from luthier.adapters.initialisation import make_adapter
-from luthier.adapters.multitask_soft_prompt import MultitaskSoftPrompt
-from luthier.adapters.soft_prompt import SoftPrompt
+from luthier.adapters.initialisation import AnyPrompt, make_adapter
 from luthier.adapters.source_prompt import (
     SourcePrompt,
     read_source_prompt,
@@ -16,11 +14,14 @@ from luthier.adapters.source_prompt import (
 )
 from luthier.data_model.checks import require_int
 from luthier.data_model.tuning import (
+    NETWORK_PROMPT_DEFAULTS,
     PROMPT_TUNING_DEFAULTS,
+    PromptEncoderOptions,
     PromptOutputModelType,
     PromptTuningInit,
     TuningConfig,
     TuningType,
+    encoder_options,
     parse_init_method,
     parse_output_model_types,
     parse_tuning_type,
@@ -45,13 +46,14 @@ class PromptTuningPlan(TrainingPlan):
     """A prompt tuning that nothing known so far speaks against.
 
     Args:
-        tuning_type: Plain or multitask.
+        tuning_type: What is learned, and how.
         num_virtual_tokens: P, in each place.
         init_method: Where the virtual tokens start.
         init_text: For TEXT.
         source_prompt: For the methods that start from one, read.
         source_task: Which of its tasks, for EXACT_SOURCE_TASK.
-        output_model_types: Where the virtual tokens stand.
+        output_model_types: Where the virtual tokens stand; empty is where the tuning type has them.
+        encoder: The network that they may be learned through.
     """
 
     tuning_type: TuningType
@@ -61,8 +63,9 @@ class PromptTuningPlan(TrainingPlan):
     source_prompt: SourcePrompt | None
     source_task: int
     output_model_types: tuple[PromptOutputModelType, ...]
+    encoder: PromptEncoderOptions
 
-    def make_adapter(self, base_model: BaseModel) -> SoftPrompt | MultitaskSoftPrompt:
+    def make_adapter(self, base_model: BaseModel) -> AnyPrompt:
         """The virtual tokens before their first update.
 
         Args:
@@ -80,6 +83,7 @@ class PromptTuningPlan(TrainingPlan):
             source_prompt=self.source_prompt,
             source_task=self.source_task,
             output_model_types=self.output_model_types,
+            encoder=self.encoder,
             seed=self.options.seed,
         )
 
@@ -105,12 +109,18 @@ def plan_prompt_tuning(
         raise InvalidInputError("train() missing 1 required argument: 'tuning_config'")
     tuning_type = parse_tuning_type(arguments.get("tuning_type"))
     config = _tuning_config(arguments["tuning_config"])
-    plan = plan_training(
-        common, module_id=module_id, defaults=PROMPT_TUNING_DEFAULTS, environment=environment
-    )
+    defaults = PROMPT_TUNING_DEFAULTS
+    if tuning_type.learns_through_a_network:
+        defaults = NETWORK_PROMPT_DEFAULTS
+        if common.get("learning_rate") == PROMPT_TUNING_DEFAULTS.learning_rate:
+            del common["learning_rate"]  # The signature's default, which is for the other types.
+    plan = plan_training(common, module_id=module_id, defaults=defaults, environment=environment)
     validate_tuning_config(config, limits_for(plan.hooks, environment))
     init_method = parse_init_method(config.prompt_tuning_init_method)
-    places = parse_output_model_types(config.output_model_types, is_seq2seq=plan.kind == "seq2seq")
+    places: tuple[PromptOutputModelType, ...] = ()
+    if config.output_model_types or not tuning_type.learns_through_a_network:
+        is_seq2seq = plan.kind == "seq2seq"
+        places = parse_output_model_types(config.output_model_types, is_seq2seq=is_seq2seq)
     source_prompt = None
     if init_method.needs_source:
         source_prompt = _source_prompt(config, init_method, tuning_type, plan.hooks, environment)
@@ -127,6 +137,7 @@ def plan_prompt_tuning(
         if source_task is None
         else require_int("source_task", source_task, minimum=0),
         output_model_types=places,
+        encoder=encoder_options(config, tuning_type),
     )
 
 

@@ -245,3 +245,30 @@ def test_a_multitask_prompt_loads_as_one(tmp_path):
     again = PeftPromptTuning.load(tmp_path / "model")
     assert again.tuning_type is TuningType.MULTITASK_PROMPT_TUNING
     assert again.adapter.content_hash() == model.adapter.content_hash()
+
+
+@pytest.mark.parametrize("tuning_type", ["P_TUNING", "PREFIX_TUNING"])
+def test_a_prompt_that_is_learned_through_a_network_is_tuned_saved_and_loaded(
+    tiny_causal_dir, tmp_path, tuning_type
+):
+    rows = [{"input": f"message {word}", "output": word} for word in ("billing", "account")] * 2
+    model = PeftPromptTuning.train(
+        str(tiny_causal_dir),
+        rows,
+        {"num_virtual_tokens": 4, "encoder_hidden_size": 0},
+        tuning_type=tuning_type,
+        num_epochs=6,
+        batch_size=4,
+        accumulate_steps=1,
+    )
+    losses = [line["data"]["value"] for line in model.training_logs]
+    assert losses[-1] < losses[0]
+    rates = [line["data"]["learning_rate"] for line in model.training_logs]
+    assert max(rates) == pytest.approx(0.01)
+    text = model.run("message billing", max_new_tokens=6).generated_text
+    model.save(tmp_path / "model")
+    again = PeftPromptTuning.load(tmp_path / "model", base_model=str(tiny_causal_dir))
+    assert again.run("message billing", max_new_tokens=6).generated_text == text
+    assert again.tuning_type.value == tuning_type
+    again.release()
+    model.release()
