@@ -52,6 +52,7 @@ from luthier.adapters.module_tree import own_module_tree
 from luthier.adapters.storage import save_adapter
 from luthier.data_model.lora import LoraConfig
 from luthier.inference.base import GenerationRequest
+from luthier.inference.options import EngineOptions
 from luthier.inference.registry import close_all, engine_for
 from luthier.resources.base_model import BaseModel
 from luthier.resources.names import BaseModelSources
@@ -161,7 +162,7 @@ def main() -> int:
         base = make_tiny_base()
     else:
         base = BaseModelStore(BaseModelSources()).acquire(arguments.base_model).base_model
-    engine = engine_for(base)
+    engine = engine_for(base, options=EngineOptions(max_adapter_bytes=4 << 30))
     bare = make_requests(base, arguments, [None])
     timings = {BARE: Timings()}
     runs: dict[str, Callable[[], Answers]] = {BARE: lambda: run_engine(engine, bare, timings[BARE])}
