@@ -4,8 +4,8 @@
 
 A server process serves a module that yields a token every ``--pace`` milliseconds and computes
 nothing; a client process opens the streams over ``--ramp`` seconds, all of them then run at the
-same time, and stamps every first byte. Prints one line of JSON for SSE and gRPC: time to the first byte
-(p50, p99), and the server's CPU time per token, start and end of its streams included.
+same time, and stamps every first byte. Prints one line of JSON for SSE and gRPC: time to the first
+byte (p50, p99), and the server's CPU time per token, start and end of its streams included.
 """
 
 from __future__ import annotations
