@@ -38,12 +38,16 @@ class GenerationRequest:
         sampling: Already validated parameters.
         adapter: The tuned delta, or None for the bare base.
         request_id: For logs; not unique by contract.
+        tenant: On whose behalf; tenants share an engine fairly, however much one asks for.
+        priority: Among the requests of the same tenant; more is sooner.
     """
 
     input_ids: tuple[int, ...]
     sampling: SamplingParams
     adapter: Adapter | None = None
     request_id: str = ""
+    tenant: str = ""
+    priority: int = 0
 
 
 @dataclass(frozen=True)

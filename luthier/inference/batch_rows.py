@@ -9,6 +9,7 @@ import torch
 
 from luthier.inference.channels import Channel
 from luthier.inference.kv_cache import KvRange
+from luthier.inference.prefix_cache import PREFIX_BLOCK_TOKENS, PrefixBlock, chained_key
 from luthier.inference.sequences import GeneratedSequence
 
 
@@ -41,7 +42,28 @@ class BatchRow:
         self.channel = Channel()  # every step looks at who was cancelled
         self.kv: KvRange | None = None
         self.encoder_kv: KvRange | None = None
+        self.is_read = False  # whether an encoder has filled that
         self.num_computed = 0
+        self.turn_start = 0  # tokens it had generated when it was admitted last
+        self.arrival = 0  # its number among all that came
+        self.arrival_step = 0
+        self.leader: BatchRow | None = None  # computed what this row was to start from
+        self._prefix_blocks: list[PrefixBlock] = []
+
+    @property
+    def tenant(self) -> str:
+        """On whose behalf it runs."""
+        return self.sequence.request.tenant
+
+    @property
+    def priority(self) -> int:
+        """Among the rows of its tenant; more is sooner."""
+        return self.sequence.request.priority
+
+    @property
+    def flow(self) -> tuple[str, str]:
+        """Whom it shares its turns with: rows of the same adapter and tenant."""
+        return self.tenant, self.adapter_key
 
     @property
     def num_virtual(self) -> int:
@@ -54,13 +76,25 @@ class BatchRow:
         prompt = self.sequence.prompt
         return self.is_encoded * (prompt.num_encoder_virtual_tokens + len(prompt.token_ids))
 
-    @property
-    def shared_key(self) -> str:
-        """Rows with the same one share the keys and values of their virtual tokens; "" for none.
+    def prefix_blocks(self) -> Sequence[PrefixBlock]:
+        """The whole blocks of its positions so far, by name; the virtual tokens are the first.
 
-        Behind an encoder there are none to share: they depend on what it read.
+        Behind an encoder there is at most a prefix that the adapter brings: what a decoder makes of
+        tokens depends on what was read.
         """
-        return self.adapter_key if self.num_virtual and not self.is_encoded else ""
+        blocks = self._prefix_blocks
+        is_known = self.sequence.prompt.key_values is not None or not self.is_encoded
+        if self.num_virtual and is_known and not blocks:
+            blocks.append(PrefixBlock(self.adapter_key, 0, self.num_virtual))
+        while not self.is_encoded:
+            start = blocks[-1].stop if blocks else 0
+            stop = start + PREFIX_BLOCK_TOKENS
+            if stop > self.num_positions:
+                break
+            parent = blocks[-1].key if blocks else self.adapter_key
+            key = chained_key(parent, self.token_ids(start, stop))
+            blocks.append(PrefixBlock(key, start, stop))
+        return blocks
 
     @property
     def num_positions(self) -> int:

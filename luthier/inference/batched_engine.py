@@ -15,7 +15,8 @@ import weakref
 
 import alog
 
-from luthier.errors import CapacityError, EngineError, InvalidInputError, LuthierError
+from luthier.errors import EngineError, InvalidInputError, LuthierError
+from luthier.inference.arrivals import Arrivals
 from luthier.inference.base import (
     Engine,
     EngineStatus,
@@ -42,7 +43,7 @@ log = alog.use_channel(__name__)
 
 
 class BatchedEngine(Engine):
-    """Continuous batching for one base model and any mix of soft prompts on it.
+    """Continuous batching for one base model and any mix of soft prompts and LoRAs on it.
 
     Args:
         base_model: One whose attention can be replaced. Read, never changed.
@@ -65,13 +66,16 @@ class BatchedEngine(Engine):
             self._base_model,
             max_kv_bytes=self._options.max_kv_bytes,
             max_rows=self._options.max_running,
+            max_prefix_bytes=self._options.max_prefix_bytes,
         )
         self._scheduler = Scheduler(
-            self._runner.allocator,
-            num_ready=self._runner.num_ready,
-            move=self._runner.move,
-            max_rows=self._options.max_running,
-            max_step_tokens=self._options.step_tokens_on(base_model.device),
+            self._runner.memory, self._options.scheduling_on(base_model.device)
+        )
+        self._arrivals = Arrivals(
+            self._runner.deltas,
+            max_device_bytes=self._options.max_adapter_bytes,
+            max_host_bytes=self._options.max_host_adapter_bytes,
+            when_ready=self._arrive,
         )
         self._decoder_start_ids = (
             (decoder_start_token_id(self._base_model),) if is_seq2seq else None
@@ -86,12 +90,17 @@ class BatchedEngine(Engine):
     def submit(self, request: GenerationRequest) -> TokenStream:
         """Accept a request; see ``Engine``."""
         if request.sampling.num_beams > 1:
-            return self._engine_for_whole_models().submit(request)
+            return self._engine_for_whole_models(request.tenant).submit(request)
         adapter = request.adapter
         model = self._base_model.model
-        if adapter is not None and adapter.tuned_model(model) is not model:
-            return self._engine_for_whole_models().submit(request)
-        prompt = self._fitting(prepare_prompt(self._base_model, request))
+        has_deltas = adapter is not None and self._arrivals.takes(adapter)
+        if adapter is not None and not has_deltas and adapter.tuned_model(model) is not model:
+            log.debug("A row of method %s runs beside the batch", adapter.method)
+            return self._engine_for_whole_models(request.tenant).submit(request)
+        # Deltas stand before nothing: the prompt is that of the bare base.
+        bare = dataclasses.replace(request, adapter=None) if has_deltas else request
+        prompt = self._fitting(prepare_prompt(self._base_model, bare))
+        self._options.check_priority(request.priority)
         sequence = GeneratedSequence(
             request,
             prompt=prompt,
@@ -102,8 +111,9 @@ class BatchedEngine(Engine):
         key = adapter.content_hash() if adapter is not None else ""
         row = BatchRow(sequence, adapter_key=key, decoder_start_ids=self._decoder_start_ids)
         with self._state:
-            self._check_accepts()
-            self._scheduler.waiting.add(row)
+            self._check_accepts(request.tenant)
+            if adapter is None or not has_deltas or self._arrivals.expect(row, adapter):
+                self._scheduler.waiting.add(row)
             self._state.notify()
         return ChannelStream(row.channel, keep_alive=self._owner())
 
@@ -112,7 +122,7 @@ class BatchedEngine(Engine):
         with self._state:
             detail = self._failure or ("closed" if self._is_closed else "")
             num_running = len(self._scheduler.running)
-            num_waiting = len(self._scheduler.waiting)
+            num_waiting = self._num_waiting()
             beside = self._whole_models
         if beside is not None:
             num_running += beside.status().num_running
@@ -126,20 +136,22 @@ class BatchedEngine(Engine):
             self._state.notify_all()
         if self._thread is not threading.current_thread():
             self._thread.join()
+        self._arrivals.close()
         if self._whole_models is not None:
             self._whole_models.close()
 
-    def _engine_for_whole_models(self) -> PlainEngine:
+    def _engine_for_whole_models(self, tenant: str) -> PlainEngine:
         """Adapters that replace the network, and beams, share no forward pass with anybody."""
         with self._state:
-            self._check_accepts()
+            self._check_accepts(tenant)
             if self._whole_models is None:
+                log.info("Some rows run beside the batch, each by itself")
                 self._whole_models = PlainEngine(self._owner() or self._base_model, self._options)
             return self._whole_models
 
     def _fitting(self, prompt: Prompt) -> Prompt:
         """The prompt with its room cut to what the arena holds."""
-        num_held = self._runner.allocator.num_tokens
+        num_held = self._runner.memory.allocator.num_tokens
         num_used = prompt.num_decoder_virtual_tokens + len(prompt.token_ids)
         if self._decoder_start_ids is not None:
             num_used += prompt.num_encoder_virtual_tokens + len(self._decoder_start_ids)
@@ -152,16 +164,38 @@ class BatchedEngine(Engine):
         room = num_held - num_used if prompt.room is None else min(prompt.room, num_held - num_used)
         return dataclasses.replace(prompt, room=room)
 
-    def _check_accepts(self) -> None:
+    def _check_accepts(self, tenant: str) -> None:
         if self._failure:
             raise EngineError(f"the engine has stopped: {self._failure}")
         if self._is_closed:
             raise EngineError("the engine is closed")
-        if len(self._scheduler.waiting) >= self._options.max_waiting:
-            raise CapacityError(
-                f"{len(self._scheduler.waiting)} requests wait for base model "
-                f"{self._base_model.name!r}, at most {self._options.max_waiting} may"
-            )
+        self._options.check_waiting(
+            self._num_waiting(),
+            num_of_tenant=self._scheduler.waiting.num_of(tenant)
+            + sum(row.tenant == tenant for row in self._arrivals),
+            tenant=tenant,
+            base_model=self._base_model.name,
+        )
+
+    def _num_waiting(self) -> int:
+        return len(self._scheduler.waiting) + len(self._arrivals)
+
+    def _arrive(self, row: BatchRow, error: LuthierError | None) -> None:
+        """Let a row into the batch whose adapter has come, or end it."""
+        with self._state:
+            if not self._arrivals.arrive(row):
+                return
+            if error is None:
+                self._scheduler.waiting.add(row)
+                self._state.notify()
+                return
+            self._arrivals.forget(row)
+        deliver([(row.channel, error)])
+
+    def _release(self, row: BatchRow) -> None:
+        """Forget a row that ended, wherever it is."""
+        if not self._arrivals.forget(row):
+            self._scheduler.release(row)
 
     def _live(self) -> None:
         """The thread's life. However it ends, nobody is left waiting."""
@@ -187,7 +221,9 @@ class BatchedEngine(Engine):
     def _end_all(self, failure: str) -> None:
         with self._state:
             self._failure = failure
-            lost = self._scheduler.take_all()
+            lost = [*self._scheduler.take_all(), *self._arrivals]
+            for row in lost:
+                self._arrivals.forget(row)
         for row in lost:
             if failure:
                 item: Item = EngineError(f"the engine has stopped: {failure}")
@@ -207,17 +243,19 @@ class BatchedEngine(Engine):
                 items.append((each.row, error))
                 continue
             each.row.num_computed = each.stop
+            if each.count > 1:
+                self._runner.memory.keep(each.row)
             if error is not None:
                 items.extend(self._advance(error))
         with self._state:
             for row, item in items:
                 if isinstance(item, LuthierError) or item.is_last:
-                    self._scheduler.release(row)
+                    self._release(row)
         deliver((row.channel, item) for row, item in items)
 
     def _end_early(self) -> list[tuple[BatchRow, Item]]:
         with self._state:
-            rows = [*self._scheduler.running, *self._scheduler.waiting]
+            rows = [*self._scheduler.running, *self._scheduler.waiting, *self._arrivals]
             items: list[tuple[BatchRow, Item]] = []
             for row in rows:
                 if row.channel.is_cancelled:
@@ -225,7 +263,7 @@ class BatchedEngine(Engine):
                 elif row.sequence.is_overdue:
                     items.append((row, row.sequence.end(FinishReason.TIME_LIMIT)))
             for row, _ in items:
-                self._scheduler.release(row)
+                self._release(row)
         return items
 
     def _run(self, slices: list[RowSlice]) -> dict[BatchRow, SliceLogits | LuthierError]:

@@ -10,7 +10,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from luthier.errors import NotSupportedError
-from luthier.inference.batch_rows import BatchRow, RowSlice, SliceLogits
+from luthier.inference.batch_rows import RowSlice, SliceLogits
 from luthier.inference.cross_attention import (
     NAME,
     DecoderStep,
@@ -20,7 +20,8 @@ from luthier.inference.cross_attention import (
     reading_cache,
     stand_in_cache,
 )
-from luthier.inference.kv_cache import KvArena, KvShape, RangeAllocator
+from luthier.inference.kv_cache import KvShape
+from luthier.inference.kv_memory import KvMemory
 from luthier.inference.packed_attention import PackedRow, with_packed_attention
 from luthier.inference.packed_positions import PackedPositions
 from luthier.inference.relative_positions import RelativePositions
@@ -77,12 +78,20 @@ class EncoderDecoderRunner(Runner):
         base_model: A seq2seq one. Its weights are shared, not copied.
         max_kv_bytes: Size of the arena.
         max_rows: Rows at the same time, at most.
+        max_prefix_bytes: Not used: what a decoder makes of tokens depends on what was read.
 
     Raises:
         NotSupportedError: If the model cannot be run this way; the message says why.
     """
 
-    def __init__(self, base_model: BaseModel, *, max_kv_bytes: int, max_rows: int) -> None:
+    def __init__(
+        self,
+        base_model: BaseModel,
+        *,
+        max_kv_bytes: int,
+        max_rows: int,
+        max_prefix_bytes: int = 0,
+    ) -> None:
         decoder_start_token_id(base_model)
         if positions_change_with_length(base_model.model):
             raise NotSupportedError(
@@ -111,7 +120,7 @@ class EncoderDecoderRunner(Runner):
 
     def begin(self, slices: Sequence[RowSlice]) -> None:
         """Run the encoder for rows that are new, all at once; see ``Runner``."""
-        new = [each.row for each in slices if each.row.num_computed == 0]
+        new = [each.row for each in slices if not each.row.is_read]
         if not new:
             return
         with torch.inference_mode():
@@ -125,13 +134,9 @@ class EncoderDecoderRunner(Runner):
                 if virtual is not None:
                     embeddings = torch.cat([virtual, embeddings])
                 inputs.append(_Input(embeddings, row.encoder_kv.start))
-                prefix = row.sequence.prompt.key_values
-                if prefix is not None and row.kv is not None:
-                    self._arena.copy_in(row.kv.start, prefix)
-                prefix = row.sequence.prompt.key_values
-                if prefix is not None and row.kv is not None:
-                    self._arena.copy_in(row.kv.start, prefix)
             self._read(inputs)
+        for row in new:
+            row.is_read = True
 
     def run(self, slices: Sequence[RowSlice]) -> list[SliceLogits]:
         """Compute slices of the decoder; see ``Runner``."""
@@ -147,23 +152,19 @@ class EncoderDecoderRunner(Runner):
             if each.num_logits
         ]
 
-    def num_ready(self, row: BatchRow) -> int:
-        """Those of a prefix; what is made of a soft prompt depends on the encoder's input."""
-        return 0 if row.sequence.prompt.key_values is None else row.num_virtual
-
-    def move(self, source: int, target: int, count: int) -> None:
-        """Follow a row's range to its new place; see ``Runner``."""
-        with torch.inference_mode():
-            self._arena.move(source, target, count)
-
     def _make_room(
         self, base_model: BaseModel, shape: KvShape, *, max_kv_bytes: int, max_rows: int
     ) -> None:
         num_tokens = max_kv_bytes // shape.bytes_per_token(self._dtype)
         if base_model.max_positions is not None:
             num_tokens = min(num_tokens, 2 * max_rows * (base_model.max_positions + 64))
-        self.allocator = RangeAllocator(num_tokens)
-        self._arena = KvArena(shape, num_tokens, dtype=self._dtype, device=self._device)
+        self.memory = KvMemory(
+            shape,
+            num_tokens=num_tokens,
+            max_prefix_bytes=0,
+            dtype=self._dtype,
+            device=self._device,
+        )
         empty = torch.zeros(1, shape.num_kv_heads, 1, shape.head_dim)
         self._stand_in = empty.to(device=self._device, dtype=self._dtype)
         self._cache = stand_in_cache(self._stand_in, shape.num_layers)
@@ -203,7 +204,7 @@ class EncoderDecoderRunner(Runner):
         self._decoder(
             inputs_embeds=self._nothing,
             encoder_hidden_states=encoded,
-            past_key_values=reading_cache(self._arena, where),
+            past_key_values=reading_cache(self.memory.arena, where),
             use_cache=True,
             packed_batch=ReadingStep(self._decoder_biases),
         )
@@ -225,7 +226,7 @@ class EncoderDecoderRunner(Runner):
             positions.extend(range(each.start, stop))
         self._positions.set(positions, self._device)
         step = DecoderStep(
-            self._arena,
+            self.memory.arena,
             torch.tensor(slots, dtype=torch.long, device=self._device),
             tuple(rows),
             tuple(each.encoder_span for each in parts),
@@ -250,10 +251,10 @@ class EncoderDecoderRunner(Runner):
             ids = torch.arange(num_in + num_out, device=self._device) * num_in
             rows.append((ids % base_model.vocab_size).split([num_in, num_out]))
         spans = [(index * 32, index * 32 + n) for index, n in enumerate(_PROBE_INPUTS)]
-        if self.allocator.num_tokens < 32 * len(rows):
+        if self.memory.allocator.num_tokens < 32 * len(rows):
             raise NotSupportedError(
-                f"the key-value cache holds {self.allocator.num_tokens} tokens of base model "
-                f"{base_model.name!r}, at least {32 * len(rows)} are needed"
+                f"the key-value cache holds {self.memory.allocator.num_tokens} tokens of base "
+                f"model {base_model.name!r}, at least {32 * len(rows)} are needed"
             )
         inputs = [row[0] for row in rows]
         self._read(

@@ -9,8 +9,10 @@ import alog
 import torch
 
 from luthier.errors import NotSupportedError
-from luthier.inference.batch_rows import BatchRow, RowSlice, SliceLogits
-from luthier.inference.kv_cache import KvArena, KvShape, RangeAllocator, SoftPromptKv
+from luthier.inference.batch_rows import RowSlice, SliceLogits
+from luthier.inference.delta_layers import DeltaLayers
+from luthier.inference.kv_cache import KvShape
+from luthier.inference.kv_memory import KvMemory
 from luthier.inference.packed_attention import (
     PackedBatch,
     PackedRow,
@@ -35,52 +37,40 @@ class PackedRunner(Runner):
 
     Args:
         base_model: A causal one. Its weights are shared, not copied.
-        max_kv_bytes: Size of the arena, and of what is kept of soft prompts, each.
+        max_kv_bytes: Size of the arena.
         max_rows: Rows at the same time, at most.
+        max_prefix_bytes: Of what is kept of soft prompts and other prefixes, for rows to come.
 
     Raises:
         NotSupportedError: If the model cannot be run this way; the message says why.
     """
 
-    def __init__(self, base_model: BaseModel, *, max_kv_bytes: int, max_rows: int) -> None:
+    def __init__(
+        self,
+        base_model: BaseModel,
+        *,
+        max_kv_bytes: int,
+        max_rows: int,
+        max_prefix_bytes: int = 0,
+    ) -> None:
         _require_packable(base_model)
         self._device, self._dtype = base_model.device, base_model.dtype
         self._model = with_packed_attention(base_model.model)
+        self._delta_layers = DeltaLayers(self._model)
         self._embed = self._model.get_input_embeddings()
         shape = self._probe(base_model)
         num_tokens = max_kv_bytes // shape.bytes_per_token(self._dtype)
         if base_model.max_positions is not None:
             num_tokens = min(num_tokens, max_rows * (base_model.max_positions + 64))
-        self.allocator = RangeAllocator(num_tokens)
-        self._arena = KvArena(shape, num_tokens, dtype=self._dtype, device=self._device)
-        self._soft_prompts = SoftPromptKv(max_kv_bytes)
-
-    def begin(self, slices: Sequence[RowSlice]) -> None:
-        """Put shared soft prompts before rows that have nothing computed yet.
-
-        Args:
-            slices: Of the next step, planned with ``num_ready`` in mind.
-        """
-        for each in slices:
-            row = each.row
-            if row.num_computed == 0 and each.start > 0:
-                tokens = row.sequence.prompt.key_values
-                if tokens is None:
-                    tokens = self._soft_prompts.get(row.adapter_key)
-                assert tokens is not None
-                assert row.kv is not None
-                self._arena.copy_in(row.kv.start, tokens)
-
-    def num_ready(self, row: BatchRow) -> int:
-        """Virtual tokens of this row whose keys and values need not be computed again."""
-        if row.sequence.prompt.key_values is not None:
-            return row.num_virtual
-        tokens = self._soft_prompts.get(row.shared_key) if row.shared_key else None
-        return 0 if tokens is None else tokens.shape[2]
-
-    def move(self, source: int, target: int, count: int) -> None:
-        """Follow a row's range to its new place."""
-        self._arena.move(source, target, count)
+        self.memory = KvMemory(
+            shape,
+            num_tokens=num_tokens,
+            max_prefix_bytes=max_prefix_bytes,
+            dtype=self._dtype,
+            device=self._device,
+        )
+        #: Low-rank deltas that rows may use, by the adapter's key.
+        self.deltas = self._delta_layers.tables
 
     def run(self, slices: Sequence[RowSlice]) -> list[SliceLogits]:
         """Compute the slices and store their keys and values.
@@ -94,8 +84,9 @@ class PackedRunner(Runner):
         Returns:
             The logits of those slices that need any.
         """
+        slices, spans = self._delta_layers.arrange(slices)
         batch, ends = self._pack(slices)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._delta_layers.adding(spans):
             output = self._model(
                 inputs_embeds=self._embeddings(slices),
                 position_ids=self._positions(slices),
@@ -104,7 +95,6 @@ class PackedRunner(Runner):
                 logits_to_keep=torch.tensor(ends, dtype=torch.long, device=self._device),
                 packed_batch=batch,
             )
-        self._keep_soft_prompts(slices)
         measured = [each for each in slices if each.num_logits]
         parts = output.logits[0].split([each.num_logits for each in measured]) if measured else ()
         return [SliceLogits(*pair) for pair in zip(measured, parts, strict=True)]
@@ -123,7 +113,7 @@ class PackedRunner(Runner):
             mask = self._mask(each) if each.count > 1 and each.start > 0 else None
             rows.append(PackedRow(first, each.count, start, start + each.stop, mask))
         where = torch.tensor(slots, dtype=torch.long, device=self._device)
-        return PackedBatch(self._arena, where, tuple(rows)), ends
+        return PackedBatch(self.memory.arena, where, tuple(rows)), ends
 
     def _mask(self, each: RowSlice) -> torch.Tensor:
         ones = torch.ones(each.count, each.stop, dtype=torch.bool, device=self._device)
@@ -145,27 +135,19 @@ class PackedRunner(Runner):
             first += each.count
         return rows
 
-    def _keep_soft_prompts(self, slices: Sequence[RowSlice]) -> None:
-        for each in slices:
-            row = each.row
-            is_complete = each.start < row.num_virtual <= each.stop
-            if is_complete and not self.num_ready(row):
-                assert row.kv is not None
-                tokens = self._arena.copy_out(row.kv.start, row.num_virtual)
-                self._soft_prompts.put(row.adapter_key, tokens)
-
     def _probe(self, base_model: BaseModel) -> KvShape:
         """Learn the shapes, and compare logits with the model's own on a few tokens."""
         ids = torch.arange(_PROBE_TOKENS, device=self._device)[None] % base_model.vocab_size
         probe = ShapeProbe()
         with torch.inference_mode():
             expected = base_model.model(input_ids=ids, use_cache=False).logits
-            got = self._model(
-                inputs_embeds=self._embed(ids),
-                position_ids=torch.arange(_PROBE_TOKENS, device=self._device)[None],
-                use_cache=False,
-                packed_batch=probe,
-            ).logits
+            with self._delta_layers.watching(_PROBE_TOKENS):
+                got = self._model(
+                    inputs_embeds=self._embed(ids),
+                    position_ids=torch.arange(_PROBE_TOKENS, device=self._device)[None],
+                    use_cache=False,
+                    packed_batch=probe,
+                ).logits
         difference = ((got - expected).abs().max() / expected.abs().max()).item()
         if not difference < max(1e-3, 16 * torch.finfo(self._dtype).eps):
             raise NotSupportedError(

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
+
+from luthier.errors import CapacityError, InvalidInputError
+from luthier.inference.scheduler import SchedulingRules
+
+#: The key that stands for all tenants without a weight of their own.
+OTHER_TENANTS = "__default__"
 
 
 @dataclass(frozen=True)
@@ -15,19 +22,35 @@ class EngineOptions:
         max_running: Rows generated at the same time, at most, >= 1.
         max_waiting: Requests accepted and not started, at most; the next one is refused with
             ``CapacityError``.
+        max_waiting_per_tenant: The same for any one tenant that is named.
+        tenant_weights: How much a tenant gets for each of one that weighs 1, >= 1, by name;
+            ``__default__`` is for all others and requests without a tenant.
+        max_priority: Largest ``priority`` of a request; the smallest is its negative.
+        ageing_steps: Steps after which a waiting request counts as one priority higher, >= 1.
+        turn_tokens: Tokens that a row may generate, >= 1, before it must make way for an adapter
+            or tenant that has no row at all.
         num_threads: Threads of the plain engine, one row each, never more than ``max_running``.
         max_kv_bytes: Keys and values of all rows of the batched engine, in bytes.
+        max_prefix_bytes: Keys and values of soft prompts and other beginnings that rows to come may
+            start from, in bytes; 0 computes all of them anew.
         max_adapter_bytes: Low-rank deltas of adapters beside the base on the device, in bytes.
         max_host_adapter_bytes: Those kept in host memory for the next time, in bytes; not used
             where the device is the CPU.
         max_step_tokens: Tokens that one step of the batched engine computes; None is what suits
-            the device. Fewer mean steadier streams, more mean faster prompts.
+            the device. Fewer mean steadier streams, more mean faster prompts; two for each of
+            ``max_running`` are always used.
     """
 
     max_running: int = 32
     max_waiting: int = 1024
+    max_waiting_per_tenant: int = 256
+    tenant_weights: Mapping[str, int] = field(default_factory=dict)
+    max_priority: int = 10
+    ageing_steps: int = 64
+    turn_tokens: int = 128
     num_threads: int = 4
     max_kv_bytes: int = 2**30
+    max_prefix_bytes: int = 2**29
     max_adapter_bytes: int = 2**30
     max_host_adapter_bytes: int = 2**32
     max_step_tokens: int | None = None
@@ -37,3 +60,53 @@ class EngineOptions:
         if self.max_step_tokens is not None:
             return self.max_step_tokens
         return 128 if device.type == "cpu" else 2048
+
+    def scheduling_on(self, device: torch.device) -> SchedulingRules:
+        """The part of the options that the batched engine's scheduler follows."""
+        default = self.tenant_weights.get(OTHER_TENANTS, 1)
+        return SchedulingRules(
+            max_rows=self.max_running,
+            max_step_tokens=self.step_tokens_on(device),
+            turn_tokens=self.turn_tokens,
+            ageing_steps=self.ageing_steps,
+            weight_of=lambda tenant: self.tenant_weights.get(tenant, default),
+        )
+
+    def check_priority(self, priority: int) -> None:
+        """Refuse a request whose priority is out of bounds.
+
+        Args:
+            priority: Its own.
+
+        Raises:
+            InvalidInputError: If it is too large or too small.
+        """
+        if abs(priority) > self.max_priority:
+            raise InvalidInputError(
+                f"'priority' must be in {-self.max_priority}..{self.max_priority}, got {priority}"
+            )
+
+    def check_waiting(
+        self, num_waiting: int, *, num_of_tenant: int, tenant: str, base_model: str
+    ) -> None:
+        """Refuse a request where too many wait already.
+
+        Args:
+            num_waiting: Requests that wait, of all tenants.
+            num_of_tenant: Those of the request's own.
+            tenant: Its name; nameless ones have no limit of their own.
+            base_model: For the message.
+
+        Raises:
+            CapacityError: Naming the limit.
+        """
+        if num_waiting >= self.max_waiting:
+            raise CapacityError(
+                f"{num_waiting} requests wait for base model {base_model!r}, at most "
+                f"{self.max_waiting} may"
+            )
+        if tenant and num_of_tenant >= self.max_waiting_per_tenant:
+            raise CapacityError(
+                f"{num_of_tenant} requests of tenant {tenant!r} wait for base model "
+                f"{base_model!r}, at most {self.max_waiting_per_tenant} of one tenant may"
+            )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from luthier.inference.batch_rows import BatchRow, RowSlice, SliceLogits
+from luthier.inference.batch_rows import RowSlice, SliceLogits
 from luthier.inference.delta_tables import DeltaTables
-from luthier.inference.kv_cache import RangeAllocator
+from luthier.inference.kv_memory import KvMemory
 from luthier.resources.base_model import BaseModel
 
 
@@ -15,35 +15,43 @@ class Runner(ABC):
     """Forward passes for slices of many rows. One thread at a time.
 
     Attributes:
-        allocator: Of the ranges in which rows keep their keys and values.
+        memory: Where rows keep their keys and values, and prefixes that they may start from.
         deltas: Low-rank deltas that rows may use under their ``adapter_key``; None if it adds none.
     """
 
-    allocator: RangeAllocator
+    memory: KvMemory
     deltas: DeltaTables | None = None
 
     @abstractmethod
-    def __init__(self, base_model: BaseModel, *, max_kv_bytes: int, max_rows: int) -> None:
+    def __init__(
+        self,
+        base_model: BaseModel,
+        *,
+        max_kv_bytes: int,
+        max_rows: int,
+        max_prefix_bytes: int = 0,
+    ) -> None:
         """Take a model and see whether it can be run.
 
         Args:
             base_model: Its weights are shared, not copied.
             max_kv_bytes: Of keys and values.
             max_rows: Rows at the same time, at most.
+            max_prefix_bytes: Of what may be kept of prefixes, for rows to come.
 
         Raises:
             NotSupportedError: If the model cannot be run this way; the message says why.
         """
 
-    @abstractmethod
     def begin(self, slices: Sequence[RowSlice]) -> None:
         """Do for rows that have nothing computed yet what must come before their first slice.
 
         Fills parts of their ranges; doing it again changes nothing.
 
         Args:
-            slices: Of the next step, planned with ``num_ready`` in mind.
+            slices: Of the next step.
         """
+        return
 
     @abstractmethod
     def run(self, slices: Sequence[RowSlice]) -> list[SliceLogits]:
@@ -55,25 +63,4 @@ class Runner(ABC):
 
         Returns:
             The logits of those slices that need any.
-        """
-
-    @abstractmethod
-    def num_ready(self, row: BatchRow) -> int:
-        """Virtual tokens of a row whose keys and values need not be computed again.
-
-        Args:
-            row: One that has no range yet.
-
-        Returns:
-            Their number; it stays true until the next ``run``.
-        """
-
-    @abstractmethod
-    def move(self, source: int, target: int, count: int) -> None:
-        """Follow a row's range to its new place.
-
-        Args:
-            source: Where its tokens are.
-            target: Where they shall be; the two do not overlap.
-            count: How many.
         """

@@ -1,95 +1,75 @@
 """Which rows run in the next step, and how much of each.
 
-Rows that decode go first, one token each; what is left of the step's token budget is shared by
-prompts, so a long prompt is computed over several steps and stalls nobody. New rows are admitted
-whenever there is room: they join and leave between any two steps.
+Rows that decode go first, one token each; what is left of the step's token budget goes to prompts,
+so a long prompt is computed over several steps and stalls nobody. Rows join and leave between any
+two steps.
 
-Fairness: adapters take turns. With S adapters waiting, the n-th request of one is admitted after at
-most n · S admissions, however many requests the others have.
+Nobody's flood keeps another waiting. A *flow* is one adapter of one tenant. Slots, and the prompt
+tokens of a step, are shared by tenants (by weight), within a tenant by its adapters, within a flow
+in order of arrival. A flow with less than its share takes the place of the youngest row of the one
+with most; that row waits, keeps what it said and goes on later with the same tokens.
+
+Bounds on the steps until the first token of a flow's first request, N tokens long, priorities and
+weights equal, whatever and however much others submit. R is ``max_rows``, M is ``max_step_tokens``;
+T tenants are active, S adapters of its own tenant, F flows in all:
+
+- ``1 + ceil(N / (1 + (M - R) // T // S))`` while T · S <= R and the cache holds the request beside
+  what runs: it is admitted in the next step, and its share of each step is its own;
+- ``(F + 1) · (L + turn_tokens)`` in any case, L the longest prompt with what was generated after
+  it: when there are more flows than slots, or memory is short, flows take turns of ``turn_tokens``
+  generated tokens each.
+
+A request of a priority that is lower by g than the highest that waits in its tenant is treated like
+one that came g · ``ageing_steps`` steps later. Later requests of a flow wait for the earlier ones.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from luthier.inference.batch_rows import BatchRow, RowSlice
-from luthier.inference.kv_cache import KvRange, RangeAllocator
+from luthier.inference.fair_queue import FairQueue, Flow
+from luthier.inference.fair_shares import shares_of_rows
+from luthier.inference.kv_memory import KvMemory
 
-_HEADROOM = 64  # tokens a range gets beyond what its row needs now
 
+@dataclass(frozen=True)
+class SchedulingRules:
+    """What an operator may choose.
 
-class FairQueue:
-    """Waiting rows; adapters take turns, each adapter's own rows come in order."""
+    Args:
+        max_rows: Rows that run at the same time, at most.
+        max_step_tokens: Tokens of one step; two for each row at least are used, so that no prompt
+            stands still beside rows that decode.
+        turn_tokens: Tokens a row generates before it may have to make way for a flow that has none
+            running.
+        ageing_steps: Steps of waiting that count as one priority.
+        weight_of: Of a tenant; how much it gets for each of one that weighs 1.
+    """
 
-    def __init__(self) -> None:
-        self._by_adapter: OrderedDict[str, deque[BatchRow]] = OrderedDict()
-        self._returning: deque[BatchRow] = deque()
-
-    def __len__(self) -> int:
-        return len(self._returning) + sum(map(len, self._by_adapter.values()))
-
-    def __iter__(self) -> Iterator[BatchRow]:
-        """In the order in which turns come now, one round after another."""
-        yield from self._returning
-        queues = [list(queue) for queue in self._by_adapter.values()]
-        for turn in range(max(map(len, queues), default=0)):
-            yield from (queue[turn] for queue in queues if turn < len(queue))
-
-    def add(self, row: BatchRow) -> None:
-        """Let a new row wait."""
-        self._by_adapter.setdefault(row.adapter_key, deque()).append(row)
-
-    def add_first(self, row: BatchRow) -> None:
-        """Let a row wait that ran before; it goes before all new ones."""
-        self._returning.appendleft(row)
-
-    def take(self, row: BatchRow) -> None:
-        """Remove a row to run it: its adapter's next turn comes after the others'."""
-        self.remove(row)
-        if row.adapter_key in self._by_adapter:
-            self._by_adapter.move_to_end(row.adapter_key)
-
-    def remove(self, row: BatchRow) -> bool:
-        """Remove a row; False if it does not wait."""
-        if row in self._returning:
-            self._returning.remove(row)
-            return True
-        queue = self._by_adapter.get(row.adapter_key, deque())
-        if row not in queue:
-            return False
-        queue.remove(row)
-        if not queue:
-            del self._by_adapter[row.adapter_key]
-        return True
+    max_rows: int
+    max_step_tokens: int
+    turn_tokens: int = 128
+    ageing_steps: int = 64
+    weight_of: Callable[[str], int] = lambda tenant: 1
 
 
 class Scheduler:
     """Plans steps. Not thread-safe: the engine's lock guards it.
 
     Args:
-        allocator: Of the arena.
-        num_ready: Virtual tokens of a row that need not be computed again.
-        move: Copies (source, target, count) tokens within the arena.
-        max_rows: Rows that run at the same time, at most.
-        max_step_tokens: Tokens of one step, at most; not less than ``max_rows``.
+        memory: Keys and values.
+        rules: Limits.
     """
 
-    def __init__(
-        self,
-        allocator: RangeAllocator,
-        *,
-        num_ready: Callable[[BatchRow], int],
-        move: Callable[[int, int, int], None],
-        max_rows: int,
-        max_step_tokens: int,
-    ) -> None:
-        self._allocator = allocator
-        self._num_ready = num_ready
-        self._move = move
-        self._max_rows = max_rows
-        self._max_step_tokens = max(max_step_tokens, max_rows)
-        self.waiting = FairQueue()
+    def __init__(self, memory: KvMemory, rules: SchedulingRules) -> None:
+        self._memory = memory
+        self._rules = rules
+        self._max_step_tokens = max(rules.max_step_tokens, 2 * rules.max_rows)
+        self._computing: dict[str, BatchRow] = {}  # who computes a prefix block at present
+        self.waiting = FairQueue(ageing_steps=rules.ageing_steps, weight_of=rules.weight_of)
         self.running: list[BatchRow] = []  # in the order in which they were admitted
 
     def plan(self) -> list[RowSlice]:
@@ -98,29 +78,26 @@ class Scheduler:
         Returns:
             One slice for each row that takes part; empty if nothing can run.
         """
-        budget = self._max_step_tokens
-        slices: list[RowSlice] = []
-        for row in [row for row in self.running if row.num_pending == 1]:
-            if self._has_room(row, row.num_positions):
-                slices.append(RowSlice(row, row.num_computed, 1))
-                budget -= 1
-        prompts = [row for row in self.running if row.num_pending > 1]
-        for index, row in enumerate(prompts):
-            count = min(row.num_pending, -(-budget // (len(prompts) - index)))
-            if count > 0 and self._has_room(row, row.num_computed + count):
-                slices.append(RowSlice(row, row.num_computed, count))
-                budget -= count
-        # A row that had to give its range back takes no part.
-        slices = [each for each in slices if each.row.kv is not None]
-        return [*slices, *self._admit(budget)]
+        self.waiting.tick()
+        self._computing = {
+            key: row for key, row in self._computing.items() if _is_computing_prompt(row)
+        }
+        decoding = [row for row in self.running if row.num_pending == 1 and not _is_unread(row)]
+        for row in decoding:
+            self._make_room(row)
+        self._admit()
+        # A row that had to make way takes no part.
+        slices = [RowSlice(row, row.num_computed, 1) for row in decoding if row.kv is not None]
+        prompts = [row for row in self.running if row not in decoding]
+        return slices + self._divide(self._max_step_tokens - len(slices), prompts)
 
     def release(self, row: BatchRow) -> None:
-        """Forget a row that ended, wherever it is; frees its range."""
+        """Forget a row that ended, wherever it is; frees what it holds."""
         if self.waiting.remove(row):
             return
         if row in self.running:
             self.running.remove(row)
-            self._free(row)
+            self._memory.release(row)
 
     def take_all(self) -> list[BatchRow]:
         """Forget every row."""
@@ -129,77 +106,153 @@ class Scheduler:
             self.release(row)
         return rows
 
-    def _admit(self, budget: int) -> list[RowSlice]:
+    def _divide(self, budget: int, rows: list[BatchRow]) -> list[RowSlice]:
+        """The step's slices of prompts."""
         slices: list[RowSlice] = []
-        computing = {row.shared_key for row in self.running if row.num_computed < row.num_virtual}
-        for row in list(self.waiting):
-            if budget <= 0 or len(self.running) >= self._max_rows:
-                break
-            if row.shared_key and row.shared_key in computing:
-                continue  # its soft prompt is ready after the step that computes it
-            if not self._take_first(row):
-                break
-            self.waiting.take(row)
-            self.running.append(row)
-            start = min(self._num_ready(row), row.num_virtual, row.num_positions - 1)
-            if start < row.num_virtual:
-                computing.add(row.shared_key)
+        unread = [row for row in rows if _is_unread(row)]
+        for row in unread:
             # An encoder sees all of its input at once, so that goes in whole, over budget or not.
-            budget -= row.num_encoder
-            count = min(row.num_positions - start, max(1, budget))
-            slices.append(RowSlice(row, start, count))
-            budget -= count
+            if budget > 0:
+                slices.append(RowSlice(row, row.num_computed, row.num_pending))
+                budget -= row.num_encoder + row.num_pending
+        prompts = [row for row in rows if row not in unread]
+        shares = shares_of_rows(max(budget, len(prompts)), prompts, self._rules.weight_of)
+        for row, count in zip(prompts, shares, strict=True):
+            slices.append(RowSlice(row, row.num_computed, count))
         return slices
 
-    def _has_room(self, row: BatchRow, num_tokens: int) -> bool:
-        """Make the row's range hold ``num_tokens``, at the cost of younger rows if need be."""
-        while row.kv is not None:
-            if self._grow(row, row.kv, num_tokens):
-                return True
-            self._preempt(self.running[-1])
-        return False
+    def _admit(self) -> None:
+        """Let rows in while there is room, or while there are flows that must make way."""
+        passed: set[Flow] = set()
+        followers: list[BatchRow] = []
+        while len(followers) < self._rules.max_rows:
+            row = self.waiting.next(passed)
+            if row is None:
+                break
+            if self._follows_another(row):
+                self.waiting.remove(row)
+                followers.append(row)
+            elif self._make_way(row):
+                self._start(row)
+            elif self._num_missing(row) > 0 and row.flow not in _flows(self.running):
+                break  # what becomes free is kept for it, or smaller ones would always come first
+            else:
+                passed.add(row.flow)
+        for row in followers:
+            self.waiting.put_back(row, is_next=False)
 
-    def _grow(self, row: BatchRow, held: KvRange, num_tokens: int) -> bool:
-        if num_tokens <= held.capacity:
-            return True
-        for wanted in (self._with_headroom(row, num_tokens), num_tokens):
-            if self._allocator.extend(held, wanted):
-                return True
-        larger = self._take(row, num_tokens)
-        if larger is None:
+    def _start(self, row: BatchRow) -> None:
+        has_room = self._memory.admit(row)
+        assert has_room, "way was made for this row"
+        self.waiting.take(row)
+        row.turn_start = len(row.sequence.token_ids)
+        self.running.append(row)
+        for block in self._memory.missing_blocks(row):
+            self._computing.setdefault(block.key, row)
+
+    def _follows_another(self, row: BatchRow) -> bool:
+        """True while a row of the same flow computes what this one could start from.
+
+        Nothing is lost by waiting: the other has this row's share meanwhile. A row follows one
+        other at most.
+        """
+        block = self._memory.next_block(row) if self._computing else None
+        leader = self._computing.get(block.key) if block else None
+        if leader is None or block is None or leader.num_computed >= block.stop:
             return False
-        self._move(held.start, larger.start, row.num_computed)
-        self._allocator.free(held)
-        row.kv = larger
+        if not _is_computing_prompt(leader) or leader.flow != row.flow:
+            return False
+        row.leader = row.leader or leader
+        return row.leader is leader
+
+    def _num_missing(self, row: BatchRow) -> int:
+        return self._memory.num_needed(row) - self._memory.allocator.num_free
+
+    def _make_way(self, row: BatchRow) -> bool:
+        """Preempt until there is a slot and memory for ``row``; nobody if that cannot be."""
+        stays = list(self.running)
+        victims: list[BatchRow] = []
+        num_missing = self._num_missing(row)
+        while num_missing > 0 or len(stays) >= self._rules.max_rows:
+            victim = self._first_to_go(stays, wanting=row)
+            if victim is None:
+                return False
+            stays.remove(victim)
+            victims.append(victim)
+            num_missing -= _num_held(victim)
+        for victim in victims:
+            self._preempt(victim)
         return True
 
-    def _take_first(self, row: BatchRow) -> bool:
-        """Take the ranges that an admitted row needs; all or none."""
-        if row.num_encoder:
-            row.encoder_kv = self._allocator.take(row.num_encoder)
-            if row.encoder_kv is None:
-                return False
-        row.kv = self._take(row, row.num_positions)
-        if row.kv is None:
-            self._free(row)
-        return row.kv is not None
+    def _make_room(self, row: BatchRow) -> None:
+        """Make a row's range hold all its positions; the row that goes may be this one."""
+        while row.kv is not None and not self._memory.grow(row, row.num_positions):
+            victim = self._first_to_go(self.running)
+            assert victim is not None
+            self._preempt(victim)
 
-    def _take(self, row: BatchRow, num_tokens: int) -> KvRange | None:
-        wanted = self._allocator.take(self._with_headroom(row, num_tokens))
-        return wanted or self._allocator.take(num_tokens)
+    def _first_to_go(
+        self, rows: list[BatchRow], *, wanting: BatchRow | None = None
+    ) -> BatchRow | None:
+        """Who gives up its place: of the tenant and flow with most, first those that had a turn.
 
-    def _with_headroom(self, row: BatchRow, num_tokens: int) -> int:
-        return min(row.largest_size, num_tokens + max(_HEADROOM, num_tokens // 2))
+        The oldest row of those that had none is never asked while no flow has more than one, so
+        there is always one that gets on.
+
+        Args:
+            rows: Who holds places.
+            wanting: Who wants one; None asks without reason, and somebody is always found.
+
+        Returns:
+            The row, or None if each has at least as good a claim.
+        """
+        tenants = Counter(row.tenant for row in rows)
+        flows = Counter(row.flow for row in rows)
+
+        def load(tenant: str, more: int = 0) -> float:
+            return (tenants[tenant] + more) / self._rules.weight_of(tenant)
+
+        def had_turn(row: BatchRow) -> bool:
+            return len(row.sequence.token_ids) - row.turn_start >= self._rules.turn_tokens
+
+        def must_yield(row: BatchRow) -> bool:
+            if wanting is None:
+                return True
+            may_take_turn = not flows[wanting.flow] and had_turn(row)
+            if row.tenant == wanting.tenant:
+                return flows[row.flow] >= flows[wanting.flow] + 2 or may_take_turn
+            if load(row.tenant, -1) >= load(wanting.tenant, 1):
+                return True
+            return may_take_turn and load(row.tenant) > load(wanting.tenant)
+
+        def claim(place: int) -> tuple[float, int, bool, int]:
+            row = rows[place]
+            return load(row.tenant), flows[row.flow], len(flows) > 1 and had_turn(row), place
+
+        places = [place for place, row in enumerate(rows) if must_yield(row)]
+        return rows[max(places, key=claim)] if places else None
 
     def _preempt(self, row: BatchRow) -> None:
-        """Take a row's range away; it will be computed again from its tokens."""
+        """Take a row's place away; it goes on later from its tokens and what is left of its
+        keys and values."""
         self.running.remove(row)
-        self._free(row)
-        self.waiting.add_first(row)
+        self._memory.release(row)
+        generated = len(row.sequence.token_ids) - row.turn_start
+        self.waiting.put_back(row, is_next=generated < self._rules.turn_tokens)
 
-    def _free(self, row: BatchRow) -> None:
-        for held in (row.kv, row.encoder_kv):
-            if held is not None:
-                self._allocator.free(held)
-        row.kv = row.encoder_kv = None
-        row.num_computed = 0
+
+def _flows(rows: Iterable[BatchRow]) -> set[Flow]:
+    return {row.flow for row in rows}
+
+
+def _is_computing_prompt(row: BatchRow) -> bool:
+    return row.kv is not None and row.num_pending > 1
+
+
+def _is_unread(row: BatchRow) -> bool:
+    """True for a row whose encoder did not run yet."""
+    return row.num_encoder > 0 and not row.is_read
+
+
+def _num_held(row: BatchRow) -> int:
+    return sum(held.capacity for held in (row.kv, row.encoder_kv) if held is not None)

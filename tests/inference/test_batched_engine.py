@@ -108,7 +108,7 @@ def _assert_idle(engine: BatchedEngine) -> None:
     while engine.status().num_running or engine.status().num_waiting:
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    allocator = engine._runner.allocator
+    allocator = engine._runner.memory.allocator
     assert allocator.num_free == allocator.num_tokens, "every range was given back"
 
 
