@@ -1,18 +1,27 @@
 """What sampling does to scores: temperature, the sets of tokens that may be drawn, the draw.
 
 Each function is one of transformers' warpers for one row, in the order in which ``generate``
-applies them, so that a sampled distribution is the same as there.
+applies them, so that a sampled distribution is the same as there. Scores are float32 on the CPU:
+drawing takes many small looks at them, each of which would stop a GPU.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch.nn.functional import pad
 
 from luthier.data_model.sampling import SamplingParams
 
-_SMALL_NUCLEUS = 512
+Floats: TypeAlias = npt.NDArray[np.float32]
+Places: TypeAlias = npt.NDArray[np.int64]
+
+_NUM_BINS = 1024
+_BLOCK = 128
 _SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
 
 
@@ -34,8 +43,11 @@ def shape_distribution(scores: torch.Tensor, sampling: SamplingParams) -> torch.
 
 def keep_top_k(scores: torch.Tensor, top_k: int) -> torch.Tensor:
     """Keep the ``top_k`` highest scores and what ties with the last of them."""
-    lowest_kept = torch.topk(scores, min(top_k, scores.shape[-1])).values[-1]
-    return scores.masked_fill(scores < lowest_kept, -math.inf)
+    values = scores.numpy()
+    num_dropped = len(values) - top_k
+    if num_dropped <= 0:
+        return scores
+    return _only(scores, np.flatnonzero(values >= np.partition(values, num_dropped)[num_dropped]))
 
 
 def keep_top_p(scores: torch.Tensor, top_p: float) -> torch.Tensor:
@@ -44,15 +56,14 @@ def keep_top_p(scores: torch.Tensor, top_p: float) -> torch.Tensor:
     Source:
         Holtzman et al. 2020, https://arxiv.org/abs/1904.09751
     """
-    # Sorting a whole vocabulary takes milliseconds, and the set is nearly always small.
-    for num_looked_at in (min(_SMALL_NUCLEUS, scores.shape[-1]), scores.shape[-1]):
-        likeliest, order = torch.topk(scores, num_looked_at)
-        mass = (likeliest - scores.logsumexp(dim=-1)).exp().cumsum(dim=-1)
-        if mass[-1] >= top_p:
-            break
+    masses = scores.softmax(dim=-1).numpy()
+    # Tokens below this have less than 1 - top_p together, so the set lies among the others; sorting
+    # a whole vocabulary would take longer than the model.
+    among = np.flatnonzero(masses >= (1 - top_p) / len(masses))
+    order = among[np.argsort(-masses[among], kind="stable")]
     # A token stays if those before it do not reach the mass alone.
-    kept = order[: 1 + int((mass[:-1] < top_p).sum())]
-    return torch.full_like(scores, -math.inf).index_copy(0, kept, scores[kept])
+    num_kept = 1 + int((masses[order].cumsum()[:-1] < top_p).sum())
+    return _only(scores, order[:num_kept])
 
 
 def keep_min_p(scores: torch.Tensor, min_p: float) -> torch.Tensor:
@@ -61,8 +72,8 @@ def keep_min_p(scores: torch.Tensor, min_p: float) -> torch.Tensor:
     Source:
         Nguyen et al. 2024, https://arxiv.org/abs/2407.01082
     """
-    probabilities = scores.softmax(dim=-1)
-    return scores.masked_fill(probabilities < min_p * probabilities.max(), -math.inf)
+    masses = scores.softmax(dim=-1).numpy()
+    return _only(scores, np.flatnonzero(masses >= min_p * masses.max()))
 
 
 def keep_typical(scores: torch.Tensor, typical_p: float) -> torch.Tensor:
@@ -72,13 +83,33 @@ def keep_typical(scores: torch.Tensor, typical_p: float) -> torch.Tensor:
         Meister et al. 2023, https://arxiv.org/abs/2202.00666
     """
     logprobs = scores.log_softmax(dim=-1)
-    entropy = -(logprobs * logprobs.exp()).nansum()
-    distance, order = torch.sort((-logprobs - entropy).abs())
-    mass = scores[order].softmax(dim=-1).cumsum(dim=-1)
-    last_kept = min(int((mass < typical_p).sum()), len(mass) - 1)
-    is_dropped = distance > distance[last_kept]
-    is_dropped[0] = False
-    return scores.index_fill(0, order[is_dropped], -math.inf)
+    masses = logprobs.exp()
+    entropy = -(logprobs * masses).nansum()
+    possible = np.flatnonzero(scores.numpy() > -math.inf)
+    distances = (-logprobs - entropy).abs().numpy()[possible]
+    farthest = _distance_of_mass(distances, masses.numpy()[possible], typical_p)
+    return _only(scores, possible[distances <= farthest])
+
+
+def _distance_of_mass(distances: Floats, masses: Floats, wanted: float) -> float:
+    """The distance within which the tokens have the mass ``wanted``.
+
+    Tokens are counted in bins first, so that only one bin needs sorting.
+    """
+    longest = float(distances.max()) or 1.0
+    bins = (distances * ((_NUM_BINS - 1) / longest)).astype(np.int64)
+    reached = np.bincount(bins, weights=masses).cumsum()
+    last = min(int(np.searchsorted(reached, wanted)), len(reached) - 1)
+    inside = np.flatnonzero(bins == last)
+    inside = inside[np.argsort(distances[inside], kind="stable")]
+    before = reached[last - 1] if last else 0.0
+    num_before = int((before + masses[inside].cumsum(dtype=np.float64) < wanted).sum())
+    return float(distances[inside[min(num_before, len(inside) - 1)]])
+
+
+def _only(scores: torch.Tensor, kept: Places) -> torch.Tensor:
+    places = torch.from_numpy(kept)
+    return torch.full_like(scores, -math.inf).index_copy(0, places, scores[places])
 
 
 def draw(scores: torch.Tensor, uniform: float) -> int:
@@ -94,11 +125,19 @@ def draw(scores: torch.Tensor, uniform: float) -> int:
     Returns:
         Its id.
     """
-    candidates = scores.isfinite().nonzero()[:, 0]
-    cumulative = scores[candidates].softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
-    target = cumulative[-1] * uniform
-    # right=True: the first token whose cumulative mass exceeds the target, so none without mass.
-    place = int(torch.searchsorted(cumulative, target, right=True))
-    if place < len(candidates):
-        return int(candidates[place])
-    return int(scores.argmax())  # the product rounded up to the whole mass
+    weights = (scores - scores.amax()).exp_()
+    # Adding up 50,000 numbers one after another takes longer than all else here: first by blocks.
+    blocks = pad(weights, (0, -len(weights) % _BLOCK)).view(-1, _BLOCK)
+    reached = blocks.sum(dim=-1).numpy().cumsum(dtype=np.float64)
+    target = reached[-1] * uniform
+    # "right": the first whose cumulative mass exceeds the target, so none without mass.
+    block = int(np.searchsorted(reached, target, side="right"))
+    if block == len(reached):  # the product rounded up to the whole mass
+        return int(weights.nonzero()[-1])
+    inside = blocks[block].numpy().cumsum(dtype=np.float64)
+    target -= reached[block - 1] if block else 0.0
+    place = int(np.searchsorted(inside, target, side="right"))
+    if place < _BLOCK:
+        return block * _BLOCK + place
+    # Rounding: the block's mass was a little less than its sum.
+    return block * _BLOCK + int(blocks[block].nonzero()[-1])

@@ -456,6 +456,30 @@ def test_a_seed_repeats_a_sample_and_a_drawn_seed_is_reported(
     assert tokens_in(list(engine.submit(other))) != tokens_in(free)
 
 
+def test_a_seeded_row_gives_the_same_text_whatever_else_is_in_the_batch(
+    engine: Engine, base_model: BaseModel
+) -> None:
+    ways: list[dict[str, Any]] = [
+        {"temperature": 1.3},
+        {"top_k": 40, "top_p": 0.95},
+        {"min_p": 0.02, "repetition_penalty": 1.2},
+        {"typical_p": 0.9, "temperature": 0.8},
+    ]
+    requests = [
+        ask(base_model, text, decoding_method=SAMPLING, seed=seed, max_new_tokens=16, **way)
+        for seed, (text, way) in enumerate(zip(PROMPTS, ways, strict=True))
+    ]
+    alone = [list(engine.submit(request)) for request in requests]
+    neighbours = [ask(base_model, text, max_new_tokens=9) for text in PROMPTS]
+    mixed = [request for pair in zip(neighbours, requests, strict=True) for request in pair]
+    for order in (mixed, mixed[::-1], requests * 2):
+        streams = [(request, engine.submit(request)) for request in order]
+        for request, stream in streams:
+            chunks = list(stream)
+            if request in requests:
+                assert chunks == alone[requests.index(request)]
+
+
 def test_time_limit_ends_a_row_and_says_so(
     make_engine: Callable[..., Engine], base_model: BaseModel
 ) -> None:

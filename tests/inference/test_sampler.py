@@ -20,7 +20,7 @@ from transformers import (
 from luthier.data_model.sampling import SAMPLING, SamplingParams
 from luthier.errors import EngineError
 from luthier.inference.distribution import draw
-from luthier.inference.sampler import Sampler, logprob_and_rank
+from luthier.inference.sampler import Sampler, likeliest, logprob_and_rank
 
 VOCAB_SIZE = 61
 EOS = (3, 7)
@@ -201,6 +201,16 @@ def test_a_huge_decay_ends_the_sequence_instead_of_overflowing() -> None:
     sampling = SamplingParams(exponential_decay_length_penalty=(0, 1e10))
     generated = [11] * 200
     assert sampler_after(sampling, generated).choose(logits_for(1)) in EOS
+
+
+def test_the_likeliest_of_many_rows_is_that_of_each() -> None:
+    rows = [logits_for(seed) for seed in range(6)]
+    rows[2] = rows[2].bfloat16()
+    rows[4][9] = math.nan
+    found = likeliest(rows)
+    assert [index for index, _ in found] == [int(row.argmax()) for row in rows]
+    assert [math.isnan(score) for _, score in found] == [False] * 4 + [True, False]
+    assert found[0][1] == float(rows[0].max())
 
 
 def test_plain_argmax_is_offered_only_while_nothing_shapes_the_scores() -> None:
