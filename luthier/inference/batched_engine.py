@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import weakref
+from collections.abc import Iterable
 
 import alog
 
@@ -35,6 +36,7 @@ from luthier.inference.plain_engine import PlainEngine
 from luthier.inference.prompts import Prompt, prepare_prompt
 from luthier.inference.row_forward import decoder_start_token_id, prior_token_ids
 from luthier.inference.runner import Runner
+from luthier.inference.sampler import likeliest
 from luthier.inference.scheduler import Scheduler
 from luthier.inference.sequences import GeneratedSequence, Vocabulary
 from luthier.resources.base_model import BaseModel
@@ -237,6 +239,7 @@ class BatchedEngine(Engine):
         with self._state:
             slices = self._scheduler.plan()
         results = self._run(slices)
+        best = _likeliest_of_plain_rows(results.values())
         for each in slices:
             error = results.get(each.row)
             if isinstance(error, LuthierError):
@@ -246,7 +249,7 @@ class BatchedEngine(Engine):
             if each.count > 1:
                 self._runner.memory.keep(each.row)
             if error is not None:
-                items.extend(self._advance(error))
+                items.extend(self._advance(error, best.get(each.row)))
         with self._state:
             for row, item in items:
                 if isinstance(item, LuthierError) or item.is_last:
@@ -280,16 +283,33 @@ class BatchedEngine(Engine):
                 results.update(self._run([each]))
             return results
 
-    def _advance(self, result: SliceLogits) -> list[tuple[BatchRow, Item]]:
+    def _advance(
+        self, result: SliceLogits, best: tuple[int, float] | None
+    ) -> list[tuple[BatchRow, Item]]:
         row, sequence = result.slice.row, result.slice.row.sequence
         if row.reports_prompt:
             sequence.report_prompt(result.logits, start=result.slice.start - row.num_virtual)
         if not result.slice.reaches_end:
             return []
         try:
-            return [(row, sequence.advance(result.logits[-1]))]
+            return [(row, sequence.advance(result.logits[-1], best=best))]
         except LuthierError as error:
             return [(row, error)]
         except Exception as error:
             log.error("Choosing a token failed", exc_info=True)
             return [(row, EngineError(f"generation failed: {error}"))]
+
+
+def _likeliest_of_plain_rows(
+    results: Iterable[SliceLogits | LuthierError],
+) -> dict[BatchRow, tuple[int, float]]:
+    """Look at all rows at once that just take the likeliest token: a GPU is asked only once."""
+    plain = [
+        each
+        for each in results
+        if isinstance(each, SliceLogits)
+        and each.slice.reaches_end
+        and each.slice.row.sequence.sampler.takes_plain_argmax
+    ]
+    best = likeliest([each.logits[-1] for each in plain])
+    return {each.slice.row: pair for each, pair in zip(plain, best, strict=True)}

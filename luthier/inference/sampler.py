@@ -66,11 +66,13 @@ class Sampler:
             rule.applies(self._history) for rule in self._rules
         )
 
-    def choose(self, logits: torch.Tensor) -> int:
+    def choose(self, logits: torch.Tensor, *, best: tuple[int, float] | None = None) -> int:
         """Choose the next token.
 
         Args:
             logits: Unprocessed, [V], any float dtype; not changed.
+            best: Their ``likeliest``, where that was looked up for many rows at once; only while
+                the sampler ``takes_plain_argmax``.
 
         Returns:
             Its id.
@@ -78,9 +80,9 @@ class Sampler:
         Raises:
             EngineError: If no token has a finite score: the model or the adapter is broken.
         """
-        scores = self.scores(logits)
-        ((best_id, best),) = likeliest([scores])
-        require_usable(best, step=self._history.num_generated + 1)
+        scores = logits if best else self.scores(logits)
+        best_id, best_score = best or likeliest([scores])[0]
+        require_usable(best_score, step=self._history.num_generated + 1)
         return draw(scores, self._random.random()) if self._sampling.is_sampling else best_id
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
@@ -110,7 +112,7 @@ def likeliest(rows: Sequence[torch.Tensor]) -> list[tuple[int, float]]:
     Returns:
         N pairs of token id and score; the score is NaN if any of its row is.
     """
-    if rows and rows[0].device.type == "cpu":
+    if not rows or rows[0].device.type == "cpu":
         # numpy's takes a third of the time of torch's, and torch's would need a copy of all rows.
         arrays = [row.float().numpy() for row in rows]
         ids = [int(array.argmax()) for array in arrays]

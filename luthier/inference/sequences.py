@@ -132,13 +132,14 @@ class GeneratedSequence:
         self._input_tokens = (*before, *new, *after)
         self._num_reported = done
 
-    def advance(self, logits: torch.Tensor, *, token_id: int | None = None) -> GenerationChunk:
+    def advance(
+        self, logits: torch.Tensor, *, best: tuple[int, float] | None = None
+    ) -> GenerationChunk:
         """Choose the next token and say what it adds to the stream.
 
         Args:
             logits: Unprocessed, [V].
-            token_id: The choice, where the caller made it already for many rows at once; only
-                while the sampler ``takes_plain_argmax``.
+            best: For ``Sampler.choose``.
 
         Returns:
             The chunk; the last one if the sequence ends here.
@@ -146,8 +147,7 @@ class GeneratedSequence:
         Raises:
             EngineError: If the logits are unusable.
         """
-        if token_id is None:
-            token_id = self.sampler.choose(logits)
+        token_id = self.sampler.choose(logits, best=best)
         self.sampler.remember(token_id)
         return self._accept(self._measured(token_id, logits), is_overdue=self.is_overdue)
 

@@ -76,7 +76,7 @@ def test_a_stop_sequence_in_the_last_token_wins_over_max_tokens(causal_base: Bas
 
 def test_a_choice_made_for_many_rows_is_taken_as_it_is(causal_base: BaseModel) -> None:
     sequence = sequence_of(causal_base, token_ranks=True)
-    chunk = sequence.advance(logits_for(50), token_id=50)
+    chunk = sequence.advance(logits_for(50), best=(50, 1.0))
     assert [(token.token_id, token.rank) for token in chunk.tokens] == [(50, 1)]
 
 
