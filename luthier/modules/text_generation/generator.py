@@ -6,8 +6,10 @@ import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from luthier.adapters.base import Adapter
+from luthier.adapters.stored_adapter import StoredAdapter
 from luthier.data_model.generation import (
     FinishReason,
     GeneratedTextResult,
@@ -46,6 +48,7 @@ class TextGenerator:
         adapter: The tuned delta, or None for the bare base model.
         verbalizer: Template from the user's text to the prompt.
         style: In place of ``verbalizer``: how prompts were written in training.
+        adapter_folder: Where the adapter was read from, if it was.
         cleans_up_spaces: Take spaces out of texts as caikit-nlp did, for models it saved.
     """
 
@@ -58,8 +61,10 @@ class TextGenerator:
         adapter: Adapter | None = None,
         verbalizer: str = DEFAULT_VERBALIZER,
         style: PromptStyle | None = None,
+        adapter_folder: Path | None = None,
         cleans_up_spaces: bool = False,
     ) -> None:
+        self._adapter_folder = adapter_folder
         self.cleans_up_spaces = cleans_up_spaces
         self._lease = lease
         self._producer_id = producer_id
@@ -108,6 +113,13 @@ class TextGenerator:
             Special tokens included, virtual tokens not.
         """
         return self._prompts.write(_checked_text(text)).token_ids
+
+    def shelve(self) -> None:
+        """Leave the adapter's tensors on disk until a request needs them; its folder must stay as
+        it is. One that was not read from a folder, or that brings more than deltas, stays."""
+        adapter, folder = self._adapter, self._adapter_folder
+        if adapter is not None and folder is not None and adapter.delta_layers():
+            self._adapter = StoredAdapter(adapter, folder, base_model=self.base_model)
 
     def release(self) -> None:
         """Give the base model back; the generator is of no use afterwards. Idempotent."""

@@ -15,11 +15,13 @@ from luthier.adapters.base import Adapter
 from luthier.adapters.lora import LoraAdapter
 from luthier.adapters.lora_merge import save_merged
 from luthier.adapters.storage import load_adapter, save_adapter
+from luthier.adapters.stored_adapter import StoredAdapter
 from luthier.data_model.generation import (
     GeneratedTextResult,
     GeneratedTextStreamResult,
     TokenizationResults,
 )
+from luthier.data_model.quantisation import NONE
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.data_model.sampling import SamplingParams
 from luthier.data_model.training_options import DETECT_DEVICE
@@ -29,7 +31,7 @@ from luthier.files.names import resolve_inside
 from luthier.modules.environment import Environment, environment
 from luthier.modules.text_generation.fingerprint import fingerprint, require_same_base
 from luthier.modules.text_generation.generator import TextGenerator
-from luthier.modules.text_generation.history import TrainingHistory
+from luthier.modules.text_generation.history import QUANTIZATION_KEY, TrainingHistory
 from luthier.modules.text_generation.lora_plan import LoraTuningPlan, plan_lora_tuning
 from luthier.modules.text_generation.saved_model import (
     ADAPTER_FOLDER,
@@ -253,7 +255,12 @@ class LoraTuning(TextModule, ModuleBase):
             folder, text_of(config, "adapter_path"), what="adapter_path"
         )
         here = environment()
-        lease = lease_saved_base_model(text_of(config, "base_model_name"), base_model, here)
+        lease = lease_saved_base_model(
+            text_of(config, "base_model_name"),
+            base_model,
+            here,
+            quantization=text_of(config, QUANTIZATION_KEY, default=NONE),
+        )
         try:
             require_same_base(config, lease.base_model)
             adapter = _require_lora(load_adapter(adapter_folder, base_model=lease.base_model))
@@ -262,6 +269,7 @@ class LoraTuning(TextModule, ModuleBase):
                 adapter,
                 here,
                 style=style_of(config),
+                adapter_folder=adapter_folder,
                 cleans_up_spaces=wants_clean_spaces(config),
             )
         except BaseException:
@@ -325,6 +333,8 @@ class LoraTuning(TextModule, ModuleBase):
     def lora(self) -> LoraAdapter:
         """The deltas."""
         assert self.adapter is not None
+        if isinstance(self.adapter, StoredAdapter):
+            return _require_lora(self.adapter.loaded())
         return _require_lora(self.adapter)
 
     @TextGenerationTask.taskmethod()
@@ -376,6 +386,7 @@ def _generator(
     here: Environment,
     *,
     style: PromptStyle,
+    adapter_folder: Optional[Path] = None,
     cleans_up_spaces: bool = False,
 ) -> TextGenerator:
     return TextGenerator(
@@ -384,6 +395,7 @@ def _generator(
         environment=here,
         adapter=adapter,
         style=style,
+        adapter_folder=adapter_folder,
         cleans_up_spaces=cleans_up_spaces,
     )
 

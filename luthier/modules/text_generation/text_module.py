@@ -97,6 +97,13 @@ class TextModule(ABC):
         if self.adapter is not None:
             check_conformance(self.base_model, self.adapter, self.generator.engine)
 
+    def shelve(self) -> None:
+        """Leave tuned deltas on disk until a request needs them, for whoever holds many models.
+
+        The folder that the model was loaded from must stay as it is.
+        """
+        self.generator.shelve()
+
     async def arun(self, text: str, **sampling: Any) -> GeneratedTextResult:
         """``run`` on an event loop; cancelling the task frees the row.
 
@@ -160,6 +167,7 @@ def lease_saved_base_model(
     here: Environment,
     *,
     dtype: str | None = None,
+    quantization: str | None = None,
 ) -> BaseModelLease:
     """A lease on the caller's base model, or on the one that a saved model names.
 
@@ -170,10 +178,13 @@ def lease_saved_base_model(
         brought: By the caller of ``load``, who may name any path.
         here: Whose store keeps the shared copy.
         dtype: Precision for the saved name; None is the server's.
+        quantization: How the saved name's weights are to be held; None is as they are.
 
     Returns:
         The lease; its owner releases it.
     """
     if brought is not None:
         return lease_base_model(brought, here)
-    return here.base_models.acquire(saved_name, dtype=dtype, from_request=True)
+    return here.base_models.acquire(
+        saved_name, dtype=dtype, quantization=quantization, from_request=True
+    )

@@ -50,4 +50,6 @@ class CheckedLoading:
                 raise
             self._passed.add(key)
             log.info("adapter checked: model=%s", folder.name)
+        # A served model's folder is replaced as a whole, and then the model is loaded anew.
+        module.shelve()
         return module

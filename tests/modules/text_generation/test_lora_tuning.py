@@ -14,6 +14,7 @@ from fixtures.train_rows import QUICK, ROWS, VERBALIZER
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import luthier
+from luthier.adapters.lora import LoraAdapter
 from luthier.errors import (
     ArtifactError,
     CancelledError,
@@ -215,6 +216,19 @@ def test_a_changed_adapter_in_a_saved_model_is_refused(lora, tmp_path):
     path.write_text(json.dumps({**config, "r": 2}))
     with pytest.raises(ArtifactError, match="differs from its manifest"):
         luthier.load(tmp_path / "model")
+
+
+def test_a_shelved_model_gives_the_same_text_and_can_be_saved(lora, tmp_path):
+    lora.save(tmp_path / "model")
+    loaded = LoraTuning.load(tmp_path / "model")
+    loaded.shelve()
+    assert not isinstance(loaded.adapter, LoraAdapter)
+    assert loaded.run("hello") == lora.run("hello")
+    loaded.save(tmp_path / "again")
+    again = LoraTuning.load(tmp_path / "again")
+    assert again.lora.content_hash() == lora.lora.content_hash()
+    for module in (loaded, again):
+        module.release()
 
 
 def test_the_saved_config_names_the_base_and_no_path(lora, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from fixtures.echo_runtime import EchoLog
 from fixtures.train_rows import QUICK, ROWS
@@ -46,6 +48,17 @@ def test_what_was_checked_is_not_checked_again(environment, checks, tmp_path):
     saved(tmp_path, num_epochs=2)
     load(folder).release()
     assert len(checks) == 2
+
+
+def test_the_deltas_of_a_served_model_lie_on_disk_between_requests(environment, tmp_path):
+    folder = saved(tmp_path, num_epochs=1)
+    with_tensors, served = luthier.load(folder), CheckedLoading(luthier.load)(folder)
+    assert served.adapter.content_hash() == with_tensors.adapter.content_hash()
+    assert served.run("hello").generated_text == with_tensors.run("hello").generated_text
+    gc.collect()
+    assert not served.adapter.is_in_memory
+    for module in (with_tensors, served):
+        module.release()
 
 
 def test_an_adapter_without_effect_is_refused_and_gives_its_base_model_back(environment, tmp_path):

@@ -1,0 +1,113 @@
+"""An adapter that lies on disk and is in memory only while somebody uses its tensors."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from luthier.adapters.base import Adapter, SoftPromptTensors
+from luthier.adapters.lora_layers import LoraFactors
+from luthier.adapters.storage import load_adapter
+from luthier.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from luthier.resources.base_model import BaseModel
+
+
+class StoredAdapter(Adapter):
+    """Gives what the adapter in a folder gives; costs next to nothing while nobody asks.
+
+    Whoever gets tensors from it keeps them in memory by holding them. Thread-safe.
+
+    Args:
+        adapter: Already read from ``folder``; not kept alive.
+        folder: PEFT's; it must stay as it is as long as this object is used.
+        base_model: What the adapter was read for; not kept alive.
+    """
+
+    method = "stored"
+
+    def __init__(self, adapter: Adapter, folder: Path, *, base_model: BaseModel) -> None:
+        self._folder = folder
+        self._base_model = weakref.ref(base_model)
+        self._hash = adapter.content_hash()
+        self._delta_layers = adapter.delta_layers()
+        self._kept = weakref.ref(adapter)
+        self._lock = threading.Lock()
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the tensors are in memory, on this object's account or another's."""
+        return self._kept() is not None
+
+    def loaded(self) -> Adapter:
+        """The adapter itself, read again if nobody kept it.
+
+        Returns:
+            The same object as long as somebody holds it.
+
+        Raises:
+            ArtifactError: If the folder is gone, damaged, or holds another adapter by now.
+        """
+        with self._lock:
+            adapter = self._kept()
+            if adapter is None:
+                adapter = self._read()
+                self._kept = weakref.ref(adapter)
+            return adapter
+
+    def linear_deltas(self) -> Mapping[str, LoraFactors]:
+        """The adapter's."""
+        return self.loaded().linear_deltas()
+
+    def delta_layers(self) -> frozenset[str]:
+        """Known without the tensors."""
+        return self._delta_layers
+
+    def content_hash(self) -> str:
+        """Known without the tensors: what is read later must have this one."""
+        return self._hash
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The adapter's."""
+        return self.loaded().named_parameters()
+
+    def soft_prompt(self) -> SoftPromptTensors:
+        """The adapter's."""
+        return self.loaded().soft_prompt()
+
+    def prefix_key_values(self) -> torch.Tensor | None:
+        """The adapter's."""
+        return self.loaded().prefix_key_values()
+
+    def peft_config(self) -> dict[str, Any]:
+        """The adapter's."""
+        return self.loaded().peft_config()
+
+    def peft_state(self) -> Mapping[str, torch.Tensor]:
+        """The adapter's."""
+        return self.loaded().peft_state()
+
+    def to(self, *, device: torch.device, dtype: torch.dtype) -> Self:
+        """The adapter's copy; it stays in memory as long as it is held."""
+        return cast(Self, self.loaded().to(device=device, dtype=dtype))
+
+    def tuned_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The adapter's network."""
+        return self.loaded().tuned_model(model)
+
+    def _read(self) -> Adapter:
+        base_model = self._base_model()
+        if base_model is None:
+            raise ArtifactError(f"the base model of adapter {self._folder.name!r} was released")
+        adapter = load_adapter(self._folder, base_model=base_model)
+        if adapter.content_hash() != self._hash:
+            raise ArtifactError(f"adapter {self._folder.name!r} was replaced by another one")
+        return adapter
