@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from luthier.errors import ArtifactError
+from luthier.training.sharding import share_like
 from luthier.training.state import copied
 
 
@@ -83,4 +84,4 @@ def put_back(
         if saved.shape != parameter.shape or saved.dtype != parameter.dtype:
             raise ArtifactError(f"{name[:200]!r} has another shape or dtype")
     for name, parameter in named_parameters.items():
-        parameter.copy_(tensors[name])
+        parameter.copy_(share_like(tensors[name], parameter))

@@ -76,6 +76,8 @@ def score_rows(network: TrainingNetwork, batch: TokenBatch) -> list[ScoredRow]:
         One entry per row that has a label, in order.
     """
     losses, is_correct = network.token_scores(batch)
+    if not batch.rows:  # An idle batch only lent its process's share of the weights.
+        return []
     counts = (batch.labels != IGNORED_LABEL).sum(dim=1).tolist()
     found, start = [], 0
     losses, is_correct = losses.double().cpu(), is_correct.cpu()

@@ -11,6 +11,7 @@ from torch import nn
 from luthier.adapters.base import Adapter
 from luthier.data_model.training_options import TrainingOptions
 from luthier.errors import ArtifactError, InvalidInputError
+from luthier.training.sharding import share_like
 
 _HALF = (torch.bfloat16, torch.float16)
 _MASTER_KEY = "::master"
@@ -127,5 +128,5 @@ class MasterWeights:
             saved = tensors.get(name)
             if saved is None or saved.shape != master.shape:
                 raise ArtifactError(f"{name[:200]!r} is missing or has another shape")
-            master.copy_(saved)
+            master.copy_(share_like(saved, master))
         return {key: value for key, value in tensors.items() if not key.endswith(_MASTER_KEY)}

@@ -13,8 +13,10 @@ from luthier.data_model.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.collation import TokenBatch
 from luthier.training.embedding_noise import EmbeddingNoise
+from luthier.training.learned_parameters import choose_learned
 from luthier.training.network import TrainingNetwork
 from luthier.training.objective import label_weights
+from luthier.training.parallel import ALONE, ProcessGroup
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,7 @@ class Learner:
         adapter: What is learned.
         options: Dropout, checkpointing, loss function and seed count.
         noise: Added to embeddings, or None.
+        group: The processes that train together.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Learner:
         options: TrainingOptions,
         *,
         noise: EmbeddingNoise | None = None,
+        group: ProcessGroup = ALONE,
     ) -> None:
         self.adapter = adapter
         self.options = options
@@ -66,6 +70,8 @@ class Learner:
             base_dropout=options.base_dropout,
             gradient_checkpointing=options.gradient_checkpointing,
             embedding_noise=noise,
+            sharing=group if options.use_fsdp else None,
+            learned=choose_learned(adapter, options) if options.use_fsdp else None,
         )
         self._device = base_model.device
 

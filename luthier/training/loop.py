@@ -14,7 +14,7 @@ from pathlib import Path
 from luthier.adapters.base import Adapter
 from luthier.data_model.dataset_options import DatasetOptions
 from luthier.data_model.training_options import TrainingOptions
-from luthier.errors import InvalidInputError
+from luthier.errors import InvalidInputError, NotSupportedError
 from luthier.resources.base_model import BaseModel
 from luthier.training.callbacks.base import TrainingCallback
 from luthier.training.callbacks.checkpoint_writer import CheckpointWriter
@@ -100,6 +100,22 @@ def tune(
         resume_from=resume_from,
         backup_folder=backup_folder,
     )
+    return learn(base_model, job)
+
+
+def learn(base_model: BaseModel, job: TuningJob) -> TrainingResult:
+    """``tune`` with its arguments in one object.
+
+    Args:
+        base_model: Stays as it is.
+        job: The training.
+
+    Returns:
+        Losses, what was truncated, counts.
+
+    Raises:
+        LuthierError: As ``tune`` does.
+    """
     with open_run(base_model, job) as run, contextlib.closing(run.steps()) as steps:
         loss_sum = None
         while True:
@@ -128,11 +144,14 @@ def open_run(base_model: BaseModel, job: TuningJob) -> Iterator[TrainingRun]:
     state = None if checkpoint is None else read_checkpoint(checkpoint)
     options = settle_options(job.options, default_seed=None if state is None else state.seed)
     metrics = make_metrics(options.metrics)
-    _require_generate(metrics, job.generate)
+    _require_generate(metrics, job.generate, options)
     group = current_group()
     callbacks: tuple[TrainingCallback, ...] = ()
     if group.is_main:
         callbacks = _all_callbacks(base_model, job, options, is_resumed=state is not None)
+    elif job.run_folder is not None:
+        # Its checkpoints need everybody's share of the weights.
+        callbacks = (_checkpoint_writer(base_model, job, options, is_following=True),)
     with contextlib.ExitStack() as stack:
         for callback in callbacks:
             stack.callback(callback.close)
@@ -150,7 +169,7 @@ def open_run(base_model: BaseModel, job: TuningJob) -> Iterator[TrainingRun]:
         noise = embedding_noise_of(job.dataset, seed=options.seed)
         run = TrainingRun(
             base_model,
-            Learner(base_model, job.adapter, options, noise=noise),
+            Learner(base_model, job.adapter, options, noise=noise, group=group),
             data,
             validation_data,
             metrics=metrics,
@@ -177,19 +196,39 @@ def _all_callbacks(
     callbacks = (*callbacks, *feeds)
     if job.run_folder is None:
         return callbacks
-    writer = CheckpointWriter(
+    writer = _checkpoint_writer(base_model, job, options, is_resumed=is_resumed)
+    return (*callbacks, PredictionsFile(job.run_folder / PREDICTIONS_FOLDER), writer)
+
+
+def _checkpoint_writer(
+    base_model: BaseModel,
+    job: TuningJob,
+    options: TrainingOptions,
+    *,
+    is_resumed: bool = False,
+    is_following: bool = False,
+) -> CheckpointWriter:
+    assert job.run_folder is not None
+    return CheckpointWriter(
         job.run_folder,
         job.adapter,
         options,
         base_model_name=base_model.name,
         is_resumed=is_resumed,
+        is_following=is_following,
         backup_folder=job.backup_folder,
     )
-    return (*callbacks, PredictionsFile(job.run_folder / PREDICTIONS_FOLDER), writer)
 
 
-def _require_generate(metrics: Sequence[Metric], generate: Generate | None) -> None:
+def _require_generate(
+    metrics: Sequence[Metric], generate: Generate | None, options: TrainingOptions
+) -> None:
     names = [metric.name for metric in metrics if metric.needs_text]
+    if names and options.use_fsdp:
+        raise NotSupportedError(
+            f"'metrics' names {', '.join(names)}, which compare generated text; with 'use_fsdp' no "
+            "process has the whole model to generate with"
+        )
     if names and generate is None:
         raise InvalidInputError(
             f"'metrics' names {', '.join(names)}, which compare generated text, and this training "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from luthier.adapters.base import Adapter
+from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.model_inputs import prepare_inputs
 from luthier.adapters.module_tree import own_module_tree
 from luthier.errors import NotSupportedError
@@ -26,6 +27,8 @@ from luthier.training.losses import (
     token_scores,
 )
 from luthier.training.packed_network import pack_if_exact
+from luthier.training.parallel import ProcessGroup
+from luthier.training.sharding import ShardedModel
 
 #: Decoder-only models for which a test holds loss and gradient of a prompt computed once per batch
 #: against a prompt in every row. Others get it in every row.
@@ -53,6 +56,9 @@ class TrainingNetwork:
             where the model gives the same then. Loss and gradient are the same up to rounding.
         embedding_noise: Added to the embeddings of tokens while it is applied, or None. Rows are
             padded then, because each has noise of its own.
+        sharing: The processes that the weights are shared out among, or None. Rows are padded then,
+            and ``learned`` has the shares of what is learned.
+        learned: What will be learned of the weights, by name; counts with ``sharing``.
 
     Raises:
         NotSupportedError: If the base model has no checkpointing or no output layer to speak of.
@@ -68,6 +74,8 @@ class TrainingNetwork:
         shares_prefix: bool = True,
         packs_rows: bool = True,
         embedding_noise: EmbeddingNoise | None = None,
+        sharing: ProcessGroup | None = None,
+        learned: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
         self._base_model = base_model
         self._adapter = adapter
@@ -88,6 +96,7 @@ class TrainingNetwork:
             embedding_noise.listen_to(self._embed)
         self._shares_prefix = (
             shares_prefix
+            and sharing is None
             and not gradient_checkpointing
             and base_model.kind == "causal"
             and self._model.config.model_type in SHARED_PREFIX_MODEL_TYPES
@@ -99,16 +108,30 @@ class TrainingNetwork:
                 "prefix tuning has no gradient checkpointing: activations would be computed again "
                 "without the cache that the prefix is in"
             )
-        may_pack = embedding_noise is None and not has_prefix
+        may_pack = embedding_noise is None and not has_prefix and sharing is None
         if packs_rows and base_model.kind == "causal" and may_pack:
             has_dropout = base_dropout or adapter.has_dropout
             prompt = adapter.soft_prompt().decoder
             self._packed = pack_if_exact(self._model, prompt, shares_text=not has_dropout)
+        self._sharded = None
+        if sharing is not None:
+            is_full = isinstance(adapter, FullWeights)
+            self._sharded = ShardedModel(
+                self._model,
+                sharing,
+                learned=learned if is_full and learned is not None else {},
+                whole=set() if is_full else {each for _, each in adapter.named_parameters()},
+            )
 
     @property
     def packs_rows(self) -> bool:
         """Whether rows are laid end to end; a batch that cannot be is padded all the same."""
         return self._packed is not None
+
+    @property
+    def learned_shares(self) -> Mapping[str, nn.Parameter]:
+        """The shares of what is learned, by name; empty where weights are whole."""
+        return {} if self._sharded is None else self._sharded.learned
 
     def loss_sum(
         self, batch: TokenBatch, label_weights: torch.Tensor | None = None
@@ -122,6 +145,11 @@ class TrainingNetwork:
         Returns:
             A scalar in fp32, differentiable in the adapter's parameters.
         """
+        if self._sharded is not None:
+            return self._sharded.run(lambda: self._loss_sum(batch, label_weights))
+        return self._loss_sum(batch, label_weights)
+
+    def _loss_sum(self, batch: TokenBatch, label_weights: torch.Tensor | None) -> torch.Tensor:
         label_head, logits, labels = self._run(batch)
         head = label_head.head
         if label_head.keeps_hidden and isinstance(head, nn.Linear):
@@ -141,6 +169,11 @@ class TrainingNetwork:
         Returns:
             fp32 [N] and bool [N], row after row; without gradients.
         """
+        if self._sharded is not None:
+            return self._sharded.run(lambda: self._token_scores(batch))
+        return self._token_scores(batch)
+
+    def _token_scores(self, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
         label_head, logits, labels = self._run(batch)
         head = label_head.head
         if label_head.keeps_hidden and isinstance(head, nn.Linear):

@@ -11,6 +11,7 @@ from torch import nn
 
 from luthier.data_model.training_options import TrainingOptions
 from luthier.errors import ArtifactError, NotSupportedError
+from luthier.training.sharding import share_like
 
 #: H2O LLM Studio's; torch has 0.99.
 _RMSPROP_SMOOTHING = 0.9
@@ -218,4 +219,6 @@ def restore_optimizer(
             continue
         # torch keeps a step that is counted on the CPU, unless the optimizer is a fused one.
         stays = tensor.ndim == 0 and not optimizer.defaults.get("fused")
-        optimizer.state[parameter][key] = tensor if stays else tensor.to(parameter.device)
+        optimizer.state[parameter][key] = (
+            tensor if stays else share_like(tensor.to(parameter.device), parameter)
+        )

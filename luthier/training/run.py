@@ -41,7 +41,7 @@ from luthier.training.data.bucketing import (
     plan_epoch,
     plan_evaluation,
 )
-from luthier.training.data.collation import TokenBatch, collate
+from luthier.training.data.collation import TokenBatch, collate, idle_batch
 from luthier.training.data.examples import MAX_LISTED_ROWS, TrainingData
 from luthier.training.evaluation import (
     Generate,
@@ -109,7 +109,7 @@ class TrainingRun:
         self._should_stop = should_stop
         self._started = time.monotonic() if started is None else started
         self._group = group
-        self._updater = Updater(learner.adapter, options)
+        self._updater = Updater(learner.adapter, options, shares=learner.network.learned_shares)
         self._keeper = StateKeeper(
             base_model, learner.adapter, data, validation, options=options, updater=self._updater
         )
@@ -139,6 +139,7 @@ class TrainingRun:
             while not self._is_done:
                 yield from self._epoch()
         self.course.best.put_back(self._updater.learned)
+        self._updater.put_together()
 
     def restore(self, state: TrainingState, checkpoint: Path) -> None:
         """Take up the training that ``state`` is of.
@@ -221,7 +222,7 @@ class TrainingRun:
     def _window(self, window: Window) -> Steps:
         """One update from one window: its micro-batches, then clip, schedule and optimizer."""
         started, done = time.monotonic(), self.course.progress
-        batches = [self._collate(rows, self._data) if rows else None for rows in window]
+        batches = [self._own_batch(rows, self._data) for rows in window]
         counts = self._count([batch for batch in batches if batch is not None])
         micro_batches = []
         loss_sums = []
@@ -290,8 +291,9 @@ class TrainingRun:
         with network.evaluating():
             for indices in self._evaluation_share(data):
                 self._stop_if_asked()
-                if indices:
-                    rows += score_rows(network, self._collate(indices, data))
+                batch = self._own_batch(indices, data)
+                if batch is not None:
+                    rows += score_rows(network, batch)
         own = with_texts(
             rows,
             data,
@@ -399,6 +401,13 @@ class TrainingRun:
             is_seq2seq=self._base_model.kind == "seq2seq",
             device=self._base_model.device,
         )
+
+    def _own_batch(self, rows: Sequence[int], data: TrainingData) -> TokenBatch | None:
+        """The batch of some rows. Where there are none, the others still need this process's share
+        of the weights: then it is one without rows or labels; else None."""
+        if rows:
+            return self._collate(rows, data)
+        return idle_batch(self._collate([0], data)) if self._options.use_fsdp else None
 
     def _stop_if_asked(self) -> None:
         if self._group.any(self._should_stop()):

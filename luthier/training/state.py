@@ -13,6 +13,7 @@ import torch
 
 from luthier.training.results import EvaluationPoint, LossPoint
 from luthier.training.run_fingerprint import RunFingerprint
+from luthier.training.sharding import whole_tensor
 
 #: Tensors by name.
 Tensors = Mapping[str, torch.Tensor]
@@ -97,7 +98,8 @@ class ResumePoint:
 
 
 def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies on the CPU, contiguous and without gradients."""
+    """Copies on the CPU, whole, contiguous and without gradients."""
     return {
-        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
+        name: whole_tensor(tensor.detach()).to("cpu", copy=True).contiguous()
+        for name, tensor in tensors.items()
     }

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
+from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from luthier.adapters.base import Adapter
 from luthier.data_model.training_options import TrainingOptions
@@ -23,6 +26,10 @@ from luthier.training.optimization import (
     set_learning_rate,
 )
 from luthier.training.parallel import ProcessGroup
+from luthier.training.sharding import whole_tensor
+
+#: Of torch's ``clip_grads_with_norm_``.
+_CLIP_EPSILON = 1e-6
 
 
 class Updater:
@@ -31,17 +38,25 @@ class Updater:
     Args:
         adapter: What is tuned.
         options: Optimizer, clip, frozen layers.
+        shares: This process's shares of what is learned, by name; what is not here is whole.
 
     Raises:
         InvalidInputError: If the options leave nothing to learn or name no layer.
         NotSupportedError: For an optimizer that this machine cannot run.
     """
 
-    def __init__(self, adapter: Adapter, options: TrainingOptions) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        options: TrainingOptions,
+        *,
+        shares: Mapping[str, nn.Parameter] = MappingProxyType({}),
+    ) -> None:
         self._adapter = adapter
         self._max_norm = options.max_grad_norm
         #: What is learned, by name, as the model holds it.
-        self.learned = choose_learned(adapter, options)
+        self.learned = {**choose_learned(adapter, options), **shares}
+        self._shares = shares
         self._masters = MasterWeights(self.learned)
         self._optimizer = build_optimizer(
             self._masters.named.items(), options, learning_rate_factor=adapter.learning_rate_factor
@@ -58,12 +73,16 @@ class Updater:
 
     def copy_from_main(self, group: ProcessGroup) -> None:
         """Give every process the main one's numbers."""
-        group.copy_from_main(self._masters.named.values())
+        whole = [each for name, each in self._masters.named.items() if name not in self._shares]
+        group.copy_from_main(whole)
         self._masters.give_back()
 
     def sum_gradients(self, group: ProcessGroup) -> None:
         """Give every process the sum of the processes' gradients."""
-        group.sum_gradients(self.learned.values())
+        # Those of shares were summed on the way back through the model.
+        group.sum_gradients(
+            parameter for name, parameter in self.learned.items() if name not in self._shares
+        )
 
     def gradient_norm(self) -> float:
         """The Euclidean norm of all gradients together; not finite if one of them is not."""
@@ -73,7 +92,7 @@ class Updater:
             for parameter in self._masters.named.values()
             if parameter.grad is not None
         ]
-        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        return float(whole_tensor(get_total_norm(gradients))) if gradients else 0.0
 
     def update(self, learning_rate: float, gradient_norm: float) -> None:
         """Change the parameters by their gradients, clipped if asked for, and drop those.
@@ -83,15 +102,32 @@ class Updater:
             gradient_norm: From ``gradient_norm``, called just before.
         """
         if self._max_norm and math.isfinite(gradient_norm):
-            torch.nn.utils.clip_grads_with_norm_(
-                self._masters.named.values(), self._max_norm, torch.tensor(gradient_norm)
-            )
+            self._clip(gradient_norm)
         set_learning_rate(self._optimizer, learning_rate)
         self._optimizer.step()
         # torch's fused optimizers do not count what they change; caches go by the count.
         torch.autograd.graph.increment_version(self._masters.named.values())
         self.clear()
         self._masters.give_back()
+
+    def _clip(self, gradient_norm: float) -> None:
+        if not self._shares:
+            clip_grads_with_norm_(
+                self._masters.named.values(), self._max_norm, torch.tensor(gradient_norm)
+            )
+            return
+        # torch's function mixes shares with a whole tensor, which torch refuses.
+        factor = min(1.0, self._max_norm / (gradient_norm + _CLIP_EPSILON))
+        for parameter in self._masters.named.values():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
+    def put_together(self) -> None:
+        """Give the adapter the whole of what it learned, where this process learned a share."""
+        named = dict(self._adapter.named_parameters())
+        with torch.no_grad():
+            for name, share in self._shares.items():
+                named[name].copy_(whole_tensor(share.detach()))
 
     def clear(self) -> None:
         """Drop all gradients."""

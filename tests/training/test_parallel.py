@@ -18,6 +18,8 @@ from luthier.training.launching import launch
 from luthier.training.parallel import ALONE, ProcessGroup, current_group, joined
 
 TOLERANCE = 1e-4
+#: Batches of one row, so that one process has none left when the other still has one.
+IN_SHARES = {"use_fsdp": True, "batch_size": 1, "save_checkpoint": "best"}
 BEST = {
     "method": "lora",
     "save_checkpoint": "best",
@@ -41,6 +43,15 @@ def answers(tiny_base_models_dir: Path, run_folder: Path) -> dict[str, list[dict
     checkpoint = checkpoint_folder(run_folder / CHECKPOINTS_FOLDER, 4)
     trainings = {
         **{method: {"method": method} for method in METHODS},
+        **{f"{method} in shares": {"method": method, **IN_SHARES} for method in METHODS},
+        "full in shares, saved": {
+            **{"method": "full", **IN_SHARES, "save_every_steps": 1, "keep_checkpoints": 0},
+            "run_folder": str(run_folder / "full"),
+        },
+        "full in shares, resumed": {
+            **{"method": "full", **IN_SHARES},
+            "resume_from": str(checkpoint_folder(run_folder / "full" / CHECKPOINTS_FOLDER, 2)),
+        },
         "sample_average": SAMPLE_AVERAGE,
         "best": BEST,
         "saved": {**saved, "keep_checkpoints": 0},
@@ -90,6 +101,25 @@ def test_two_processes_learn_what_one_learns(
     _require_equal(main, outcome(base, method))
     assert other["content_hash"] == main["content_hash"]
     assert other["losses"] == main["losses"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_processes_that_share_the_weights_learn_what_one_learns(
+    answers: dict[str, list[dict[str, Any]]], base: BaseModel, method: str
+) -> None:
+    main, other = answers[f"{method} in shares"]
+    _require_equal(main, outcome(base, method, batch_size=1, save_checkpoint="best"))
+    assert other["content_hash"] == main["content_hash"]
+
+
+def test_shares_are_put_together_in_checkpoints_and_taken_from_them(
+    answers: dict[str, list[dict[str, Any]]], base: BaseModel, run_folder: Path
+) -> None:
+    whole = answers["full in shares, saved"]
+    assert answers["full in shares, resumed"] == whole
+    checkpoint = checkpoint_folder(run_folder / "full" / CHECKPOINTS_FOLDER, 2)
+    changes = {"batch_size": 1, "save_checkpoint": "best", "resume_from": checkpoint}
+    _require_equal(outcome(base, "full", **changes), whole[0])
 
 
 def test_rows_weigh_the_same_in_whichever_process_they_are(

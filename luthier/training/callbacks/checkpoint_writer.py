@@ -37,6 +37,8 @@ class CheckpointWriter(TrainingCallback):
         options: ``save_checkpoint``, ``save_every_steps`` and ``keep_checkpoints`` count.
         base_model_name: Goes into the adapter's folder.
         is_resumed: Whether checkpoints may be there already.
+        is_following: Whether another process writes, and this one only adds its share to what is
+            captured.
         backup_folder: Each checkpoint is copied there; a copy that fails is logged and no more.
 
     Raises:
@@ -51,6 +53,7 @@ class CheckpointWriter(TrainingCallback):
         *,
         base_model_name: str,
         is_resumed: bool = False,
+        is_following: bool = False,
         backup_folder: Path | None = None,
     ) -> None:
         self._folder = run_folder / CHECKPOINTS_FOLDER
@@ -58,7 +61,8 @@ class CheckpointWriter(TrainingCallback):
         self._options = options
         self._base_model_name = base_model_name
         self._backup_folder = backup_folder
-        if not is_resumed and list_checkpoints(self._folder):
+        self._is_following = is_following
+        if not (is_resumed or is_following) and list_checkpoints(self._folder):
             raise ConflictError(
                 f"{run_folder.name!r} already holds checkpoints; resume from them, or give another "
                 "folder"
@@ -66,16 +70,18 @@ class CheckpointWriter(TrainingCallback):
 
     def on_start(self, event: StartEvent) -> None:
         """Delete what a killed run left half-written."""
-        delete_partial(self._folder)
+        if not self._is_following:
+            delete_partial(self._folder)
 
     def on_resume_point(self, point: ResumePoint) -> None:
         """Write a checkpoint if it is due, then delete old ones."""
         if not self._is_due(point):
             return
+        state = point.capture()
+        if self._is_following:
+            return
         folder = checkpoint_folder(self._folder, point.step)
-        write_checkpoint(
-            folder, point.capture(), self._adapter, base_model_name=self._base_model_name
-        )
+        write_checkpoint(folder, state, self._adapter, base_model_name=self._base_model_name)
         log.debug("checkpoint written: step=%d", point.step)
         self._delete_old(self._folder, point.best_step)
         self._copy(folder, point.best_step)

@@ -58,6 +58,19 @@ def collate(
     )
 
 
+def idle_batch(batch: TokenBatch) -> TokenBatch:
+    """A batch to go through the model with and learn nothing from.
+
+    Args:
+        batch: Any.
+
+    Returns:
+        Its tokens without labels, counted as no rows.
+    """
+    labels = torch.full_like(batch.labels, IGNORED_LABEL)
+    return TokenBatch((), batch.input_ids, batch.attention_mask, labels, 0, 0)
+
+
 def _pad(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
     """[B, longest row], at least one column."""
     padded = torch.full((len(rows), max(1, *map(len, rows))), filler, dtype=torch.long)

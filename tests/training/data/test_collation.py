@@ -2,7 +2,7 @@
 
 import torch
 
-from luthier.training.data.collation import collate
+from luthier.training.data.collation import collate, idle_batch
 from luthier.training.data.examples import Example
 
 CPU = torch.device("cpu")
@@ -38,3 +38,17 @@ def test_rows_without_a_source_still_give_tensors() -> None:
     batch = collate([Example(1, (), (8, 1))], pad_token_id=0, is_seq2seq=True, device=CPU)
     assert batch.input_ids.tolist() == [[0]]
     assert batch.attention_mask.tolist() == [[0]]
+
+
+def test_an_idle_batch_has_tokens_and_nothing_to_learn() -> None:
+    batch = collate(
+        [Example(4, (5, 6), (-100, 6))],
+        pad_token_id=0,
+        is_seq2seq=False,
+        device=torch.device("cpu"),
+    )
+    idle = idle_batch(batch)
+    assert idle.rows == ()
+    assert idle.input_ids.tolist() == [[5, 6]]
+    assert idle.labels.tolist() == [[-100, -100]]
+    assert (idle.num_input_tokens, idle.num_label_tokens) == (0, 0)
