@@ -190,4 +190,4 @@ def _restorable(row: BatchRow) -> int:
 
 
 def _with_headroom(row: BatchRow, num_tokens: int) -> int:
-    return min(row.largest_size, num_tokens + max(_HEADROOM, num_tokens // 2))
+    return max(num_tokens, min(row.largest_size, num_tokens + max(_HEADROOM, num_tokens // 2)))

@@ -12,7 +12,6 @@ from luthier.inference.kv_cache import (
     KvRange,
     KvShape,
     RangeAllocator,
-    SoftPromptKv,
 )
 
 NUM_TOKENS = 20 * BLOCK_TOKENS
@@ -45,6 +44,21 @@ class AllocatorMachine(RuleBasedStateMachine):
             assert held.capacity >= max(before, num_tokens)
         else:
             assert held.capacity == before < num_tokens
+
+    @rule()
+    def close_gaps(self) -> None:
+        places = {t: t for t in range(NUM_TOKENS)}  # where each token's content is now
+        before = {id(each): (each.start, each.capacity) for each in self.held}
+        for source, target, count in self.allocator.close_gaps():
+            moved = [places[source + n] for n in range(count)]
+            places |= {target + n: content for n, content in enumerate(moved)}
+        for each in self.held:
+            start, capacity = before[id(each)]
+            assert each.capacity == capacity
+            assert [places[each.start + n] for n in range(capacity)] == [
+                start + n for n in range(capacity)
+            ]
+        assert len(self._gaps()) <= 1
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -105,18 +119,10 @@ def test_bytes_per_token_are_those_of_the_arena() -> None:
     assert whole.nbytes == 64 * shape.bytes_per_token(torch.float16)
 
 
-def test_soft_prompts_are_dropped_least_recently_used_first() -> None:
-    entry = torch.zeros(4, 3, 5, 4)
-    kept = SoftPromptKv(max_bytes=2 * entry.nbytes)
-    kept.put("a", entry)
-    kept.put("b", entry)
-    assert kept.get("a") is entry
-    kept.put("c", entry)
-    assert [kept.get(key) is not None for key in "abc"] == [True, False, True]
-    assert len(kept) == 2
-
-
-def test_a_soft_prompt_larger_than_the_limit_is_not_kept() -> None:
-    kept = SoftPromptKv(max_bytes=10)
-    kept.put("a", torch.zeros(100))
-    assert kept.get("a") is None
+def test_tokens_move_down_over_themselves() -> None:
+    arena = KvArena(KvShape(1, 1, 1), 4000, dtype=torch.int64, device=torch.device("cpu"))
+    numbers = torch.arange(3000).view(1, -1, 1)
+    arena.write(0, torch.arange(500, 3500), numbers, -numbers)
+    arena.move(500, 484, 3000)
+    assert torch.equal(arena.copy_out(484, 3000)[0], numbers)
+    assert torch.equal(arena.copy_out(484, 3000)[1], -numbers)
