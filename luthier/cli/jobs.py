@@ -63,3 +63,12 @@ def cancel(training_id: TrainingId, url: Url = DEFAULT_URL) -> None:
 
     with Client(url) as client:
         print(client.cancel_training(training_id).state)
+
+
+@app.command("resume")
+def resume(training_id: TrainingId, url: Url = DEFAULT_URL) -> None:
+    """Go on with a training that was cancelled or failed, from its last checkpoint."""
+    from luthier.client import Client
+
+    with Client(url) as client:
+        print(client.resume_training(training_id).state)

@@ -243,6 +243,10 @@ class AsyncClient:
         """Ask a training to stop; its state becomes CANCELED."""
         return await self._send(calls.cancel_training(training_id))
 
+    async def resume_training(self, training_id: str) -> TrainingStatus:
+        """Go on with a training that was cancelled or failed, from its last checkpoint."""
+        return await self._send(calls.resume_training(training_id))
+
     async def wait(
         self,
         training_id: str,

@@ -143,6 +143,12 @@ def cancel_training(training_id: str) -> Call[TrainingStatus]:
     return Call("DELETE", "/management/trainings", answers.training_status, query=query)
 
 
+def resume_training(training_id: str) -> Call[TrainingStatus]:
+    """Go on with a training that was cancelled or failed, from its last checkpoint."""
+    query = {"training_id": training_id}
+    return Call("POST", "/management/trainings/resume", answers.training_status, query=query)
+
+
 def models() -> Call[list[ModelInfo]]:
     """Every model that the server has."""
     return Call("GET", "/info/models", answers.model_list)

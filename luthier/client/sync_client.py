@@ -239,6 +239,10 @@ class Client:
         """Ask a training to stop; its state becomes CANCELED."""
         return self._send(calls.cancel_training(training_id))
 
+    def resume_training(self, training_id: str) -> TrainingStatus:
+        """Go on with a training that was cancelled or failed, from its last checkpoint."""
+        return self._send(calls.resume_training(training_id))
+
     def wait(
         self,
         training_id: str,

@@ -123,6 +123,16 @@ class InferenceLimits:
     max_stop_sequences: CountOrZero
     max_stop_sequence_chars: PositiveInt
     max_time_seconds: PositiveSeconds
+    max_n: PositiveInt
+    max_beams: PositiveInt
+
+
+@dataclass(frozen=True)
+class AdaptersConfig:
+    """``inference.adapters``: memory for the deltas of LoRAs, for each base model."""
+
+    max_device_bytes: PositiveInt
+    max_host_bytes: CountOrZero
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,16 @@ class InferenceConfig:
 
     max_running: PositiveInt
     max_waiting: CountOrZero
+    max_waiting_per_tenant: CountOrZero
+    tenant_weights: Mapping[str, PositiveInt]
+    max_priority: CountOrZero
+    ageing_steps: PositiveInt
+    turn_tokens: PositiveInt
+    max_step_tokens: CountOrZero
+    max_kv_bytes: PositiveInt
+    max_prefix_bytes: CountOrZero
+    num_threads: PositiveInt
+    adapters: AdaptersConfig
     limits: InferenceLimits
 
 
@@ -154,10 +174,24 @@ class TrainingLimits:
 
 
 @dataclass(frozen=True)
+class FusionConfig:
+    """``training.fusion``: trainings over one base model in one process."""
+
+    max_pass_tokens_cpu: CountOrZero
+    max_pass_tokens_gpu: CountOrZero
+    max_live_jobs: Annotated[int, Bounds(1, 4096)]
+
+    def max_pass_tokens(self, device_type: str) -> int:
+        """Most tokens of a shared pass on a device of this type (``cpu``, ``cuda`` …)."""
+        return self.max_pass_tokens_cpu if device_type == "cpu" else self.max_pass_tokens_gpu
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """``training``: bounds of trainings, wherever they run."""
 
     limits: TrainingLimits
+    fusion: FusionConfig
 
 
 @dataclass(frozen=True)
@@ -189,6 +223,7 @@ class JobsConfig:
     max_running_jobs: PositiveInt
     max_waiting_jobs: CountOrZero
     cancel_grace_seconds: SecondsOrZero
+    keep_ended_jobs_hours: Annotated[float, Bounds(0, 10**6)]
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import alog
+from caikit.interfaces.runtime.data_model import TrainingInfoRequest, TrainingStatusResponse
 from caikit.runtime.service_factory import ServicePackage, ServicePackageFactory
 from caikit.runtime.service_generation.compatibility_checker import ApiFieldNames
+from py_to_proto.json_to_service import GRPCService, json_to_service
 
 from luthier.modules.environment import configure_caikit
 
@@ -43,6 +45,7 @@ class ServicePackages:
         training_management: ``caikit.runtime.training.TrainingManagement``.
         model_management: ``caikit.runtime.models.ModelManagement``.
         info: ``caikit.runtime.info.InfoService``.
+        training_control: ``luthier.TrainingControl``, which caikit has not.
     """
 
     inference: ServicePackage
@@ -50,6 +53,7 @@ class ServicePackages:
     training_management: ServicePackage
     model_management: ServicePackage
     info: ServicePackage
+    training_control: GRPCService
 
 
 def service_packages() -> ServicePackages:
@@ -81,9 +85,23 @@ def _make_service_packages() -> ServicePackages:
             training_management=make(kinds.TRAINING_MANAGEMENT),
             model_management=make(kinds.MODEL_MANAGEMENT),
             info=make(kinds.INFO),
+            training_control=_training_control(),
         )
     log.debug("services are made: %s", packages.inference.descriptor.full_name)
     return packages
+
+
+def _training_control() -> GRPCService:
+    """A service of our own with the messages of caikit's."""
+    resume = {
+        "name": "ResumeTraining",
+        "input_type": TrainingInfoRequest.get_proto_class().DESCRIPTOR.full_name,
+        "output_type": TrainingStatusResponse.get_proto_class().DESCRIPTOR.full_name,
+    }
+    made: GRPCService = json_to_service(
+        name="TrainingControl", package="luthier", json_service_def={"service": {"rpcs": [resume]}}
+    )
+    return made
 
 
 def frozen_numbers() -> dict[str, dict[str, int]]:

@@ -14,6 +14,7 @@ from luthier.runtime.http_server.app import create_app
 from luthier.runtime.http_server.server import HttpServer
 from luthier.runtime.jobs.executor import LocalProcessExecutor
 from luthier.runtime.jobs.memory_store import MemoryJobStore
+from luthier.runtime.jobs.retention import JobRetention
 from luthier.runtime.registry.model_folder import ModelsDir
 from luthier.runtime.registry.registry import ModelRegistry
 from luthier.runtime.registry.served_module import LoadModule, ServedModule
@@ -22,7 +23,12 @@ from luthier.runtime.services.inference import InferenceService
 from luthier.runtime.services.info import InfoService
 from luthier.runtime.services.models import ModelsService
 from luthier.runtime.services.prediction_jobs import PredictionJobsService
-from luthier.runtime.services.training import TrainingChecks, TrainingPlaces, TrainingService
+from luthier.runtime.services.training import (
+    JOBS_FOLDER,
+    TrainingChecks,
+    TrainingPlaces,
+    TrainingService,
+)
 from luthier.runtime.training_checks import check_training
 
 
@@ -59,6 +65,23 @@ def make_executor(config: Config, store: MemoryJobStore) -> LocalProcessExecutor
         max_running=settings.max_running_jobs,
         max_waiting=settings.max_waiting_jobs,
         cancel_grace_seconds=settings.cancel_grace_seconds,
+    )
+
+
+def make_retention(config: Config, store: MemoryJobStore) -> JobRetention:
+    """What removes the folders of ended trainings.
+
+    Args:
+        config: The server's.
+        store: Of the jobs.
+
+    Returns:
+        It, with nothing removed yet.
+    """
+    return JobRetention(
+        Path(config.runtime.training_output_dir).resolve() / JOBS_FOLDER,
+        store,
+        keep_seconds=config.runtime.training.keep_ended_jobs_hours * 3600,
     )
 
 

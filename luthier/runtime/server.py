@@ -49,6 +49,8 @@ class Runtime:
         packages = service_packages()
         store = MemoryJobStore()
         self._executor = assembly.make_executor(config, store)
+        self._retention = assembly.make_retention(config, store)
+        self._cleaning: asyncio.Task[None] | None = None
         self._registry = assembly.make_registry(config, load)
         self.services = assembly.make_services(
             config,
@@ -92,11 +94,14 @@ class Runtime:
         except BaseException:
             await self.stop()
             raise
+        self._cleaning = asyncio.create_task(self._retention.run())
         return Addresses(grpc, http)
 
     async def stop(self) -> None:
         """Refuse new work, let requests end within the drain time, stop trainings. Idempotent."""
         self.services.info.is_draining = True
+        if self._cleaning is not None:
+            self._cleaning.cancel()
         drain_seconds = self._config.runtime.drain_seconds
         await asyncio.gather(
             self._executor.stop(),

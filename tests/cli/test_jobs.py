@@ -40,3 +40,10 @@ def test_follow_ends_with_the_trainings_failure(run, serve) -> None:
     result = run("jobs", "follow", "t2", "--url", url)
     assert result.code == 1
     assert result.err == "luthier: training 't2' failed: row 3 is empty\n"
+
+
+def test_resume_says_the_new_state(run, serve) -> None:
+    answer = httpx.Response(200, json={"training_id": "t1", "state": "QUEUED"})
+    url, api = serve({"POST /management/trainings/resume": answer})
+    assert run("jobs", "resume", "t1", "--url", url).out == "QUEUED\n"
+    assert api.requests[-1].url.params["training_id"] == "t1"

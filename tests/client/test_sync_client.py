@@ -146,6 +146,7 @@ def test_models_training_tokens_versions_and_health_are_read(make_client: MakeCl
             "GET /health": httpx.Response(200, text="OK"),
             "POST /api/v1/task/tokenization": httpx.Response(200, json={"token_count": 3}),
             "DELETE /management/trainings": status("CANCELED"),
+            "POST /management/trainings/resume": status("QUEUED"),
         }
     )
     assert client.models()[0].size_bytes == 12
@@ -153,6 +154,7 @@ def test_models_training_tokens_versions_and_health_are_read(make_client: MakeCl
     assert client.health() == "OK"
     assert client.tokenize("m", "a b c").token_count == 3
     assert client.cancel_training("t1").state is JobState.CANCELED
+    assert client.resume_training("t1").state is JobState.QUEUED
 
 
 def test_undeploy_names_the_model_in_the_query(make_client: MakeClient) -> None:

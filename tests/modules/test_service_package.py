@@ -103,6 +103,7 @@ def test_every_message_of_caikit_nlp_that_we_have_is_theirs_with_fields_appended
     theirs = {path.name: path.read_text("utf-8") for path in REFERENCE.glob("*.proto")}
     lora = "caikit.runtime.Nlp.textgenerationtaskloratuningtrain"
     ours_alone = {"modelmanagement.proto", f"{lora}parameters.proto", f"{lora}request.proto"}
+    ours_alone |= {"trainingcontrol.proto"}
     ours_alone |= {name for name in rendered if name.startswith("caikit_data_model.luthier.")}
     services = {"nlpservice.proto", "nlptrainingservice.proto"}
     assert rendered.keys() - theirs.keys() == ours_alone
@@ -146,7 +147,14 @@ def test_service_and_rpc_names_are_caikit_nlps():
         getattr(packages, name).descriptor.full_name: sorted(
             method.name for method in getattr(packages, name).descriptor.methods
         )
-        for name in ("inference", "training", "training_management", "model_management", "info")
+        for name in (
+            "inference",
+            "training",
+            "training_management",
+            "training_control",
+            "model_management",
+            "info",
+        )
     }
     assert rpcs == {
         "caikit.runtime.Nlp.NlpService": [
@@ -160,6 +168,7 @@ def test_service_and_rpc_names_are_caikit_nlps():
             "TextGenerationTaskTextGenerationTrain",
         ],
         "caikit.runtime.training.TrainingManagement": ["CancelTraining", "GetTrainingStatus"],
+        "luthier.TrainingControl": ["ResumeTraining"],
         "caikit.runtime.models.ModelManagement": ["DeployModel", "UndeployModel"],
         "caikit.runtime.info.InfoService": ["GetModelsInfo", "GetRuntimeInfo"],
     }

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import grpc
 from caikit.runtime.service_factory import ServicePackage
+from py_to_proto.json_to_service import GRPCService
 
 from luthier.modules.service_package import ServicePackages
 from luthier.runtime.grpc_server.calls import Answer, Call, StreamAnswer, server_streaming, unary
@@ -44,11 +45,14 @@ def all_services(services: Services, packages: ServicePackages) -> Iterator[Grpc
     yield _service(packages.inference, _inference_answers(services))
     yield _service(packages.training, _training_answers(services, packages.training))
     yield _service(packages.training_management, _training_management_answers(services))
+    yield _service(packages.training_control, _training_control_answers(services))
     yield _service(packages.model_management, _model_management_answers(services))
     yield _service(packages.info, _info_answers(services))
 
 
-def _service(package: ServicePackage, answers: Mapping[str, Answer | StreamAnswer]) -> GrpcService:
+def _service(
+    package: ServicePackage | GRPCService, answers: Mapping[str, Answer | StreamAnswer]
+) -> GrpcService:
     handlers: Handlers = {}
     for method in package.descriptor.methods:
         answer: Any = answers.get(method.name)
@@ -102,6 +106,13 @@ def _training_management_answers(services: Services) -> Mapping[str, Answer]:
         return await services.training.cancel(call.message.training_id)
 
     return {"GetTrainingStatus": status, "CancelTraining": cancel}
+
+
+def _training_control_answers(services: Services) -> Mapping[str, Answer]:
+    async def resume(call: Call) -> Any:
+        return await services.training.resume(call.message.training_id)
+
+    return {"ResumeTraining": resume}
 
 
 def _model_management_answers(services: Services) -> Mapping[str, Answer]:

@@ -1,4 +1,4 @@
-"""Routes of trainings: start one per module, look at them, cancel."""
+"""Routes of trainings: start one per module, look at them, cancel, resume."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TrainingRoutes:
             self._add_train(router, method, self._package.caikit_rpcs[method.name].clz.MODULE_ID)
 
     def add_management_routes(self, router: APIRouter) -> None:
-        """Add status, list, cancel and metrics.
+        """Add status, list, cancel, resume and metrics.
 
         Args:
             router: Has no prefix.
@@ -63,6 +63,9 @@ class TrainingRoutes:
 
         async def cancel(training_id: Annotated[str, Query()]) -> Response:
             return json_response(await training.cancel(training_id))
+
+        async def resume(training_id: Annotated[str, Query()]) -> Response:
+            return json_response(await training.resume(training_id))
 
         async def metrics(training_id: Annotated[str, Query()]) -> Response:
             return _json({"metrics": await training.metrics(training_id)})
@@ -79,6 +82,7 @@ class TrainingRoutes:
         for verb, path, handler, schema, summary in (
             ("GET", "trainings", get, {"anyOf": [status, listing]}, "One training, or all"),
             ("DELETE", "trainings", cancel, status, "Cancel a training"),
+            ("POST", "trainings/resume", resume, status, "Go on from the last checkpoint"),
             ("GET", "trainings/metrics", metrics, lines, "What a training has measured so far"),
         ):
             router.add_api_route(

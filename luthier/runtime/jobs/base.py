@@ -3,12 +3,13 @@
   add          ┌────────┐  start   ┌─────────┐  finish  ┌───────────┐
 ─────────────► │ QUEUED │ ───────► │ RUNNING │ ───────► │ COMPLETED │
                └────────┘          └─────────┘          └───────────┘
-                 │    │              │     │            ┌──────────┐
-                 │    └──────────────│─────┴──────────► │ ERRORED  │
-                 │                   │                  └──────────┘
-                 │                   │                  ┌──────────┐
-                 └───────────────────┴────────────────► │ CANCELED │
-                                                        └──────────┘
+                 │ ▲  │              │     │            ┌──────────┐
+                 │ │  └──────────────│─────┴──────────► │ ERRORED  │ ──┐
+                 │ │                 │                  └──────────┘   │
+                 │ │                 │                  ┌──────────┐   │ resume
+                 └─│─────────────────┴────────────────► │ CANCELED │ ──┤
+                   │                                    └──────────┘   │
+                   └───────────────────────────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ class JobState(Enum):
 
     @property
     def is_final(self) -> bool:
-        """True if the job will never change again."""
-        return not TRANSITIONS[self]
+        """True if the job has ended; it changes again only if somebody resumes it."""
+        return self in (JobState.COMPLETED, JobState.CANCELED, JobState.ERRORED)
 
 
 TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELED, JobState.ERRORED}),
     JobState.RUNNING: frozenset({JobState.COMPLETED, JobState.CANCELED, JobState.ERRORED}),
     JobState.COMPLETED: frozenset(),
-    JobState.CANCELED: frozenset(),
-    JobState.ERRORED: frozenset(),
+    JobState.CANCELED: frozenset({JobState.QUEUED}),
+    JobState.ERRORED: frozenset({JobState.QUEUED}),
 }
 
 
@@ -124,7 +125,7 @@ class JobStore(ABC):
     def move(self, job_id: str, to: JobState, *, reasons: tuple[str, ...] = ()) -> Job:
         """Change a job's state, atomically: of two callers that race, one gets the error.
 
-        Sets ``started_at`` or ``finished_at`` to now.
+        Sets ``started_at`` or ``finished_at`` to now; a job that waits again has neither.
 
         Args:
             job_id: A job's id.
@@ -151,11 +152,14 @@ class JobExecutor(ABC):
     def submit(self, job: Job) -> None:
         """Add a QUEUED job to the store and run it as soon as there is room. Returns at once.
 
+        A job that the store knows is put back to QUEUED: it goes on from its last checkpoint.
+
         Args:
             job: QUEUED, its folder written.
 
         Raises:
-            CapacityError: If the queue is full; then the store does not know the job.
+            CapacityError: If the queue is full; then the store is as it was.
+            ConflictError: If the store knows the job, and it waits, runs or is complete.
         """
 
     @abstractmethod

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import alog
 
-from luthier.errors import CapacityError, ConflictError, LuthierError
+from luthier.errors import CapacityError, ConflictError, JobNotFoundError, LuthierError
 from luthier.runtime.jobs.base import Job, JobExecutor, JobState, JobStore
 from luthier.runtime.jobs.job_folder import JobFolder
 
@@ -81,9 +81,17 @@ class LocalProcessExecutor(JobExecutor):
                 f"at most {self._max_running} and {self._max_waiting} may",
                 retry_after_seconds=60,
             )
-        self._store.add(job)
-        self._waiting.append(job)
+        self._waiting.append(self._acknowledged(job))
         self._start_next()
+
+    def _acknowledged(self, job: Job) -> Job:
+        """The job as the store has it: new, or put back."""
+        try:
+            self._store.get(job.job_id)
+        except JobNotFoundError:
+            self._store.add(job)
+            return job
+        return self._store.move(job.job_id, JobState.QUEUED)
 
     async def cancel(self, job_id: str) -> Job:
         """Stop a job and wait until it has stopped."""
@@ -99,7 +107,6 @@ class LocalProcessExecutor(JobExecutor):
         job = self._store.get(job_id)
         if job in self._waiting:
             self._waiting.remove(job)
-            JobFolder(job.folder).remove_data()
             return self._store.move(job_id, JobState.CANCELED, reasons=(reason,))
         run = self._running.get(job_id)
         if run is not None and run.task is not None:
@@ -131,12 +138,16 @@ class LocalProcessExecutor(JobExecutor):
         with contextlib.suppress(ConflictError):
             self._store.move(job.job_id, state, reasons=reasons)
         log.info("training ended: job_id=%s state=%s", job.job_id, state.name)
-        await asyncio.to_thread(JobFolder(job.folder).remove_data)
+        # What did not complete can be resumed, so its records and checkpoints stay for a while.
+        folder = JobFolder(job.folder)
+        is_complete = state is JobState.COMPLETED
+        await asyncio.to_thread(folder.remove_data if is_complete else folder.remove_unfinished)
         self._start_next()
 
     async def _work(self, run: _Run) -> int:
         """Run the worker to its end; its exit status."""
         folder = JobFolder(run.job.folder)
+        folder.forget_outcome()  # of a run before this one
         with folder.log_file.open("ab") as output:
             run.process = await asyncio.create_subprocess_exec(
                 *_command(folder.path),

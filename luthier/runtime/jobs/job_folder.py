@@ -2,25 +2,32 @@
 
 <folder>/
     job.json            the spec
-    train.jsonl         one train record per line; removed when the job is final
+    train.jsonl         one train record per line; removed when the job is complete
     validation.jsonl    likewise, if there are any
+    worker.lock         held by the worker while it lives
     metrics.jsonl       the training's progress, one JSON object per line
     worker.log          whatever the worker wrote to stdout and stderr
+    run/                checkpoints, removed when the job is complete, and predictions
     model/              the tuned model, until it is moved to its final place
     outcome.json        how it ended, written last
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from luthier.errors import ConflictError
 from luthier.runtime.jobs.base import TrainingSpec
+from luthier.training.checkpoints import CHECKPOINTS_FOLDER, list_checkpoints
 
 Record = Mapping[str, Any]
 
@@ -74,6 +81,16 @@ class JobFolder:
         return self.path / "worker.log"
 
     @property
+    def run_folder(self) -> Path:
+        """Checkpoints and predictions."""
+        return self.path / "run"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the training can go on from somewhere."""
+        return bool(list_checkpoints(self.run_folder / CHECKPOINTS_FOLDER))
+
+    @property
     def staged_model(self) -> Path:
         """The tuned model before it is moved to its final place."""
         return self.path / "model"
@@ -101,6 +118,11 @@ class JobFolder:
         document = json.loads((self.path / "job.json").read_text("utf-8"))
         return TrainingSpec(**{**document, "model_folder": Path(document["model_folder"])})
 
+    @property
+    def submitted_at(self) -> datetime:
+        """When ``create`` wrote the spec, in UTC."""
+        return datetime.fromtimestamp((self.path / "job.json").stat().st_mtime, UTC)
+
     def read_records(self, file: Path) -> Iterator[dict[str, Any]]:
         """The records of ``train_file`` or ``validation_file``, one after another."""
         with file.open(encoding="utf-8") as lines:
@@ -119,15 +141,38 @@ class JobFolder:
         except FileNotFoundError:
             return None
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only worker of this job; the lock ends with the process, whatever ends it.
+
+        Raises:
+            ConflictError: If another process holds it.
+        """
+        with (self.path / "worker.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConflictError(f"training {self.path.name!r} is running") from error
+            yield
+
     def remove(self) -> None:
         """Remove the folder with all that is in it."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def remove_data(self) -> None:
-        """Remove the records and a model that was not moved; log and progress stay."""
+        """Remove what only a job that is to go on needs; log, progress and predictions stay."""
         self.train_file.unlink(missing_ok=True)
         self.validation_file.unlink(missing_ok=True)
+        shutil.rmtree(self.run_folder / CHECKPOINTS_FOLDER, ignore_errors=True)
         shutil.rmtree(self.staged_model, ignore_errors=True)
+
+    def remove_unfinished(self) -> None:
+        """Remove a model that was not moved."""
+        shutil.rmtree(self.staged_model, ignore_errors=True)
+
+    def forget_outcome(self) -> None:
+        """Remove how an earlier run ended."""
+        (self.path / "outcome.json").unlink(missing_ok=True)
 
 
 def _write_lines(file: Path, records: Iterable[Record]) -> None:

@@ -49,10 +49,12 @@ class MemoryJobStore(JobStore):
                 job,
                 state=to,
                 reasons=reasons,
-                started_at=now if to is JobState.RUNNING else job.started_at,
+                started_at=_started_at(job, to, now),
                 finished_at=now if to.is_final else None,
             )
             self._jobs[job_id] = moved
+            if job.state.is_final:
+                self._finished.remove(job_id)
             if to.is_final:
                 self._forget_beyond_limit(job_id)
             return moved
@@ -72,3 +74,9 @@ class MemoryJobStore(JobStore):
         self._finished.append(finished_id)
         if len(self._finished) > self._max_finished:
             del self._jobs[self._finished.pop(0)]
+
+
+def _started_at(job: Job, to: JobState, now: datetime) -> datetime | None:
+    if to is JobState.QUEUED:
+        return None
+    return now if to is JobState.RUNNING else job.started_at

@@ -45,6 +45,10 @@ def train_module(spec: TrainingSpec, folder: JobFolder) -> ModuleBase:
     if _takes_hooks(module_class):
         arguments["callbacks"] = (MetricsFile(folder.metrics_file),)
         arguments["from_request"] = True
+        folder.run_folder.mkdir(exist_ok=True)
+        arguments["run_folder"] = folder.run_folder
+        if folder.has_checkpoint:
+            arguments["resume_from"] = folder.run_folder
     return module_class.train(**arguments)
 
 

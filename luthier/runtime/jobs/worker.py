@@ -46,8 +46,9 @@ def main(arguments: list[str]) -> int:
     os.nice(NICENESS)
     signal.signal(signal.SIGTERM, _stop)
     folder = JobFolder(Path(arguments[0]))
-    outcome = _work(folder)
-    folder.write_outcome(outcome)
+    with folder.locked():
+        outcome = _work(folder)
+        folder.write_outcome(outcome)
     return 0 if outcome.is_complete else 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from luthier.data_model.streams import (
 from luthier.errors import (
     ConflictError,
     InvalidInputError,
+    JobNotFoundError,
     NameNotAllowedError,
     NotSupportedError,
     TrainingDataError,
@@ -78,6 +80,11 @@ class TrainingPlaces:
     save_with_id: bool = False
     served: ModelsDir | None = None
     max_model_name_chars: int = 128
+
+    @property
+    def jobs_folder(self) -> Path:
+        """Where jobs have their folders."""
+        return self.output_dir / JOBS_FOLDER
 
     def model_folder(self, request: TrainingRequest, training_id: str) -> Path:
         """Final place of the tuned model.
@@ -233,6 +240,53 @@ class TrainingService:
         """
         return as_status(await self._executor.cancel(_given(training_id)))
 
+    async def resume(self, training_id: str) -> TrainingStatusResponse:
+        """Go on with a training that was cancelled, failed or was killed, from its last checkpoint.
+
+        Without a checkpoint it starts anew. The result is that of a training that never stopped.
+        A server that was started since finds the training by its files.
+
+        Args:
+            training_id: From ``submit``.
+
+        Returns:
+            Its state afterwards: it waits or runs.
+
+        Raises:
+            JobNotFoundError: If there is no such training, or its files are gone.
+            ConflictError: If it waits, runs or is complete, or its place holds something else now.
+            CapacityError: If the queue is full.
+        """
+        job = await asyncio.to_thread(self._resumable, _given(training_id))
+        self._executor.submit(job)
+        log.info("training resumed: job_id=%s", job.job_id)
+        return as_status(self._store.get(job.job_id))
+
+    def _resumable(self, training_id: str) -> Job:
+        job = self._known_or_left_behind(training_id)
+        if job.state not in (JobState.ERRORED, JobState.CANCELED):
+            raise ConflictError(
+                f"training {training_id!r} is {job.state.name}; only one that is ERRORED or "
+                "CANCELED can be resumed"
+            )
+        folder = JobFolder(job.folder)
+        if not folder.train_file.is_file():
+            raise JobNotFoundError(f"the data of training {training_id!r} is gone")
+        require_replaceable(job.spec.model_folder)
+        with folder.locked():
+            return dataclasses.replace(job, state=JobState.QUEUED, reasons=(), finished_at=None)
+
+    def _known_or_left_behind(self, training_id: str) -> Job:
+        """The store's job, or one of a server before this one, of which only the folder is left."""
+        try:
+            return self._store.get(training_id)
+        except JobNotFoundError:
+            folder = JobFolder(self._places.jobs_folder / _canonical(training_id))
+            if not folder.train_file.is_file():
+                raise
+            spec, submitted_at = folder.read_spec(), folder.submitted_at
+            return Job(training_id, spec, folder.path, JobState.CANCELED, submitted_at)
+
     def jobs(self) -> tuple[Job, ...]:
         """Every training that the store knows, oldest first."""
         return self._store.list_jobs()
@@ -265,7 +319,7 @@ class TrainingService:
             num_train_records=len(train),
             num_validation_records=len(validation),
         )
-        folder = self._places.output_dir / JOBS_FOLDER / training_id
+        folder = self._places.jobs_folder / training_id
         JobFolder(folder).create(spec, map(record_as_json, train), map(record_as_json, validation))
         return Job(training_id, spec, folder, JobState.QUEUED, datetime.now(UTC))
 
@@ -297,6 +351,14 @@ def as_status(job: Job) -> TrainingStatusResponse:
         completion_timestamp=job.finished_at,
         reasons=list(job.reasons),
     )
+
+
+def _canonical(training_id: str) -> str:
+    """The id as ``submit`` made it; nothing else names a folder."""
+    try:
+        return str(uuid.UUID(training_id))
+    except ValueError as error:
+        raise JobNotFoundError(f"Unknown training_id: {training_id[:80]!r}") from error
 
 
 def _remove_prepared(preparing: asyncio.Future[Job]) -> None:

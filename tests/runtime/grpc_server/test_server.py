@@ -21,6 +21,7 @@ SERVICES = {
     "caikit.runtime.training.TrainingManagement",
     "caikit.runtime.models.ModelManagement",
     "caikit.runtime.info.InfoService",
+    "luthier.TrainingControl",
     "grpc.health.v1.Health",
 }
 

@@ -100,3 +100,18 @@ def test_only_the_last_finished_jobs_are_remembered():
     for name in ("a", "b", "c"):
         store.move(name, JobState.CANCELED)
     assert [job.job_id for job in store.list_jobs()] == ["waits", "b", "c"]
+
+
+def test_a_job_that_failed_can_wait_again_and_is_not_forgotten_meanwhile():
+    store = MemoryJobStore(max_finished=1)
+    store.add(make_job("a"))
+    store.move("a", JobState.RUNNING)
+    store.move("a", JobState.ERRORED, reasons=("killed",))
+    again = store.move("a", JobState.QUEUED)
+    assert (again.started_at, again.finished_at, again.reasons) == (None, None, ())
+    for name in ("b", "c"):
+        store.add(make_job(name))
+        store.move(name, JobState.CANCELED)
+    assert [job.job_id for job in store.list_jobs()] == ["a", "c"]
+    with pytest.raises(ConflictError, match="QUEUED and cannot become QUEUED"):
+        store.move("a", JobState.QUEUED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,7 +51,10 @@ class StillExecutor(JobExecutor):
     def submit(self, job: Job) -> None:
         if self.is_full:
             raise CapacityError("full")
-        self.store.add(job)
+        if job.job_id in [known.job_id for known in self.store.list_jobs()]:
+            self.store.move(job.job_id, JobState.QUEUED)
+        else:
+            self.store.add(job)
 
     async def cancel(self, job_id: str) -> Job:
         job = self.store.get(job_id)
@@ -61,7 +65,17 @@ class StillExecutor(JobExecutor):
 
 
 @pytest.fixture
-def bench(tmp_path) -> SimpleNamespace:
+def make_bench(tmp_path) -> Callable[[], SimpleNamespace]:
+    """Makes a service that knows nothing yet, over the same files."""
+    return lambda: _make_bench(tmp_path)
+
+
+@pytest.fixture
+def bench(make_bench) -> SimpleNamespace:
+    return make_bench()
+
+
+def _make_bench(tmp_path: Path) -> SimpleNamespace:
     store = MemoryJobStore()
     executor = StillExecutor(store)
     checked: list[tuple[Any, ...]] = []
@@ -244,3 +258,46 @@ def test_a_job_in_the_words_of_the_wire():
     assert json.loads(status.to_json())["state"] == "ERRORED"
     assert status.reasons == ["training_failed: NaN"]
     assert status.completion_timestamp == now
+
+
+async def test_a_cancelled_training_can_be_resumed_under_its_id(bench):
+    job = await bench.service.submit(request())
+    await bench.service.cancel(job.training_id)
+    status = await bench.service.resume(job.training_id)
+    assert (status.training_id, status.state) == (job.training_id, JobStatus.QUEUED)
+    with pytest.raises(ConflictError, match="is QUEUED; only one that is ERRORED or CANCELED"):
+        await bench.service.resume(job.training_id)
+
+
+async def test_a_full_queue_leaves_a_resumed_training_as_it_is(bench):
+    job = await bench.service.submit(request())
+    await bench.service.cancel(job.training_id)
+    bench.executor.is_full = True
+    with pytest.raises(CapacityError):
+        await bench.service.resume(job.training_id)
+    assert bench.service.status(job.training_id).state is JobStatus.CANCELED
+
+
+async def test_a_server_finds_the_trainings_of_the_one_before_it_by_their_files(make_bench):
+    job = await make_bench().service.submit(request())
+    bench = make_bench()
+    folder = JobFolder(bench.models / JOBS_FOLDER / job.training_id)
+    with folder.locked(), pytest.raises(ConflictError, match="is running"):
+        await bench.service.resume(job.training_id)
+    assert (await bench.service.resume(job.training_id)).state is JobStatus.QUEUED
+    found = bench.store.get(job.training_id)
+    assert found.spec.model_name == "tuned"
+
+
+@pytest.mark.parametrize("training_id", ["../../x", "", "x" * 500, "0" * 32])
+async def test_what_is_no_training_cannot_be_resumed(bench, training_id):
+    with pytest.raises((JobNotFoundError, InvalidInputError)):
+        await bench.service.resume(training_id)
+
+
+async def test_a_training_whose_data_is_gone_cannot_be_resumed(bench):
+    job = await bench.service.submit(request())
+    await bench.service.cancel(job.training_id)
+    JobFolder(bench.models / JOBS_FOLDER / job.training_id).remove_data()
+    with pytest.raises(JobNotFoundError, match=r"the data of training .* is gone"):
+        await bench.service.resume(job.training_id)
