@@ -101,9 +101,7 @@ def configure_caikit() -> None:
 def _from_config(config: Config) -> Environment:
     return Environment(
         base_models=BaseModelStore(_sources(config)),
-        engine_options=EngineOptions(
-            max_running=config.inference.max_running, max_waiting=config.inference.max_waiting
-        ),
+        engine_options=_engine_options(config),
         sampling_limits=_sampling_limits(config),
         max_prompt_tokens=config.inference.limits.max_prompt_tokens,
         training_limits=_training_limits(config),
@@ -127,6 +125,25 @@ def _sources(config: Config) -> BaseModelSources:
     )
 
 
+def _engine_options(config: Config) -> EngineOptions:
+    inference = config.inference
+    return EngineOptions(
+        max_running=inference.max_running,
+        max_waiting=inference.max_waiting,
+        max_waiting_per_tenant=inference.max_waiting_per_tenant,
+        tenant_weights=inference.tenant_weights,
+        max_priority=inference.max_priority,
+        ageing_steps=inference.ageing_steps,
+        turn_tokens=inference.turn_tokens,
+        max_step_tokens=inference.max_step_tokens or None,
+        max_kv_bytes=inference.max_kv_bytes,
+        max_prefix_bytes=inference.max_prefix_bytes,
+        num_threads=inference.num_threads,
+        max_adapter_bytes=inference.adapters.max_device_bytes,
+        max_host_adapter_bytes=inference.adapters.max_host_bytes,
+    )
+
+
 def _sampling_limits(config: Config) -> SamplingLimits:
     limits = config.inference.limits
     return SamplingLimits(
@@ -134,6 +151,8 @@ def _sampling_limits(config: Config) -> SamplingLimits:
         max_stop_sequences=limits.max_stop_sequences,
         max_stop_sequence_chars=limits.max_stop_sequence_chars,
         max_time_seconds=limits.max_time_seconds,
+        max_n=limits.max_n,
+        max_beams=limits.max_beams,
     )
 
 

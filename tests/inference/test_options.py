@@ -33,5 +33,5 @@ def test_a_full_queue_is_refused_for_all_or_for_the_tenant_that_filled_it() -> N
     options.check_waiting(7, num_of_tenant=7, tenant="", base_model="m")
     with pytest.raises(CapacityError, match="8 requests wait for base model 'm', at most 8 may"):
         options.check_waiting(8, num_of_tenant=0, tenant="acme", base_model="m")
-    with pytest.raises(CapacityError, match="4 requests of tenant 'acme' wait.*at most 4 of one"):
+    with pytest.raises(CapacityError, match=r"4 requests of tenant 'acme' wait.*at most 4 of one"):
         options.check_waiting(4, num_of_tenant=4, tenant="acme", base_model="m")

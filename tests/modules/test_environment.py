@@ -1,11 +1,13 @@
 """The door through which config comes to the modules."""
 
+import dataclasses
 import threading
 
 import pytest
 
 from luthier.config import load_config
 from luthier.errors import ConfigError
+from luthier.inference.options import EngineOptions
 from luthier.modules import environment as environment_module
 from luthier.modules.environment import configure, environment
 
@@ -42,6 +44,28 @@ def test_config_becomes_plain_values(tmp_path, tiny_base_models_dir):
     assert made.stream_limits.max_json_bytes == 1 << 30
     assert made.stream_limits.data_roots == ()
     assert not made.allow_request_verbalizers
+
+
+def test_every_option_of_an_engine_can_be_set_from_outside():
+    variables = {
+        "INFERENCE_MAX_RUNNING": "3",
+        "INFERENCE_MAX_WAITING": "5",
+        "INFERENCE_MAX_WAITING_PER_TENANT": "4",
+        "INFERENCE_TENANT_WEIGHTS": "{acme: 3}",
+        "INFERENCE_MAX_PRIORITY": "2",
+        "INFERENCE_AGEING_STEPS": "7",
+        "INFERENCE_TURN_TOKENS": "9",
+        "INFERENCE_MAX_STEP_TOKENS": "50",
+        "INFERENCE_MAX_KV_BYTES": "1000",
+        "INFERENCE_MAX_PREFIX_BYTES": "0",
+        "INFERENCE_NUM_THREADS": "2",
+        "INFERENCE_ADAPTERS_MAX_DEVICE_BYTES": "2000",
+        "INFERENCE_ADAPTERS_MAX_HOST_BYTES": "3000",
+    }
+    defaults = dataclasses.asdict(EngineOptions())
+    assert dataclasses.asdict(configure(load_config({})).engine_options) == defaults
+    changed = dataclasses.asdict(configure(load_config(variables)).engine_options)
+    assert [name for name, value in changed.items() if value == defaults[name]] == []
 
 
 def test_python_users_get_the_environment_of_the_process(monkeypatch, tiny_base_models_dir):
