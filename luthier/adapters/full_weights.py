@@ -23,11 +23,19 @@ class FullWeights(Adapter):
     Args:
         model: The base model's network. Copied: costs its memory once more, and as much again
             for gradients and twice for AdamW while it is tuned.
+
+    Raises:
+        NotSupportedError: If its weights are quantised.
     """
 
     method: ClassVar[str] = "full_fine_tuning"
 
     def __init__(self, model: PreTrainedModel) -> None:
+        if any(hasattr(layer, "dequantised_weight") for layer in model.modules()):
+            raise NotSupportedError(
+                "the weights of a quantised base model cannot be fine-tuned; tune a LoRA or a "
+                "prompt, or set quantization to none"
+            )
         self.model: PreTrainedModel = copy.deepcopy(model)
         self.model.requires_grad_(True)
 

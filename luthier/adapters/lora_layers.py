@@ -245,11 +245,16 @@ def oriented_weight(layer: nn.Module) -> torch.Tensor:
         layer: ``nn.Linear`` or ``Conv1D``.
 
     Returns:
-        The weight, or its transpose.
+        The weight, or its transpose; of a layer of ``resources.quantised_layers``, what its
+        numbers stand for, made anew.
 
     Raises:
-        NotSupportedError: If the weight is quantised.
+        NotSupportedError: If the weight is quantised by others.
     """
+    dequantise = getattr(layer, "dequantised_weight", None)
+    if dequantise is not None:
+        numbers: torch.Tensor = dequantise()
+        return numbers
     weight: torch.Tensor = layer.weight  # type: ignore[assignment]
     # bitsandbytes keeps 4-bit weights in subclasses of Parameter, sometimes under a float dtype.
     is_plain = type(weight) in (torch.Tensor, nn.Parameter) and weight.is_floating_point()

@@ -37,6 +37,11 @@ def merged_state(adapter: LoraAdapter, model: PreTrainedModel) -> dict[str, torc
     state: dict[str, torch.Tensor] = dict(model.state_dict())
     for path, factors in adapter.factors.items():
         layer = model.get_submodule(path)
+        if hasattr(layer, "dequantised_weight"):
+            raise NotSupportedError(
+                f"the weight of layer {path!r} is quantised: rounding would eat the delta. Load "
+                "the adapter beside the base model without quantization, and merge there"
+            )
         weight = oriented_weight(layer)
         merged = _merged_weight(weight, factors).to(weight.dtype)
         if not torch.isfinite(merged).all():

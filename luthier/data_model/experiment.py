@@ -21,6 +21,7 @@ from typing import Any
 
 from luthier.data_model.dataset_options import DatasetOptions
 from luthier.data_model.lora import LORA_TUNING_DEFAULTS, LoraConfig, LoraLimits
+from luthier.data_model.quantisation import NONE
 from luthier.data_model.run_options import (
     FULL_FINE_TUNING,
     LORA,
@@ -65,6 +66,8 @@ _GROUP_OF: Mapping[str, str] = MappingProxyType(
         "tokenization_cache": "tokenizer",
         "max_tokenization_cache_bytes": "tokenizer",
         "torch_dtype": "architecture",
+        "quantization": "architecture",
+        "serve_quantized": "architecture",
         "gradient_checkpointing": "architecture",
         "base_dropout": "architecture",
         "token_mask_probability": "augmentation",
@@ -299,6 +302,11 @@ class ExperimentOptions:
                 )
         self.dataset.validate()
         self.training.validate(limits)
+        if method == FULL_FINE_TUNING and self.training.quantization != NONE:
+            raise InvalidInputError(
+                "'architecture.quantization' has no use with method full_fine_tuning: what is "
+                "quantised cannot be learned"
+            )
         if method == LORA:
             self.lora.validate(LoraLimits())
         if method in PROMPT_TUNING_METHODS:

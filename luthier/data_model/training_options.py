@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.data_model.checks import require_bool, require_int, require_number, require_text
+from luthier.data_model.quantisation import NONE, QUANTISATIONS
 from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 
 MAX_SEED = 2**63 - 1
@@ -235,6 +236,20 @@ class TrainingOptions:
         choices=TORCH_DTYPES,
         is_optional=True,
         aliases=("dtype",),
+        is_bookkeeping=True,
+    )
+    quantization: str = _setting(
+        NONE,
+        "choice",
+        "How the frozen weights of the base model are held: as they are, in 8 bits, or in 4 bits "
+        "(nf4 or fp4, with quantised scales): QLoRA. For methods that leave them as they are.",
+        choices=QUANTISATIONS,
+    )
+    serve_quantized: bool = _setting(
+        False,
+        "bool",
+        "Whether the saved model asks for a base model that is quantised like this when it is "
+        "loaded, too; else it runs on the base model as it is.",
         is_bookkeeping=True,
     )
     device: str | None = _setting(

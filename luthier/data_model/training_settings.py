@@ -94,6 +94,8 @@ class TrainingSettings(DataObjectBase):  # type: ignore[misc]  # caikit is untyp
     random_parent_probability: Annotated[Optional[float], FieldNumber(42)] = None
     neftune_noise_alpha: Annotated[Optional[float], FieldNumber(43)] = None
     mixed_precision: Annotated[Optional[str], FieldNumber(44)] = None
+    quantization: Annotated[Optional[str], FieldNumber(45)] = None
+    serve_quantized: Annotated[Optional[bool], FieldNumber(46)] = None
 
     @classmethod
     def from_proto(cls, proto: Any) -> "TrainingSettings":

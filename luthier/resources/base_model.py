@@ -29,12 +29,14 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
+from luthier.data_model.quantisation import NONE
 from luthier.errors import ArtifactError, InvalidInputError, NotSupportedError, UnsafeWeightsError
 from luthier.files.tensor_files import check_safetensors_header
 from luthier.files.torch_files import read_torch_file
 from luthier.resources.gguf import dequantise_to_folder
 from luthier.resources.hardware import parse_device, parse_dtype
 from luthier.resources.names import BaseModelLocation, BaseModelSources
+from luthier.resources.quantisation import parse_quantisation, quantise, quantised_copy
 
 log = alog.use_channel(__name__)
 
@@ -63,6 +65,7 @@ class BaseModel:
             tokenizer's.
         pad_token_id: For filling rows; the tokenizer's end-of-sequence where it has no padding.
         max_positions: Tokens it can attend to, or None if nothing bounds them.
+        quantization: How the weights of its linear layers are held, a word of ``QUANTISATIONS``.
     """
 
     name: str
@@ -72,10 +75,16 @@ class BaseModel:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     max_positions: int | None
+    quantization: str = NONE
 
     @classmethod
     def from_memory(
-        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        quantization: str = NONE,
     ) -> BaseModel:
         """Wrap live objects. Takes them over: freezes ``model``, puts it into evaluation mode and
         gives ``tokenizer`` a padding token if it has none.
@@ -84,6 +93,7 @@ class BaseModel:
             model: A causal or seq2seq language model.
             tokenizer: Its tokenizer.
             name: What callers shall ask for.
+            quantization: How its linear layers are held already.
 
         Returns:
             The wrapped model, not a copy.
@@ -103,7 +113,31 @@ class BaseModel:
             eos_token_ids=_eos_token_ids(model, tokenizer),
             pad_token_id=int(tokenizer.pad_token_id),
             max_positions=_max_positions(model.config),
+            quantization=quantization,
         )
+
+    def quantised(self, word: str | None) -> BaseModel:
+        """This model with its linear layers quantised; all other tensors are shared.
+
+        Args:
+            word: One of ``QUANTISATIONS``; None is none.
+
+        Returns:
+            A new one, or self if that is what it is.
+
+        Raises:
+            InvalidInputError: For another word.
+            NotSupportedError: If bitsandbytes is not installed, or it is quantised in another way.
+        """
+        word = parse_quantisation(word)
+        if word in (NONE, self.quantization):
+            return self
+        if self.quantization != NONE:
+            raise NotSupportedError(
+                f"base model {self.name!r} is quantised as {self.quantization}, not as {word}"
+            )
+        model = quantised_copy(self.model, word)
+        return BaseModel.from_memory(model, self.tokenizer, name=self.name, quantization=word)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -137,6 +171,7 @@ def load_base_model(
     *,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    quantization: str | None = None,
     sources: BaseModelSources,
 ) -> BaseModel:
     """Read a base model from disk, all checks before the first weight. One at a time per process.
@@ -145,6 +180,8 @@ def load_base_model(
         location: From ``resolve_base_model``.
         dtype: A word of ``hardware.DTYPES``; None is ``sources.default_dtype``.
         device: None is ``sources.default_device``.
+        quantization: A word of ``QUANTISATIONS``; None is none. The weights are read in ``dtype``
+            and quantised layer by layer on the device.
         sources: What the operator allows.
 
     Returns:
@@ -152,12 +189,14 @@ def load_base_model(
 
     Raises:
         InvalidInputError: If the dtype or device word means nothing here.
-        NotSupportedError: If the model is of another kind or needs code of its own.
+        NotSupportedError: If the model is of another kind, needs code of its own, or is to be
+            quantised without bitsandbytes.
         UnsafeWeightsError: If only unpickling could read the weights.
         ArtifactError: If files are missing, corrupt, or do not fit the config.
     """
     torch_dtype = parse_dtype(dtype or sources.default_dtype)
     torch_device = parse_device(device or sources.default_device)
+    word = parse_quantisation(quantization)
     name, folder = location.name, location.path
     if location.is_gguf:
         with _LOADING:
@@ -168,7 +207,8 @@ def load_base_model(
     tokenizer = _read_tokenizer(folder, name=name, sources=sources)
     model = _read_model(folder, config, kind, dtype=torch_dtype, name=name, sources=sources)
     _refuse_unfinished_numbers(model, name=name)
-    return BaseModel.from_memory(model.to(torch_device), tokenizer, name=name)
+    quantise(model, word, device=torch_device)
+    return BaseModel.from_memory(model, tokenizer, name=name, quantization=word)
 
 
 def save_base_model(base_model: BaseModel, folder: Path) -> None:

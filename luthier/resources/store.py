@@ -16,10 +16,12 @@ from luthier.errors import ConflictError
 from luthier.resources.base_model import BaseModel, load_base_model
 from luthier.resources.hardware import parse_device, parse_dtype
 from luthier.resources.names import BaseModelLocation, BaseModelSources, resolve_base_model
+from luthier.resources.quantisation import parse_quantisation
 
 log = alog.use_channel(__name__)
 
-_Key = tuple[Path, torch.dtype, torch.device]
+#: Place, number format, device, and how weights are held.
+_Key = tuple[Path, torch.dtype, torch.device, str]
 
 
 @dataclass(eq=False)
@@ -72,7 +74,8 @@ class BaseModelLease:
 
 
 class BaseModelStore:
-    """Hands out base models by name. Thread-safe; each (place, dtype, device) is loaded once.
+    """Hands out base models by name. Thread-safe; each (place, dtype, device, quantization) is
+    loaded once.
 
     Args:
         sources: Where names are looked up and what is allowed.
@@ -113,6 +116,7 @@ class BaseModelStore:
         *,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
+        quantization: str | None = None,
         from_request: bool = False,
     ) -> BaseModelLease:
         """Lease a base model, loading it if nobody has; blocks while it is being loaded.
@@ -122,6 +126,8 @@ class BaseModelStore:
                 and device are what they are: the arguments are then ignored).
             dtype: None is the server's default.
             device: None is the server's default.
+            quantization: A word of ``QUANTISATIONS``; None is none. A quantised copy is a copy of
+                its own; of a model in memory each caller gets one.
             from_request: True if somebody else chose the name.
 
         Returns:
@@ -134,12 +140,13 @@ class BaseModelStore:
         with self._lock:
             in_memory = self._in_memory.get(os.fspath(name))
         if in_memory is not None:
-            return BaseModelLease(in_memory, self, None)
+            return BaseModelLease(in_memory.quantised(quantization), self, None)
         location = resolve_base_model(name, self.sources, from_request=from_request)
         key = (
             location.path,
             parse_dtype(dtype or self.sources.default_dtype),
             parse_device(device or self.sources.default_device),
+            parse_quantisation(quantization),
         )
         with self._lock:
             is_first = key not in self._copies
@@ -156,16 +163,28 @@ class BaseModelStore:
             return len(self._copies)
 
     def _load(self, copy: _Copy, key: _Key, location: BaseModelLocation) -> None:
-        _, dtype, device = key
+        _, dtype, device, quantization = key
         try:
-            base_model = load_base_model(location, dtype=dtype, device=device, sources=self.sources)
+            base_model = load_base_model(
+                location,
+                dtype=dtype,
+                device=device,
+                quantization=quantization,
+                sources=self.sources,
+            )
         except BaseException as error:
             with self._lock:
                 del self._copies[key]
             copy.loaded.set_exception(error)
             raise
         copy.loaded.set_result(base_model)
-        log.info("loaded base model %s in %s on %s", location.name, dtype, device)
+        log.info(
+            "loaded base model %s in %s on %s, quantization %s",
+            location.name,
+            dtype,
+            device,
+            quantization,
+        )
 
     def _release(self, key: _Key) -> None:
         with self._lock:

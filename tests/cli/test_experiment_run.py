@@ -94,9 +94,10 @@ def test_an_experiment_is_exported_in_our_words(run, data, here) -> None:
 
 
 def test_what_an_experiment_lacks_is_an_exit_status_of_1(run, here) -> None:
-    result = run("train", "--preset", "legal_documents", "--model-name", "m")
+    (here / "cfg.yml").write_text("base_model_architecture: b\nquantization_rank: 2\n")
+    result = run("train", "-Y", "cfg.yml", "--model-name", "m")
     assert result.code == 1
-    assert "'Quantization rank' 4: weights of 4 bits are not built yet" in result.err
+    assert "'Quantization rank' 2: weights of 2 bits are not offered" in result.err
 
 
 def test_a_mistake_in_a_file_is_an_exit_status_of_2(run, here) -> None:

@@ -60,10 +60,9 @@ def test_another_method_keeps_what_was_said_and_has_its_own_defaults(tmp_path: P
     assert options.training.num_epochs == 20
 
 
-def test_an_h2o_file_stops_at_what_is_missing_until_it_is_answered(tmp_path: Path) -> None:
+def test_an_h2o_file_is_read_and_may_be_answered(tmp_path: Path) -> None:
     file = write(tmp_path, H2O)
-    with pytest.raises(NotSupportedError, match="backbone_dtype"):
-        read_experiment(file, None, {})
+    assert read_experiment(file, None, {}).options.training.quantization == "nf4"
     for answer in ({"torch_dtype": "float32"}, {"architecture.backbone_dtype": "float32"}):
         source = read_experiment(file, None, answer)
         assert source.options.training.torch_dtype == "float32"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from luthier.data_model.other_systems.foreign_setting import Refusal, Unneeded, Values
+from luthier.data_model.quantisation import INT8, NF4
 from luthier.data_model.run_options import FULL_FINE_TUNING, LORA
 
 
@@ -84,14 +85,20 @@ def loss(value: Any, values: Values) -> Any:
     return _LOSSES.get(value) or Refusal(f"loss {value!r:.80} is not built yet")
 
 
+#: Their words for quantised weights -> ours.
+_QUANTISED = {"int4": NF4, "int8": INT8}
+
+
 def dtype(value: Any, values: Values) -> Any:
-    """Number formats; not the quantised ones."""
-    if value in ("int4", "int8"):
-        return Refusal(
-            f"weights of {value} are not built yet; their own fallback without a GPU is float32: "
-            "set architecture.torch_dtype to float32, float16 or bfloat16"
-        )
-    return value
+    """Number formats; the quantised ones say nothing of what layers compute in."""
+    return Unneeded("weights are quantised") if value in _QUANTISED else value
+
+
+def quantization(value: Any, values: Values) -> Any:
+    """The quantised ones among their number formats."""
+    if value in _QUANTISED and not values["training.lora"]:
+        return Refusal("quantised weights cannot be learned, which is refused there, too")
+    return _QUANTISED.get(value) or Unneeded("a number format")
 
 
 def quantile(value: Any, values: Values) -> Any:

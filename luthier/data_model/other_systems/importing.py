@@ -201,7 +201,17 @@ def import_experiment(content: Mapping[str, Any], system: System) -> ImportedExp
     if chosen.get("dataset.validation_dataframe"):
         chosen["dataset.validation_strategy"] = "custom"
     start = ExperimentOptions.defaults(chosen.get("general.method", LORA))
-    return ImportedExperiment(system, start.laid_over(chosen), tuple(report))
+    return ImportedExperiment(system, start.laid_over(chosen), _one_line_each(report))
+
+
+def _one_line_each(report: Sequence[ReportLine]) -> tuple[ReportLine, ...]:
+    """The report with one line per name: a setting may become one of several options of ours."""
+    by_name: dict[str, ReportLine] = {}
+    for line in report:
+        known = by_name.get(line.name)
+        if known is None or known.fate is Fate.IGNORED:
+            by_name[line.name] = line
+    return tuple(by_name.values())
 
 
 def _judge(setting: ForeignSetting, values: Values) -> ReportLine:

@@ -11,9 +11,11 @@ from luthier.data_model.other_systems.foreign_setting import (
     ForeignSetting,
     Refusal,
     Status,
+    Unneeded,
     Values,
     always,
 )
+from luthier.data_model.quantisation import INT8, NF4
 
 #: Its words for base models -> names on the hub.
 BASE_MODELS: Mapping[str, str] = MappingProxyType(
@@ -26,6 +28,8 @@ BASE_MODELS: Mapping[str, str] = MappingProxyType(
 )
 #: Bits per weight that are no quantisation -> our number format.
 _UNQUANTISED = {16: "bfloat16", 32: "float32"}
+#: The others -> ours.
+_QUANTISED = {4: NF4, 8: INT8}
 
 
 def _base_model(value: Any, values: Values) -> Any:
@@ -34,12 +38,17 @@ def _base_model(value: Any, values: Values) -> Any:
 
 
 def _bits(value: Any, values: Values) -> Any:
-    """A bit width, for all its name says rank."""
+    """A bit width, for all its name says rank: of weights that are not quantised."""
+    return _UNQUANTISED.get(value) or Unneeded("weights are quantised")
+
+
+def _quantised_bits(value: Any, values: Values) -> Any:
+    """The bit widths that are a quantisation."""
     if value in _UNQUANTISED:
-        return _UNQUANTISED[value]
-    return Refusal(
-        f"weights of {value!r:.20} bits are not built yet; set architecture.torch_dtype to "
-        "float32, float16 or bfloat16 (the rank of LoRA is lora.rank)"
+        return Unneeded("weights are not quantised")
+    return _QUANTISED.get(value) or Refusal(
+        f"weights of {value!r:.20} bits are not offered: 4 and 8 are, and 16 and 32 as number "
+        "formats (the rank of LoRA is lora.rank)"
     )
 
 
@@ -94,7 +103,14 @@ LLM_TRAINER_SETTINGS: tuple[ForeignSetting, ...] = (
         ABSENT,
         "architecture.torch_dtype",
         _bits,
-        reason="a bit width, not LoRA's rank; 16 and 32 work, 2, 4 and 8 are not built yet",
+        reason="a bit width, not LoRA's rank: 16 is bfloat16, 32 float32",
+    ),
+    ForeignSetting(
+        "Quantization rank",
+        ABSENT,
+        "architecture.quantization",
+        _quantised_bits,
+        reason="a bit width, not LoRA's rank: 4 is nf4, 8 int8; 2 bits are not offered",
     ),
     ForeignSetting(
         "Save every N iterations",

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from luthier.data_model.quantisation import NONE
 from luthier.errors import ArtifactError
 from luthier.resources.base_model import BaseModel
 
@@ -22,14 +23,17 @@ def fingerprint(base_model: BaseModel) -> str:
         base_model: Any.
 
     Returns:
-        ``float32:`` or the like, and hex digits.
+        ``float32:``, ``float32+nf4:`` or the like, and hex digits.
     """
     digest = hashlib.sha256()
     for name, parameter in base_model.model.named_parameters():
         numbers = parameter.detach().flatten()[:_NUMBERS_PER_PARAMETER].cpu().contiguous()
         digest.update(f"{name} {list(parameter.shape)}".encode())
         digest.update(numbers.view(torch.uint8).numpy().tobytes())
-    return f"{str(base_model.dtype).removeprefix('torch.')}:{digest.hexdigest()[:32]}"
+    held = str(base_model.dtype).removeprefix("torch.")
+    if base_model.quantization != NONE:
+        held += f"+{base_model.quantization}"
+    return f"{held}:{digest.hexdigest()[:32]}"
 
 
 def require_same_base(config: Mapping[str, Any], base_model: BaseModel) -> None:

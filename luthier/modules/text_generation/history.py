@@ -20,6 +20,9 @@ _MAX_LOG_BYTES = 256_000_000
 _LOGS_KEY = "training_logs"
 _SUMMARY_KEY = "training"
 
+#: How the base model's weights are held where the model is served; none where it is absent.
+QUANTIZATION_KEY = "quantization"
+
 LogLine = Mapping[str, Any]
 
 
@@ -83,6 +86,9 @@ class TrainingHistory:
     def config(self) -> dict[str, Any]:
         """What a module config says about it."""
         config: dict[str, Any] = {_LOGS_KEY: LOGS_NAME}
+        options = self.summary.get("options")
+        if isinstance(options, Mapping) and options.get("serve_quantized"):
+            config[QUANTIZATION_KEY] = options.get("quantization")
         return {**config, _SUMMARY_KEY: dict(self.summary)} if self.summary else config
 
     def write(self, folder: Path) -> None:

@@ -22,6 +22,7 @@ from luthier.data_model.generation import (
     GeneratedTextStreamResult,
     TokenizationResults,
 )
+from luthier.data_model.quantisation import NONE
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.data_model.sampling import SamplingParams
 from luthier.data_model.training_options import DETECT_DEVICE
@@ -32,7 +33,11 @@ from luthier.files.names import resolve_inside
 from luthier.modules.environment import Environment, environment
 from luthier.modules.text_generation.fingerprint import fingerprint, require_same_base
 from luthier.modules.text_generation.generator import TextGenerator
-from luthier.modules.text_generation.history import NO_HISTORY, TrainingHistory
+from luthier.modules.text_generation.history import (
+    NO_HISTORY,
+    QUANTIZATION_KEY,
+    TrainingHistory,
+)
 from luthier.modules.text_generation.prompt_plan import PromptTuningPlan, plan_prompt_tuning
 from luthier.modules.text_generation.saved_model import (
     ADAPTER_FOLDER,
@@ -238,7 +243,12 @@ class PeftPromptTuning(TextModule, ModuleBase):
             folder, text_of(config, "adapter_path"), what="adapter_path"
         )
         here = environment()
-        lease = lease_saved_base_model(text_of(config, "base_model_name"), base_model, here)
+        lease = lease_saved_base_model(
+            text_of(config, "base_model_name"),
+            base_model,
+            here,
+            quantization=text_of(config, QUANTIZATION_KEY, default=NONE),
+        )
         try:
             require_same_base(config, lease.base_model)
             adapter = _require_prompt(load_adapter(adapter_folder, base_model=lease.base_model))

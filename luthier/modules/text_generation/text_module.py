@@ -116,6 +116,36 @@ class TextModule(ABC):
         """
         return await self.generator.arun(text, SamplingParams.from_arguments(sampling))
 
+    def run_many(self, text: str, n: int, **sampling: Any) -> list[GeneratedTextResult]:
+        """Generate several answers to the same text, side by side.
+
+        Args:
+            text: The user's.
+            n: How many; more than one only with ``decoding_method="SAMPLING"``.
+            **sampling: Fields of ``SamplingParams``. With a ``seed`` the answers have that and the
+                numbers following it.
+
+        Returns:
+            ``n`` results; each is that of ``run`` with the seed that it reports.
+
+        Raises:
+            LuthierError: If a parameter or the text cannot be, or the engine fails or is full.
+        """
+        return self.generator.run_many(text, SamplingParams.from_arguments(sampling), n=n)
+
+    async def arun_many(self, text: str, n: int, **sampling: Any) -> list[GeneratedTextResult]:
+        """``run_many`` on an event loop; cancelling the task frees the rows.
+
+        Args:
+            text: The user's.
+            n: How many.
+            **sampling: Fields of ``SamplingParams``.
+
+        Returns:
+            As ``run_many``.
+        """
+        return await self.generator.arun_many(text, SamplingParams.from_arguments(sampling), n=n)
+
     def arun_stream_out(
         self, text: str, **sampling: Any
     ) -> AsyncGenerator[GeneratedTextStreamResult]:
@@ -146,19 +176,22 @@ class TextModule(ABC):
         self.generator.release()
 
 
-def lease_base_model(base_model: AnyBaseModel, here: Environment) -> BaseModelLease:
+def lease_base_model(
+    base_model: AnyBaseModel, here: Environment, *, quantization: str | None = None
+) -> BaseModelLease:
     """A lease on what a Python caller names or brings.
 
     Args:
         base_model: A name, a path anywhere, or a resource in memory.
         here: Whose store keeps the shared copy.
+        quantization: How weights are to be held; a resource in memory stays as it is.
 
     Returns:
         The lease; its owner releases it.
     """
     if isinstance(base_model, BaseModel):
         return BaseModelLease(base_model, here.base_models, None)
-    return here.base_models.acquire(base_model)
+    return here.base_models.acquire(base_model, quantization=quantization)
 
 
 def lease_saved_base_model(
@@ -184,7 +217,7 @@ def lease_saved_base_model(
         The lease; its owner releases it.
     """
     if brought is not None:
-        return lease_base_model(brought, here)
+        return lease_base_model(brought, here, quantization=quantization)
     return here.base_models.acquire(
         saved_name, dtype=dtype, quantization=quantization, from_request=True
     )

@@ -20,6 +20,7 @@ from transformers import AutoConfig
 from luthier.adapters.base import Adapter
 from luthier.data_model.conversations import ChatTrainRecord
 from luthier.data_model.dataset_options import DatasetOptions
+from luthier.data_model.quantisation import NONE
 from luthier.data_model.streams import StreamLimits, StreamRecord, read_train_records
 from luthier.data_model.training_options import (
     TRAINING_OPTION_ALIASES,
@@ -36,6 +37,7 @@ from luthier.data_model.training_settings import (
 from luthier.errors import (
     ArtifactError,
     InvalidInputError,
+    NotSupportedError,
     TrainingDataError,
     VerbalizerError,
     did_you_mean,
@@ -113,7 +115,8 @@ class TrainingPlan:
         store = self.environment.base_models
         if isinstance(self.base_model, BaseModel):
             base_model = _in_dtype(self.base_model, self.options.torch_dtype)
-            return BaseModelLease(base_model, store, None)
+            quantised = base_model.quantised(self.options.quantization)
+            return BaseModelLease(quantised, store, None)
         device = parse_device(self.options.device or store.sources.default_device)
         return store.acquire(
             self.base_model,
@@ -121,6 +124,7 @@ class TrainingPlan:
                 self.options.torch_dtype or store.sources.default_dtype, device=device
             ),
             device=device,
+            quantization=self.options.quantization,
             from_request=self.hooks.from_request,
         )
 
@@ -413,6 +417,11 @@ def _in_dtype(base_model: BaseModel, requested: str | None) -> BaseModel:
     dtype = pick_training_dtype(requested, device=base_model.device)
     if dtype == base_model.dtype:
         return base_model
+    if base_model.quantization != NONE:
+        raise NotSupportedError(
+            f"base model {base_model.name!r} in memory is quantised and computes in "
+            f"{base_model.dtype}; it has no copy in {dtype}"
+        )
     log.info("base model %s is copied to train in %s", base_model.name, dtype)
     model = copy.deepcopy(base_model.model).to(dtype)
     return BaseModel.from_memory(model, base_model.tokenizer, name=base_model.name)

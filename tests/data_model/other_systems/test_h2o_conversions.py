@@ -8,6 +8,7 @@ from luthier.data_model.other_systems import h2o_conversions
 from luthier.data_model.other_systems.foreign_setting import Refusal
 
 VALUES: dict[str, Any] = {
+    "training.lora": True,
     "training.grad_accumulation": 2,
     "environment.gpus": ["0", "1", "2"],
     "training.save_checkpoint": "last",
@@ -40,13 +41,16 @@ VALUES: dict[str, Any] = {
         ("tracker", "W&B", ["wandb"]),
         ("tracker", "None", []),
         ("tracker_project", "mine", "mine"),
+        ("dtype", "bfloat16", "bfloat16"),
+        ("quantization", "int4", "nf4"),
+        ("quantization", "int8", "int8"),
     ],
 )
 def test_a_value_becomes_ours(name: str, value: Any, expected: Any) -> None:
     assert getattr(h2o_conversions, name)(value, VALUES) == expected
 
 
-@pytest.mark.parametrize(("name", "value"), [("loss", "DPOLoss"), ("dtype", "int8")])
+@pytest.mark.parametrize(("name", "value"), [("loss", "DPOLoss"), ("metric", "Grit")])
 def test_what_cannot_be_expressed_says_why(name: str, value: Any) -> None:
     refusal = getattr(h2o_conversions, name)(value, VALUES)
     assert isinstance(refusal, Refusal)

@@ -24,7 +24,10 @@ PROBLEM_TYPE_WORDS = ("C", "D", "S", "K", "R", "P")
 
 
 def test_no_setting_stands_twice() -> None:
-    assert len(BY_NAME) == len(H2O_SETTINGS)
+    rows = [(setting.name, setting.option) for setting in H2O_SETTINGS]
+    assert len(set(rows)) == len(rows)
+    several = {name for name, _ in rows if sum(row[0] == name for row in rows) > 1}
+    assert several == {"architecture.backbone_dtype"}
 
 
 def test_every_setting_of_the_newest_version_is_known_with_its_default() -> None:

@@ -139,7 +139,11 @@ def test_an_h2o_default_experiment_is_mapped_setting_by_setting() -> None:
                 "prompt_format": "markers",
             },
             "tokenizer": {"max_length": 512},
-            "architecture": {"gradient_checkpointing": True, "base_dropout": True},
+            "architecture": {
+                "gradient_checkpointing": True,
+                "base_dropout": True,
+                "quantization": "nf4",
+            },
             "training": {
                 "batch_size": 2,
                 "accumulate_steps": 8,
@@ -169,13 +173,22 @@ def test_every_setting_of_the_file_is_in_the_report_once() -> None:
     assert all(line.text for line in h2o().report)
 
 
-def test_of_the_default_experiment_only_four_bits_are_refused() -> None:
+def test_nothing_of_the_default_experiment_is_refused() -> None:
     imported = h2o()
-    assert refused(imported) == ["architecture.backbone_dtype"]
-    with pytest.raises(NotSupportedError, match=r"'architecture\.backbone_dtype' 'int4'"):
-        imported.require_complete()
-    imported.require_complete(answered={"architecture.torch_dtype"})
-    h2o(architecture__backbone_dtype="bfloat16").require_complete()
+    imported.require_complete()
+    (line,) = (each for each in imported.report if each.name == "architecture.backbone_dtype")
+    assert (line.value, line.option) == ("int4", "architecture.quantization")
+
+
+@pytest.mark.parametrize(
+    ("word", "quantization", "torch_dtype"),
+    [("int4", "nf4", None), ("int8", "int8", None), ("bfloat16", "none", "bfloat16")],
+)
+def test_a_backbone_dtype_is_a_quantisation_or_a_number_format(
+    word: str, quantization: str, torch_dtype: str | None
+) -> None:
+    training = h2o(architecture__backbone_dtype=word).options.training
+    assert (training.quantization, training.torch_dtype) == (quantization, torch_dtype)
 
 
 def test_an_imported_experiment_is_exported_as_ours() -> None:
@@ -205,6 +218,7 @@ def test_an_imported_experiment_is_exported_as_ours() -> None:
         ({"dataset__parent_id_column": "parent"}, "dataset.id_column", "id"),
         ({"tokenizer__padding_quantile": 0}, "tokenizer.padding_quantile", 1.0),
         ({"experiment_name": "a/b"}, "general.model_name", "a-b"),
+        ({"architecture__backbone_dtype": "int8"}, "architecture.quantization", "int8"),
         ({"architecture__backbone_dtype": "float16"}, "architecture.torch_dtype", "float16"),
         ({"architecture__force_embedding_gradients": True}, "lora.unfreeze_layers", ("embed",)),
         (
@@ -254,7 +268,7 @@ def test_what_a_file_leaves_out_has_h2os_default_and_not_ours() -> None:
     imported = import_experiment({"llm_backbone": "b"}, System.H2O)
     assert imported.options.training.learning_rate == 1e-4
     assert imported.options.dataset.max_length == 512
-    assert refused(imported) == ["architecture.backbone_dtype"]
+    assert imported.options.training.quantization == "nf4"
     seq2seq = import_experiment(
         {"llm_backbone": "b", "problem_type": "text_sequence_to_sequence_modeling"}, System.H2O
     )
@@ -318,9 +332,27 @@ def test_presets_of_the_llm_trainer_are_mapped(
         batch_size, learning_rate, 42,
     )  # fmt: skip
     assert options.dataset.train_dataframe == "data"
-    with pytest.raises(NotSupportedError, match=r"'Quantization rank' 4: weights of 4 bits"):
+    assert options.training.quantization == "nf4"
+    imported.require_complete()
+
+
+@pytest.mark.parametrize(
+    ("bits", "quantization", "torch_dtype"),
+    [(4, "nf4", None), (8, "int8", None), (16, "none", "bfloat16"), (32, "none", "float32")],
+)
+def test_a_quantization_rank_is_a_bit_width(
+    bits: int, quantization: str, torch_dtype: str | None
+) -> None:
+    imported = import_experiment({"quantization_rank": bits}, System.LLM_TRAINER)
+    imported.require_complete()
+    training = imported.options.training
+    assert (training.quantization, training.torch_dtype) == (quantization, torch_dtype)
+
+
+def test_two_bits_are_refused() -> None:
+    imported = import_experiment({"quantization_rank": 2}, System.LLM_TRAINER)
+    with pytest.raises(NotSupportedError, match="weights of 2 bits are not offered"):
         imported.require_complete()
-    imported.require_complete(answered={"architecture.torch_dtype"})
 
 
 def test_fields_of_the_llm_trainer_are_known_however_they_are_written() -> None:

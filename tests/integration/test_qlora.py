@@ -1,0 +1,182 @@
+"""LoRA and prompts on quantised bases: against PEFT with bitsandbytes, trained and served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fixtures.train_rows import ROWS
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from luthier.adapters.lora_building import create_lora
+from luthier.adapters.storage import load_adapter, save_adapter
+from luthier.data_model.lora import LoraConfig
+from luthier.data_model.sampling import SamplingParams
+from luthier.errors import NotSupportedError
+from luthier.inference.base import GenerationRequest
+from luthier.inference.batched_engine import BatchedEngine
+from luthier.inference.plain_engine import PlainEngine
+from luthier.modules import LoraTuning, PeftPromptTuning, TextGeneration
+from luthier.resources.base_model import BaseModel
+from luthier.training.data.collation import TokenBatch
+from luthier.training.network import TrainingNetwork
+
+WORDS = ("int8", "nf4", "fp4")
+KINDS: dict[str, dict[str, Any]] = {"lora": {}, "dora": {"use_dora": True}}
+QUICK: dict[str, Any] = {"num_epochs": 4, "batch_size": 4, "accumulate_steps": 1}
+
+
+def _theirs(folder: Path, word: str, **options: Any) -> PeftModel:
+    """PEFT on transformers' quantised model, in the mode that bitsandbytes trains in."""
+    if word == "int8":
+        config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    else:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=word,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=config, dtype=torch.float32
+    )
+    model.requires_grad_(False)
+    torch.manual_seed(3)
+    lora = PeftLoraConfig(
+        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", **options
+    )
+    return get_peft_model(model, lora).train()
+
+
+def _batch() -> TokenBatch:
+    ids = torch.tensor([[5, 6, 7, 8, 9], [9, 10, 11, 0, 0]])
+    mask = (ids > 0).long()
+    labels = torch.where(torch.arange(5) < 2, -100, ids).masked_fill(mask == 0, -100)
+    return TokenBatch((1, 2), ids, mask, labels, int(mask.sum()), int((labels != -100).sum()))
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_and_gradients_are_those_of_peft_with_bitsandbytes(
+    tiny_causal_base: BaseModel, tiny_causal_dir: Path, word: str, kind: str
+) -> None:
+    base, batch = tiny_causal_base.quantised(word), _batch()
+    config = LoraConfig.from_mapping({"rank": 4, "alpha": 8, **KINDS[kind]})
+    adapter = create_lora(base.model, config, seed=3)
+    loss = TrainingNetwork(base, adapter).loss_sum(batch) / batch.num_label_tokens
+    loss.backward()
+    theirs = _theirs(tiny_causal_dir, word, **KINDS[kind])
+    expected = theirs(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
+    ).loss
+    expected.backward()
+
+    torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-5)
+    gradients = {
+        name.removeprefix("base_model.model.")
+        .replace(".default", "")
+        .replace("magnitude_vector.weight", "magnitude_vector"): parameter.grad
+        for name, parameter in theirs.named_parameters()
+        if parameter.requires_grad
+    }
+    assert gradients.keys() == {name for name, _ in adapter.named_parameters()}
+    for name, parameter in adapter.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-4, rtol=1e-3)
+    assert any(parameter.grad.abs().max() > 1e-3 for _, parameter in adapter.named_parameters())
+
+
+@pytest.mark.parametrize("word", ["int8", "nf4"])
+def test_an_adapter_loads_in_plain_peft_on_either_base(
+    tiny_causal_base: BaseModel, tiny_causal_dir: Path, tmp_path: Path, word: str
+) -> None:
+    base = tiny_causal_base.quantised(word)
+    adapter = create_lora(base.model, LoraConfig(rank=4, initialisation="random"), seed=3)
+    save_adapter(adapter, tmp_path / "adapter", base_model_name="tiny")
+    again = load_adapter(tmp_path / "adapter", base_model=base)
+    assert again.content_hash() == adapter.content_hash()
+    plain = AutoModelForCausalLM.from_pretrained(tiny_causal_dir)
+    theirs = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+    ids = _batch().input_ids[:1]
+    unquantised = load_adapter(tmp_path / "adapter", base_model=tiny_causal_base)
+    ours = unquantised.tuned_model(tiny_causal_base.model)(ids).logits
+    torch.testing.assert_close(ours, theirs(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("initialisation", ["pissa", "olora"])
+def test_a_start_that_is_taken_away_changes_nothing_of_a_quantised_base(
+    tiny_causal_base: BaseModel, initialisation: str
+) -> None:
+    base = tiny_causal_base.quantised("nf4")
+    adapter = create_lora(base.model, LoraConfig(rank=4, initialisation=initialisation), seed=3)
+    ids = _batch().input_ids[:1]
+    tuned = adapter.tuned_model(base.model)(ids).logits
+    torch.testing.assert_close(tuned, base.model(ids).logits, atol=1e-3, rtol=1e-3)
+
+
+def test_both_engines_serve_a_quantised_base(tiny_causal_base: BaseModel) -> None:
+    base = tiny_causal_base.quantised("nf4")
+    adapter = create_lora(base.model, LoraConfig(rank=4, initialisation="random"), seed=3)
+    requests = [
+        GenerationRequest(
+            tuple(base.tokenizer(text)["input_ids"]),
+            SamplingParams(max_new_tokens=8),
+            adapter=each,
+        )
+        for text in ("My package never arrived", "Label")
+        for each in (None, adapter)
+    ]
+    texts = []
+    for make in (PlainEngine, BatchedEngine):
+        engine = make(base)
+        try:
+            streams = [engine.submit(request) for request in requests]
+            texts.append(["".join(chunk.text for chunk in stream) for stream in streams])
+        finally:
+            engine.close()
+    assert texts[0] == texts[1]
+    assert texts[0][0] != texts[0][1]
+
+
+@pytest.mark.parametrize(("serve_quantized", "held"), [(False, "none"), (True, "nf4")])
+def test_a_saved_qlora_runs_on_the_base_that_its_config_names(
+    tiny_causal_dir: Path, tmp_path: Path, serve_quantized: bool, held: str
+) -> None:
+    model = LoraTuning.train(
+        str(tiny_causal_dir),
+        ROWS,
+        rank=4,
+        quantization="nf4",
+        serve_quantized=serve_quantized,
+        learning_rate=1e-3,
+        **QUICK,
+    )
+    assert model.base_model.quantization == "nf4"
+    losses = [line["data"]["value"] for line in model.training_logs]
+    assert losses[-1] < losses[0]
+    model.save(tmp_path / "model")
+    with pytest.raises(NotSupportedError, match="is quantised: rounding would eat the delta"):
+        model.save_merged(tmp_path / "merged")
+    again = LoraTuning.load(tmp_path / "model", base_model=str(tiny_causal_dir))
+    assert again.base_model.quantization == held
+    assert again.run("hello", max_new_tokens=4).generated_tokens > 0
+    again.release()
+    model.release()
+
+
+def test_a_prompt_is_tuned_on_a_quantised_base(tiny_causal_dir: Path) -> None:
+    model = PeftPromptTuning.train(
+        str(tiny_causal_dir), ROWS, {"num_virtual_tokens": 4}, quantization="int8", **QUICK
+    )
+    assert model.base_model.quantization == "int8"
+    losses = [line["data"]["value"] for line in model.training_logs]
+    assert losses[-1] < losses[0]
+    model.release()
+
+
+def test_what_is_quantised_cannot_be_learned_whole(tiny_causal_dir: Path) -> None:
+    with pytest.raises(NotSupportedError, match="cannot be fine-tuned"):
+        TextGeneration.train(str(tiny_causal_dir), ROWS, quantization="nf4", num_epochs=1)
