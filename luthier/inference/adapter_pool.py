@@ -206,7 +206,7 @@ class AdapterPool:
                 del self._entries[key]
                 return False
             adapter = entry.adapter
-        assert adapter is not None, "an adapter on its way"
+        assert adapter is not None
         deltas = self._host.get(key)
         if deltas is None:
             deltas = adapter.linear_deltas()
