@@ -32,8 +32,23 @@ def generate(
     temperature: Annotated[float | None, typer.Option(help="With --sample.")] = None,
     top_k: Annotated[int | None, typer.Option(help="With --sample.")] = None,
     top_p: Annotated[float | None, typer.Option(help="With --sample.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="With --sample: least share of the likeliest's chance.")
+    ] = None,
+    typical_p: Annotated[float | None, typer.Option(help="With --sample.")] = None,
     seed: Annotated[int | None, typer.Option(help="With --sample: makes it repeatable.")] = None,
     repetition_penalty: Annotated[float | None, typer.Option(help="1.0 is none.")] = None,
+    no_repeat_ngram_size: Annotated[
+        int | None, typer.Option(help="No sequence of so many tokens comes twice; 0 is no rule.")
+    ] = None,
+    num_beams: Annotated[int | None, typer.Option(help="Texts followed side by side.")] = None,
+    length_penalty: Annotated[
+        float | None, typer.Option(help="With --num-beams: above 0 favours long texts.")
+    ] = None,
+    early_stopping: Annotated[
+        bool | None, typer.Option(help="With --num-beams: end when that many are complete.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Answers; more than one with --sample.")] = 1,
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends generation; may be repeated.")
     ] = None,
@@ -53,18 +68,38 @@ def generate(
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
+        "min_p": min_p,
+        "typical_p": typical_p,
         "seed": seed,
         "repetition_penalty": repetition_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "num_beams": num_beams,
+        "length_penalty": length_penalty,
+        "early_stopping": early_stopping,
         "stop_sequences": stop or None,
         "max_time": max_time,
     }
     prompt = sys.stdin.read() if text == STDIN else text
     with _client(model, url, local=local, base_models_dir=base_models_dir) as (client, model_id):
-        if as_json:
+        if n != 1:
+            _print_many(client, model_id, prompt, n, parameters, as_json=as_json)
+        elif as_json:
             result = client.generate(model_id, prompt, preserve_input_text=False, **parameters)
             print(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
         else:
             _print_stream(client, model_id, prompt, parameters)
+
+
+def _print_many(
+    client: Client, model_id: str, prompt: str, n: int, parameters: dict[str, Any], *, as_json: bool
+) -> None:
+    """Several answers: one JSON object a line, or texts with a line between them."""
+    results = client.generate_many(model_id, prompt, n, preserve_input_text=False, **parameters)
+    for number, result in enumerate(results, start=1):
+        if as_json:
+            print(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
+        else:
+            print(f"--- {number} of {n}, seed {result.seed}\n{result.text}")
 
 
 def _print_stream(client: Client, model_id: str, prompt: str, parameters: dict[str, Any]) -> None:

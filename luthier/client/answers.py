@@ -66,6 +66,11 @@ def generated_text(body: Any) -> GeneratedText:
     )
 
 
+def generated_texts(body: Any) -> list[GeneratedText]:
+    """Several ``GeneratedTextResult``."""
+    return [generated_text(result) for result in mapping(body).get("results") or ()]
+
+
 def generated_chunk(body: Any) -> GeneratedChunk:
     """A ``GeneratedTextStreamResult``."""
     result = mapping(body)

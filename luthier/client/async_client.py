@@ -49,6 +49,8 @@ class AsyncClient:
     Args:
         url: Address of the server.
         timeout_seconds: How long one answer may take; between two messages of a stream, likewise.
+        tenant: On whose behalf it asks; tenants share the server fairly.
+        priority: Of its requests among those of the same tenant; more is sooner.
         transport: Replaces the network, for tests.
 
     Example:
@@ -61,12 +63,15 @@ class AsyncClient:
         url: str = DEFAULT_URL,
         *,
         timeout_seconds: float = ANSWER_SECONDS,
+        tenant: str = "",
+        priority: int = 0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         with named_errors(self.url):
             self._http = httpx.AsyncClient(
-                **http_options(self.url, timeout_seconds), transport=transport
+                **http_options(self.url, timeout_seconds, tenant=tenant, priority=priority),
+                transport=transport,
             )
 
     async def __aenter__(self) -> Self:
@@ -113,6 +118,19 @@ class AsyncClient:
             **parameters: Fields of ``luthier.data_model.sampling.SamplingParams``.
         """
         return await self._send(calls.generate(model_id, text, parameters))
+
+    async def generate_many(
+        self, model_id: str, text: str, n: int, **parameters: Any
+    ) -> list[GeneratedText]:
+        """Several answers to one text, each with the seed that gives it again.
+
+        Args:
+            model_id: Which model.
+            text: What it reads.
+            n: How many; more than one only with ``decoding_method="SAMPLING"``.
+            **parameters: As for ``generate``.
+        """
+        return await self._send(calls.generate_many(model_id, text, n, parameters))
 
     async def stream(
         self, model_id: str, text: str, **parameters: Any

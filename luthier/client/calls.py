@@ -76,6 +76,14 @@ def generate(model_id: str, text: str, parameters: Mapping[str, Any]) -> Call[Ge
     return Call("POST", f"{ROUTE_PREFIX}/task/text-generation", answers.generated_text, body=body)
 
 
+def generate_many(
+    model_id: str, text: str, n: int, parameters: Mapping[str, Any]
+) -> Call[list[GeneratedText]]:
+    """Several answers to one text."""
+    body = {**_inference_body(model_id, text, parameters), "n": n}
+    return Call("POST", f"{ROUTE_PREFIX}/task/text-generations", answers.generated_texts, body=body)
+
+
 def stream(model_id: str, text: str, parameters: Mapping[str, Any]) -> Call[None]:
     """Text from a model, message by message; ``answers.generated_chunk`` reads each."""
     body = _inference_body(model_id, text, parameters)

@@ -48,6 +48,8 @@ class Client:
     Args:
         url: Address of the server.
         timeout_seconds: How long one answer may take; between two messages of a stream, likewise.
+        tenant: On whose behalf it asks; tenants share the server fairly.
+        priority: Of its requests among those of the same tenant; more is sooner.
         transport: Replaces the network, for tests.
 
     Example:
@@ -60,12 +62,15 @@ class Client:
         url: str = DEFAULT_URL,
         *,
         timeout_seconds: float = ANSWER_SECONDS,
+        tenant: str = "",
+        priority: int = 0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         with named_errors(self.url):
             self._http = httpx.Client(
-                **http_options(self.url, timeout_seconds), transport=transport
+                **http_options(self.url, timeout_seconds, tenant=tenant, priority=priority),
+                transport=transport,
             )
 
     def __enter__(self) -> Self:
@@ -112,6 +117,19 @@ class Client:
             **parameters: Fields of ``luthier.data_model.sampling.SamplingParams``.
         """
         return self._send(calls.generate(model_id, text, parameters))
+
+    def generate_many(
+        self, model_id: str, text: str, n: int, **parameters: Any
+    ) -> list[GeneratedText]:
+        """Several answers to one text, each with the seed that gives it again.
+
+        Args:
+            model_id: Which model.
+            text: What it reads.
+            n: How many; more than one only with ``decoding_method="SAMPLING"``.
+            **parameters: As for ``generate``.
+        """
+        return self._send(calls.generate_many(model_id, text, n, parameters))
 
     def stream(self, model_id: str, text: str, **parameters: Any) -> Iterator[GeneratedChunk]:
         """Text from a model as it is made. Ending the iteration early frees the server's row.

@@ -27,7 +27,9 @@ Answer = TypeVar("Answer")
 ProgressCallback = Callable[[TrainingStatus, list[TrainingMetric]], None]
 
 
-def http_options(url: str, timeout_seconds: float) -> dict[str, Any]:
+def http_options(
+    url: str, timeout_seconds: float, *, tenant: str = "", priority: int = 0
+) -> dict[str, Any]:
     """Arguments of ``httpx.Client`` and ``httpx.AsyncClient`` alike.
 
     Proxies of the environment are ignored: a server on loopback must not be asked through one.
@@ -36,7 +38,13 @@ def http_options(url: str, timeout_seconds: float) -> dict[str, Any]:
         "base_url": url.rstrip("/"),
         "timeout": httpx.Timeout(timeout_seconds, connect=CONNECT_SECONDS),
         "trust_env": False,
+        "headers": _caller_headers(tenant, priority),
     }
+
+
+def _caller_headers(tenant: str, priority: int) -> dict[str, str]:
+    headers = {"x-luthier-tenant": tenant, "x-luthier-priority": str(priority or "")}
+    return {name: value for name, value in headers.items() if value}
 
 
 def request_of(call: Call[Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -135,6 +136,35 @@ class SamplingParams:
     def is_sampling(self) -> bool:
         """True if tokens are drawn at random rather than taken by highest score."""
         return self.decoding_method == SAMPLING
+
+    def several(self, n: int, limits: SamplingLimits) -> list[SamplingParams]:
+        """Parameters of ``n`` answers to the same text.
+
+        They differ in their seed alone: the first has ``seed`` (or one that is drawn), each
+        following one the next number, so each answer can be had again by itself.
+
+        Args:
+            n: How many.
+            limits: What one request may ask for.
+
+        Returns:
+            ``n`` parameters.
+
+        Raises:
+            InvalidInputError: If ``n`` is beyond the limit, or all answers would be the same.
+        """
+        require_int("n", n, minimum=1, maximum=limits.max_n)
+        if n == 1:
+            return [self]
+        if not self.is_sampling:
+            raise InvalidInputError(
+                f"'n' is {n}, but {self.decoding_method} gives one answer only: "
+                f"'decoding_method' must be {SAMPLING}"
+            )
+        first = secrets.randbits(32) if self.seed is None else self.seed
+        return [
+            dataclasses.replace(self, seed=(first + index) % (MAX_SEED + 1)) for index in range(n)
+        ]
 
     def validate(self, limits: SamplingLimits) -> None:
         """Refuse what no model could do and what exceeds ``limits``.

@@ -5,6 +5,7 @@ import httpx
 from fixtures.fake_api import events
 
 STREAM = "POST /api/v1/task/server-streaming-text-generation"
+MANY = "POST /api/v1/task/text-generations"
 UNARY = "POST /api/v1/task/text-generation"
 PIECES = events({"generated_text": "de"}, {"generated_text": "livery"})
 
@@ -33,6 +34,33 @@ def test_options_become_sampling_parameters(run, serve) -> None:
         "seed": 5,
         "stop_sequences": [".", "!"],
     }
+
+
+def test_beams_and_their_company_become_sampling_parameters(run, serve) -> None:
+    url, api = serve({STREAM: PIECES})
+    run(
+        "generate", "m", "x", "--num-beams", 4, "--length-penalty", 0.5, "--early-stopping",
+        "--no-repeat-ngram-size", 3, "--min-p", 0.1, "--typical-p", 0.9, "--url", url,
+    )  # fmt: skip
+    assert api.last_body["parameters"] == {
+        "preserve_input_text": False,
+        "min_p": 0.1,
+        "typical_p": 0.9,
+        "no_repeat_ngram_size": 3,
+        "num_beams": 4,
+        "length_penalty": 0.5,
+        "early_stopping": True,
+    }
+
+
+def test_several_answers_are_printed_with_their_seeds(run, serve) -> None:
+    answer = {"results": [{"generated_text": "a", "seed": 4}, {"generated_text": "b", "seed": 5}]}
+    url, api = serve({MANY: httpx.Response(200, json=answer)})
+    result = run("generate", "m", "x", "--sample", "--n", 2, "--url", url)
+    assert result.out == "--- 1 of 2, seed 4\na\n--- 2 of 2, seed 5\nb\n"
+    assert api.last_body["n"] == 2
+    as_json = run("generate", "m", "x", "--sample", "--n", 2, "--json", "--url", url)
+    assert [json.loads(line)["text"] for line in as_json.out.splitlines()] == ["a", "b"]
 
 
 def test_dash_reads_standard_input(run, serve, monkeypatch) -> None:

@@ -20,6 +20,19 @@ def test_generate_without_parameters_sends_none() -> None:
     assert calls.generate("m", "hi", {}).body == {"model_id": "m", "inputs": "hi"}
 
 
+def test_several_answers_are_asked_for_beside_the_parameters() -> None:
+    call = calls.generate_many("m", "hi", 3, {"decoding_method": "SAMPLING"})
+    assert call.path == "/api/v1/task/text-generations"
+    assert call.body == {
+        "model_id": "m",
+        "inputs": "hi",
+        "parameters": {"decoding_method": "SAMPLING"},
+        "n": 3,
+    }
+    texts = call.read({"results": [{"generated_text": "a", "seed": 4}, {"generated_text": "b"}]})
+    assert [(text.text, text.seed) for text in texts] == [("a", 4), ("b", None)]
+
+
 def test_unknown_generation_parameter_is_refused_with_the_nearest_one() -> None:
     with pytest.raises(UnknownKeyError, match="'max_new_token', did you mean 'max_new_tokens'"):
         calls.generate("m", "hi", {"max_new_token": 3})

@@ -125,6 +125,18 @@ def test_bad_values_are_refused_by_name_value_and_limit(given, message):
         SamplingParams.from_arguments(given).validate(LIMITS)
 
 
+def test_several_answers_differ_in_their_seed_alone():
+    params = SamplingParams(decoding_method="SAMPLING", seed=2**64 - 2, top_k=3)
+    several = params.several(3, LIMITS)
+    assert [each.seed for each in several] == [2**64 - 2, 2**64 - 1, 0]
+    assert {dataclasses.replace(each, seed=0) for each in several} == {
+        dataclasses.replace(params, seed=0)
+    }
+    drawn = SamplingParams(decoding_method="SAMPLING").several(2, LIMITS)
+    assert drawn[1].seed == drawn[0].seed + 1
+    assert SamplingParams().several(1, LIMITS) == [SamplingParams()]
+
+
 def test_edges_of_every_range_are_accepted():
     for given in (
         {"max_new_tokens": 4096, "min_new_tokens": 4096},

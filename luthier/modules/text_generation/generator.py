@@ -10,6 +10,7 @@ from pathlib import Path
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.stored_adapter import StoredAdapter
+from luthier.data_model.caller import current_caller
 from luthier.data_model.generation import (
     FinishReason,
     GeneratedTextResult,
@@ -147,6 +148,53 @@ class TextGenerator:
             answer.stream.cancel()
         return answer.result()
 
+    def run_many(self, text: str, sampling: SamplingParams, *, n: int) -> list[GeneratedTextResult]:
+        """Generate several answers side by side, and wait for all.
+
+        Args:
+            text: The user's.
+            sampling: Not yet validated.
+            n: How many.
+
+        Returns:
+            ``n`` results; the i-th is that of ``run`` with the seed that it reports.
+
+        Raises:
+            LuthierError: As for ``run``.
+        """
+        answers: list[_Answer] = []
+        try:
+            answers.extend(self._submit_many(text, sampling, n))
+            for answer in answers:
+                for chunk in answer.stream:
+                    answer.add(chunk)
+        finally:
+            _cancel_all(answers)
+        return [answer.result() for answer in answers]
+
+    async def arun_many(
+        self, text: str, sampling: SamplingParams, *, n: int
+    ) -> list[GeneratedTextResult]:
+        """``run_many`` on an event loop; cancelling the task frees the rows.
+
+        Args:
+            text: The user's.
+            sampling: Not yet validated.
+            n: How many.
+
+        Returns:
+            As ``run_many``.
+        """
+        answers: list[_Answer] = []
+        try:
+            answers.extend(await asyncio.to_thread(self._submit_many, text, sampling, n))
+            for answer in answers:
+                async for chunk in answer.stream:
+                    answer.add(chunk)
+        finally:
+            _cancel_all(answers)
+        return [answer.result() for answer in answers]
+
     def run_stream_out(
         self, text: str, sampling: SamplingParams
     ) -> Iterator[GeneratedTextStreamResult]:
@@ -238,6 +286,17 @@ class TextGenerator:
     def _submit(self, text: str, sampling: SamplingParams) -> _Answer:
         return self._submit_prompt(self._prompt(text, sampling), sampling)
 
+    def _submit_many(self, text: str, sampling: SamplingParams, n: int) -> list[_Answer]:
+        prompt = self._prompt(text, sampling)
+        answers: list[_Answer] = []
+        try:
+            for each in sampling.several(n, self._environment.sampling_limits):
+                answers.append(self._submit_prompt(prompt, each))
+        except BaseException:
+            _cancel_all(answers)
+            raise
+        return answers
+
     async def _asubmit(self, text: str, sampling: SamplingParams) -> _Answer:
         if len(_checked_text(text)) <= _MAX_CHARS_ON_LOOP:
             return self._submit(text, sampling)
@@ -257,7 +316,14 @@ class TextGenerator:
 
     def _submit_prompt(self, prompt: EncodedPrompt, sampling: SamplingParams) -> _Answer:
         base_model = self._lease.base_model
-        request = GenerationRequest(prompt.token_ids, sampling, adapter=self._adapter)
+        caller = current_caller()
+        request = GenerationRequest(
+            prompt.token_ids,
+            sampling,
+            adapter=self._adapter,
+            tenant=caller.tenant,
+            priority=caller.priority,
+        )
         # A seq2seq model's output never starts with its input, so there is nothing to preserve.
         preserves = sampling.preserve_input_text and base_model.kind == "causal"
         return _Answer(
@@ -275,6 +341,11 @@ class TextGenerator:
 def _release_elsewhere(lease: BaseModelLease) -> None:
     """Release in a thread: the collector may run anywhere, even inside the store's lock."""
     run_soon(lease.release)
+
+
+def _cancel_all(answers: list[_Answer]) -> None:
+    for answer in answers:
+        answer.stream.cancel()
 
 
 def _checked_text(text: object) -> str:

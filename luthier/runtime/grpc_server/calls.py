@@ -12,7 +12,9 @@ import grpc
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
+from luthier.data_model.caller import acting_for
 from luthier.errors import InvalidInputError
+from luthier.runtime.callers import caller_of
 from luthier.runtime.errors import problem_of
 from luthier.runtime.messages import parse
 
@@ -70,7 +72,9 @@ def unary(kind: Descriptor, answer: Answer) -> grpc.RpcMethodHandler[bytes, byte
 
     async def handle(raw: bytes, context: Context) -> bytes:
         try:
-            return _encoded(await answer(_call(kind, raw, context)))
+            call = _call(kind, raw, context)
+            with acting_for(caller_of(call.metadata)):
+                return _encoded(await answer(call))
         except Exception as error:  # noqa: BLE001  the request handler
             await _refuse(context, error)
 
@@ -90,9 +94,11 @@ def server_streaming(kind: Descriptor, answer: StreamAnswer) -> grpc.RpcMethodHa
 
     async def handle(raw: bytes, context: Context) -> None:
         try:
-            async with aclosing(answer(_call(kind, raw, context))) as results:
-                async for result in results:
-                    await context.write(_encoded(result))
+            call = _call(kind, raw, context)
+            with acting_for(caller_of(call.metadata)):
+                async with aclosing(answer(call)) as results:
+                    async for result in results:
+                        await context.write(_encoded(result))
         except Exception as error:  # noqa: BLE001  the request handler
             await _refuse(context, error)
 

@@ -9,13 +9,15 @@ from caikit.interfaces.runtime.data_model import PredictionJob, PredictionJobSta
 from fastapi import APIRouter, Query, Request, Response
 from google.protobuf.descriptor import Descriptor, ServiceDescriptor
 
+from luthier.data_model.caller import acting_for
 from luthier.errors import InvalidInputError
+from luthier.runtime.callers import caller_of
 from luthier.runtime.http_server.bodies import read_body
 from luthier.runtime.http_server.disconnect import while_connected
 from luthier.runtime.http_server.message_shapes import shape_of
 from luthier.runtime.http_server.openapi import Document
 from luthier.runtime.http_server.problems import guarded
-from luthier.runtime.http_server.shapes import Object, Shape, Text
+from luthier.runtime.http_server.shapes import Integer, Object, Shape, Text
 from luthier.runtime.http_server.sse import UNCUT, SseResponse
 from luthier.runtime.services.bundle import Services
 
@@ -63,6 +65,7 @@ class InferenceRoutes:
         self._add_unary(router, "text-generation", "TextGenerationTaskPredict", inference.generate)
         self._add_unary(router, "tokenization", "TokenizationTaskPredict", tokenize)
         self._add_stream(router)
+        self._add_many(router)
 
     def _add_unary(self, router: APIRouter, task: str, rpc: str, work: Work) -> None:
         method = self._rpcs.methods_by_name[rpc]
@@ -70,7 +73,8 @@ class InferenceRoutes:
 
         async def handle(request: Request) -> Response:
             arguments = _arguments(await read_body(request, shape))
-            return json_response(await while_connected(request.receive, _run(work, arguments)))
+            with acting_for(caller_of(request.headers)):
+                return json_response(await while_connected(request.receive, _run(work, arguments)))
 
         router.add_api_route(
             f"/task/{task}",
@@ -93,7 +97,8 @@ class InferenceRoutes:
             results = inference.stream(*arguments)
             try:
                 # What is wrong with a request mostly shows here, while there is a status to set.
-                first = await while_connected(request.receive, anext(results))
+                with acting_for(caller_of(request.headers)):
+                    first = await while_connected(request.receive, anext(results))
             except BaseException:
                 await results.aclose()
                 raise
@@ -111,6 +116,34 @@ class InferenceRoutes:
             summary="server-streaming-text-generation: generate, one server-sent event per piece",
         )
 
+    def _add_many(self, router: APIRouter) -> None:
+        method = self._rpcs.methods_by_name["TextGenerationTaskPredict"]
+        one = _body_shape(method.input_type)
+        fields = {**one.fields, "n": Integer(-(2**63), 2**63 - 1)}
+        shape = Object("", "TextGenerationsHttpRequest", fields, required=("inputs", "n"))
+        inference = self._services.inference
+
+        async def handle(request: Request) -> Response:
+            body = await read_body(request, shape)
+            model_id, text, parameters = _arguments(body)
+            with acting_for(caller_of(request.headers)):
+                work = inference.generate_many(model_id, text, body["n"], parameters)
+                results = await while_connected(request.receive, work)
+            items = ",".join(result.to_json() for result in results)
+            return Response(f'{{"results":[{items}]}}', media_type="application/json")
+
+        results = {"type": "array", "items": self._document.component(method.output_type)}
+        answer = {"type": "object", "properties": {"results": results}, "required": ["results"]}
+        router.add_api_route(
+            "/task/text-generations",
+            guarded(handle),
+            methods=["POST"],
+            responses=self._document.responses_of(answer),
+            openapi_extra=self._document.request_body(shape, inline=_inlined(shape)),
+            operation_id="text-generations",
+            summary="text-generations: several answers to one text, by sampling",
+        )
+
     def _add_job(
         self, router: APIRouter, task: str, shape: Object, result: Descriptor, work: Work
     ) -> None:
@@ -118,7 +151,8 @@ class InferenceRoutes:
 
         async def start(request: Request) -> Response:
             arguments = _arguments(await read_body(request, shape))
-            return json_response(jobs.start(_run(work, arguments)))
+            with acting_for(caller_of(request.headers)):
+                return json_response(jobs.start(_run(work, arguments)))
 
         async def status(prediction_id: Annotated[str, Query()]) -> Response:
             return json_response(jobs.status(prediction_id))

@@ -23,6 +23,9 @@ class ServedModule(Protocol):
     async def arun(self, text: str, **sampling: Any) -> GeneratedTextResult:
         """Generate; cancelling the task frees the row."""
 
+    async def arun_many(self, text: str, n: int, **sampling: Any) -> list[GeneratedTextResult]:
+        """Generate ``n`` answers; cancelling the task frees their rows."""
+
     def arun_stream_out(
         self, text: str, **sampling: Any
     ) -> AsyncGenerator[GeneratedTextStreamResult]:

@@ -47,6 +47,26 @@ class InferenceService:
         async with self._registry.use(_given(model_id)) as module:
             return await module.arun(text, **sampling)
 
+    async def generate_many(
+        self, model_id: str, text: str, n: int, sampling: Mapping[str, Any]
+    ) -> list[GeneratedTextResult]:
+        """Generate several answers to the same text.
+
+        Args:
+            model_id: A served model's name.
+            text: What to generate from; may be empty.
+            n: How many.
+            sampling: As for ``generate``.
+
+        Returns:
+            ``n`` results, each with its seed.
+
+        Raises:
+            LuthierError: As for ``generate``; if ``n`` is out of range, or > 1 without sampling.
+        """
+        async with self._registry.use(_given(model_id)) as module:
+            return await module.arun_many(text, n, **sampling)
+
     async def stream(
         self, model_id: str, text: str, sampling: Mapping[str, Any]
     ) -> AsyncGenerator[GeneratedTextStreamResult]:

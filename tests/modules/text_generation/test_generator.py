@@ -125,6 +125,38 @@ def test_any_number_of_stop_sequences_stops_at_the_first_match(tuned, count):
     assert without == whole[: whole.index(stop)]
 
 
+def test_several_answers_are_those_of_the_seeds_that_they_report(tuned):
+    sampling = {"decoding_method": "SAMPLING", "temperature": 2.0, "max_new_tokens": 8}
+    results = tuned.run_many("hello", 3, seed=5, **sampling)
+    assert [result.seed for result in results] == [5, 6, 7]
+    for result in results:
+        again = tuned.run("hello", seed=result.seed, **sampling)
+        assert again.generated_text == result.generated_text
+    assert len({result.generated_text for result in results}) == 3
+    drawn = asyncio.run(tuned.arun_many("hello", 2, **sampling))
+    assert drawn[1].seed == drawn[0].seed + 1
+    assert tuned.run_many("hello", 1)[0].generated_text == tuned.run("hello").generated_text
+
+
+def test_several_answers_that_would_be_the_same_or_too_many_are_refused(tuned):
+    with pytest.raises(InvalidInputError, match="'n' is 2, but GREEDY gives one answer only"):
+        tuned.run_many("hello", 2)
+    with pytest.raises(InvalidInputError, match="'n' must be at most 16, got 17"):
+        tuned.run_many("hello", 17, decoding_method="SAMPLING")
+    assert engine_for(tuned.base_model).status().num_running == 0
+
+
+def test_beams_are_offered_like_any_parameter(tuned):
+    greedy = text_of(tuned, "hello", max_new_tokens=8)
+    beams = text_of(tuned, "hello", max_new_tokens=8, num_beams=4)
+    assert beams
+    assert beams != greedy
+    streamed = tuned.run_stream_out(
+        "hello", max_new_tokens=8, num_beams=4, preserve_input_text=False
+    )
+    assert "".join(piece.generated_text for piece in streamed) == beams
+
+
 def test_a_stop_sequence_in_the_prompt_stops_nothing(tuned):
     result = tuned.run("hello", max_new_tokens=5, stop_sequences=["hello"])
     assert result.generated_tokens == 5

@@ -17,6 +17,7 @@ from caikit.interfaces.runtime.data_model import (
 from fixtures.echo_runtime import RunningRuntime
 from google.protobuf.message_factory import GetMessageClass
 
+from luthier.data_model.caller import Caller
 from luthier.modules.service_package import service_packages
 
 MODEL = (("mm-model-id", "echo"),)
@@ -80,6 +81,31 @@ def test_every_parameter_that_is_set_reaches_the_model(stubs, runtime):
     assert params.preserve_input_text is False
     assert params.exponential_decay_length_penalty == (2, 1.5)
     assert params.temperature is None
+
+
+def test_beams_and_other_appended_parameters_reach_the_model(stubs, runtime):
+    given = {"min_p": 0.1, "num_beams": 3, "length_penalty": -1.0, "early_stopping": False}
+    generate(stubs, text="a", no_repeat_ngram_size=2, **given)
+    _, params = runtime.log.calls[-1]
+    assert {name: getattr(params, name) for name in given} == given
+    assert params.no_repeat_ngram_size == 2
+
+
+def test_metadata_says_on_whose_behalf_the_model_is_asked(stubs, runtime):
+    who = (*MODEL, ("x-luthier-tenant", "team-a"), ("x-luthier-priority", "4"))
+    generate(stubs, metadata=who, text="a")
+    assert runtime.log.callers[-1] == Caller("team-a", 4)
+    list(stream(stubs, metadata=who, text="a"))
+    assert runtime.log.callers[-1] == Caller("team-a", 4)
+    generate(stubs, text="a")
+    assert runtime.log.callers[-1] == Caller()
+
+
+def test_a_priority_that_is_no_number_is_refused(stubs):
+    with pytest.raises(grpc.RpcError) as caught:
+        generate(stubs, metadata=(*MODEL, ("x-luthier-priority", "high")), text="a")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "'x-luthier-priority' must be int, got 'high'" in caught.value.details()
 
 
 def test_a_length_penalty_may_start_at_the_first_token(stubs, runtime):

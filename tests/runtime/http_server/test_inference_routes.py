@@ -13,8 +13,11 @@ import httpx
 import pytest
 from fixtures.echo_runtime import RunningRuntime, sse_messages, wait_for
 
+from luthier.data_model.caller import Caller
+
 GENERATE = "/api/v1/task/text-generation"
 STREAM = "/api/v1/task/server-streaming-text-generation"
+MANY = "/api/v1/task/text-generations"
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,56 @@ def test_every_parameter_reaches_the_model(http, runtime):
     assert (params.stop_sequences, params.preserve_input_text) == (("a",), False)
     assert params.exponential_decay_length_penalty == (2, 1.5)
     assert params.temperature is None
+
+
+def test_beams_and_other_appended_parameters_reach_the_model(http, runtime):
+    given = {"min_p": 0.1, "num_beams": 3, "length_penalty": -1, "early_stopping": True}
+    assert http.post(GENERATE, json=body(no_repeat_ngram_size=2, **given)).status_code == 200
+    _, params = runtime.log.calls[-1]
+    assert {name: getattr(params, name) for name in given} == given
+    assert params.no_repeat_ngram_size == 2
+
+
+def test_several_answers_come_in_one_body_with_a_seed_each(http):
+    request = {**body("a b", decoding_method="SAMPLING", seed=7), "n": 3}
+    response = http.post(MANY, json=request)
+    assert response.status_code == 200
+    results = response.json()["results"]
+    assert [result["generated_text"] for result in results] == ["ba"] * 3
+    assert [result["seed"] for result in results] == [7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("n", "method", "message"),
+    [
+        (17, "SAMPLING", "'n' must be at most 16, got 17"),
+        (0, "SAMPLING", "'n' must be at least 1, got 0"),
+        (2, "GREEDY", "'n' is 2, but GREEDY gives one answer only"),
+        ("two", "SAMPLING", "Input should be a valid integer"),
+        (None, "SAMPLING", "Field required"),
+    ],
+)
+def test_a_wrong_number_of_answers_is_refused(http, n, method, message):
+    response = http.post(MANY, json={**body(decoding_method=method), "n": n})
+    assert response.status_code in (400, 422)
+    assert message in response.text
+
+
+@pytest.mark.parametrize("route", [GENERATE, STREAM, f"{GENERATE}/job"])
+def test_headers_say_on_whose_behalf_the_model_is_asked(http, runtime, route):
+    headers = {"X-Luthier-Tenant": "team-a", "X-Luthier-Priority": "-2"}
+    num_before = len(runtime.log.callers)
+    assert http.post(route, json=body("a"), headers=headers).status_code == 200
+    wait_for(lambda: len(runtime.log.callers) > num_before)
+    assert runtime.log.callers[-1] == Caller("team-a", -2)
+    http.post(GENERATE, json=body("a"))
+    assert runtime.log.callers[-1] == Caller()
+
+
+def test_a_priority_that_is_no_number_is_refused(http):
+    response = http.post(GENERATE, json=body("a"), headers={"X-Luthier-Priority": "high"})
+    assert response.status_code == 400
+    assert "'x-luthier-priority' must be int, got 'high'" in response.text
 
 
 def test_empty_text_is_text(http, runtime):
