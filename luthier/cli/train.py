@@ -26,6 +26,13 @@ DEFAULT_OUTPUT_DIR = Path("models")
 
 
 def train(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILE]...",
+            help="The same as --file. Of several, those over one base model are trained together.",
+        ),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -99,6 +106,7 @@ def train(
     Ctrl-C cancels the training. Exit codes: 0 done, 1 failed, 2 asked for wrongly, 130 cancelled.
     """
     from luthier.cli.experiment_run import run_experiment
+    from luthier.cli.experiments_run import run_experiments
     from luthier.cli.training_run import read_run
 
     given = {
@@ -119,6 +127,22 @@ def train(
     tuning_config = _tuning_config(num_virtual_tokens, init_text)
     for setting in settings or []:
         _lay_over(chosen, tuning_config, setting)
+    if files and file is not None:
+        raise InvalidInputError("give files either by themselves or one with --file")
+    if files and len(files) > 1:
+        if is_dry or export is not None or preset is not None or is_detached:
+            raise InvalidInputError(
+                "--dry-run, --export, --preset and --detach are for one experiment, got "
+                f"{len(files)} files"
+            )
+        given = {**chosen, **_dotted(tuning_config)}
+        run_experiments(
+            [_experiment(each, None, given, output_dir) for each in files],
+            base_models_dir=base_models_dir,
+            as_json=as_json,
+        )
+        return
+    file = files[0] if files else file
     is_shared = num_processes is not None or "WORLD_SIZE" in os.environ
     if is_dry or export is not None or preset is not None or is_shared or _is_experiment(file):
         if is_detached:

@@ -44,12 +44,18 @@ MAX_PASS_TOKENS = 1024
 MAX_LIVE_JOBS = 32
 
 
+def _ignore(*_: object) -> None:
+    """Nobody wants to know."""
+
+
 def tune_many(
     base_model: BaseModel,
     jobs: Iterable[TuningJob],
     *,
     max_pass_tokens: int = MAX_PASS_TOKENS,
     max_live_jobs: int = MAX_LIVE_JOBS,
+    on_end: Callable[[int, Outcome], None] = _ignore,
+    on_alone: Callable[[int, str], None] = _ignore,
 ) -> list[Outcome]:
     """Learn several adapters of one base model, each as ``tune`` would.
 
@@ -62,6 +68,8 @@ def tune_many(
         max_pass_tokens: Most tokens of a pass that several trainings share, virtual ones included;
             0 shares none.
         max_live_jobs: Trainings under way at once. Each holds its data, gradients and optimizer.
+        on_end: Told the number of a job, from 0, and its outcome, as soon as it is known.
+        on_alone: Told the number of a job that cannot share, and why, before it is run.
 
     Returns:
         As many outcomes as jobs, in their order: the result, or the error that ended this training
@@ -76,7 +84,7 @@ def tune_many(
             f"{max_pass_tokens} and {max_live_jobs}"
         )
     with contextlib.ExitStack() as stack:
-        group = _Group(base_model, max_pass_tokens)
+        group = _Group(base_model, max_pass_tokens, on_end=on_end, on_alone=on_alone)
         stack.callback(group.close)
         waiting = enumerate(jobs)
         while True:
@@ -112,11 +120,20 @@ class _LiveJob:
 class _Group:
     """The trainings that are under way, and how the others ended."""
 
-    def __init__(self, base_model: BaseModel, max_pass_tokens: int) -> None:
+    def __init__(
+        self,
+        base_model: BaseModel,
+        max_pass_tokens: int,
+        *,
+        on_end: Callable[[int, Outcome], None],
+        on_alone: Callable[[int, str], None],
+    ) -> None:
         self.live: list[_LiveJob] = []
         self.outcomes: dict[int, Outcome] = {}
         self._base_model = base_model
         self._max_pass_tokens = max_pass_tokens
+        self._on_end = on_end
+        self._on_alone = on_alone
         self._network: FusedNetwork | None = None
 
     def join(self, number: int, job: TuningJob) -> None:
@@ -135,6 +152,7 @@ class _Group:
             self._shared_network().add(run.learner)
         else:
             log.info("job %d goes alone: %s", number + 1, reason)
+            self._on_alone(number, reason)
         self._go_on(live, None)
         while reason is not None and live in self.live:
             self._run_alone(live)
@@ -210,6 +228,7 @@ class _Group:
         if isinstance(outcome, Exception):
             log.warning("job %d ended early, the others go on: %s", number + 1, outcome)
         self.outcomes[number] = outcome
+        self._on_end(number, outcome)
 
     def _open(self, stack: contextlib.ExitStack, job: TuningJob) -> TrainingRun:
         for live in self.live:

@@ -59,6 +59,10 @@ def why_not_fused(base_model: BaseModel, learner: Learner) -> str | None:
     options = learner.options
     if options.base_dropout:
         return "the base model's own dropout draws one noise for a whole pass"
+    if options.compile_model or options.use_fsdp:
+        return "its network is compiled or shared out to processes"
+    if options.mixed_precision != "off":
+        return "mixed precision is chosen for a whole pass"
     if options.gradient_checkpointing:
         return "gradient checkpointing is about one training's activations"
     if learner.noise is not None:

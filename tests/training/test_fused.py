@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.fused_jobs import METHODS, make_job, make_records
 
 from luthier.adapters.full_weights import FullWeights
 from luthier.data_model.records import GenerationTrainRecord
@@ -25,7 +26,6 @@ from luthier.training.fused import Outcome, share_out, tune_many
 from luthier.training.job import TuningJob
 from luthier.training.loop import tune
 from luthier.training.results import TrainingResult
-from tests.fixtures.fused_jobs import METHODS, make_job, make_records
 
 
 class _Recorder(TrainingCallback):

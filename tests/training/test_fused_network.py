@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from fixtures.fused_jobs import METHODS, make_lora, make_prompt
 
 from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.lora_building import create_lora
@@ -17,7 +18,6 @@ from luthier.training.data.examples import Example
 from luthier.training.embedding_noise import EmbeddingNoise
 from luthier.training.fused_network import FusedNetwork, why_not_fused
 from luthier.training.learner import Learner, MicroBatch
-from tests.fixtures.fused_jobs import METHODS, make_lora, make_prompt
 
 
 def _batch(seed: int, *, num_rows: int) -> TokenBatch:

@@ -48,7 +48,8 @@ from luthier.resources.store import BaseModelLease
 from luthier.training.callbacks.base import TrainingCallback
 from luthier.training.callbacks.metrics_file import MetricsFile
 from luthier.training.data.prompt_style import PromptStyle
-from luthier.training.loop import tune
+from luthier.training.job import TuningJob
+from luthier.training.loop import learn
 from luthier.training.parallel import current_group
 from luthier.training.preparation import settle_options
 from luthier.training.results import TrainingResult
@@ -158,15 +159,31 @@ class Experiment:
         Raises:
             LuthierError: If a row or the run is wrong, or it was stopped.
         """
+        return learn(self.base_model, self.job(callbacks=callbacks, should_stop=should_stop))
+
+    def job(
+        self,
+        *,
+        callbacks: Sequence[TrainingCallback] = (),
+        should_stop: Callable[[], bool] = bool,
+    ) -> TuningJob:
+        """The training, ready to be run; makes its run folder.
+
+        Args:
+            callbacks: Told what happens.
+            should_stop: Asked before every batch.
+
+        Returns:
+            What the training engine takes.
+        """
         general = self.options.general
         run_folder = None if general.run_folder is None else Path(general.run_folder)
         if run_folder is not None and current_group().is_main:
             run_folder.mkdir(parents=True, exist_ok=True)
             callbacks = (*callbacks, MetricsFile(run_folder / METRICS_NAME))
-        return tune(
-            self.base_model,
-            self.adapter,
-            self.dataset.train,
+        return TuningJob(
+            adapter=self.adapter,
+            train=self.dataset.train,
             validation=self.dataset.validation,
             options=self.options.training,
             dataset=self.options.dataset,

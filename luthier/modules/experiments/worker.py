@@ -1,6 +1,7 @@
 """The child process of one experiment: ``python -m luthier.modules.experiments.worker``.
 
-Reads one JSON object from stdin: ``command`` (``train`` or ``dry_run``) and ``options`` in groups.
+Reads one JSON object from stdin: ``command`` (``train`` or ``dry_run``) and ``options`` in groups;
+for ``train_many``, ``options`` holds a list of such ``experiments``, and each event says of which.
 Answers with one JSON object per line on stdout; the last is ``done`` or ``error``::
 
     {"event": "start", "num_steps": 20, "num_rows": 40}
@@ -42,13 +43,14 @@ from luthier.modules.experiments.experiment import (
     require_runnable,
     training_device,
 )
+from luthier.modules.experiments.together import ExperimentOutcome, train_many
 from luthier.training.callbacks.base import StartEvent, StepEvent, TrainingCallback
 from luthier.training.launched_process import read_request, reporting, write_answer
 from luthier.training.launching import launch
 from luthier.training.parallel import joined
-from luthier.training.results import EvaluationPoint
+from luthier.training.results import EvaluationPoint, TrainingResult
 
-COMMANDS = ("train", "dry_run")
+COMMANDS = ("train", "dry_run", "train_many")
 MODULE = "luthier.modules.experiments.worker"
 _PR_SET_PDEATHSIG = 1
 #: Where torchrun writes how many processes there are.
@@ -72,7 +74,11 @@ def main(arguments: Sequence[str]) -> int:
         return _main_of_launched(Path(arguments[0]), out)
     try:
         _configure_logging()
-        done = do(json.load(sys.stdin), out)
+        request = json.load(sys.stdin)
+        if request.get("command") == "train_many":
+            # An error would be taken for that of one experiment.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        done = do(request, out)
     except LuthierError as error:
         _say(out, "error", code=error.code, message=str(error))
         return 1
@@ -122,6 +128,8 @@ def do(request: Mapping[str, Any], out: TextIO) -> dict[str, Any]:
         LuthierError: If the experiment cannot be run or fails.
     """
     command = request.get("command")
+    if command == "train_many":
+        return _train_many((request.get("options") or {}).get("experiments") or [], out)
     options = ExperimentOptions.from_dict(request.get("options") or {})
     if command == "dry_run":
         return dataclasses.asdict(dry_run(options))
@@ -167,6 +175,46 @@ def _train(options: ExperimentOptions, out: TextIO, *, is_main: bool) -> dict[st
         if is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
             experiment.module(result).save(path)
+    return {**_summary(path, result), "peak_memory_bytes": peak}
+
+
+def _train_many(
+    all_options: Sequence[Mapping[str, Any]], out: TextIO
+) -> dict[str, list[dict[str, Any]]]:
+    """An entry per experiment: what ``train`` says, or the code and message of its error."""
+    experiments = [ExperimentOptions.from_dict(options) for options in all_options]
+    names = [options.general.model_name for options in experiments]
+    for options in experiments:
+        if _must_be_launched(options, os.environ):
+            raise InvalidInputError(
+                f"'environment.num_processes' of {options.general.model_name!r} is "
+                f"{options.training.num_processes}; experiments that are run together have one"
+            )
+
+    def end(number: int, outcome: ExperimentOutcome) -> None:
+        _say(out, "ended", experiment=names[number], **_entry(outcome))
+
+    outcomes = train_many(
+        experiments,
+        callbacks=lambda number: (_Speaker(out, experiment=names[number]),),
+        on_alone=lambda number, why: _say(out, "alone", experiment=names[number], reason=why),
+        on_end=end,
+    )
+    entries = [
+        {"experiment": name, **_entry(outcome)}
+        for name, outcome in zip(names, outcomes, strict=True)
+    ]
+    return {"experiments": entries}
+
+
+def _entry(outcome: ExperimentOutcome) -> dict[str, Any]:
+    if isinstance(outcome, Exception):
+        code = outcome.code if isinstance(outcome, LuthierError) else LuthierError.code
+        return {"code": code, "message": str(outcome) or type(outcome).__name__}
+    return _summary(outcome.path, outcome.result)
+
+
+def _summary(path: Path, result: TrainingResult) -> dict[str, Any]:
     return {
         "path": str(path),
         "num_steps": result.num_steps,
@@ -175,24 +223,26 @@ def _train(options: ExperimentOptions, out: TextIO, *, is_main: bool) -> dict[st
         "truncation": str(result.truncation),
         "seed": result.seed,
         "seconds": result.seconds,
-        "peak_memory_bytes": peak,
     }
 
 
 class _Speaker(TrainingCallback):
-    """Tells the parent what happens."""
+    """Tells the parent what happens, with what else each event is to say."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, **values: Any) -> None:
         self._out = out
+        self._values = values
 
     def on_start(self, event: StartEvent) -> None:
-        _say(self._out, "start", num_steps=event.num_steps, num_rows=event.num_rows)
+        counts = {"num_steps": event.num_steps, "num_rows": event.num_rows}
+        _say(self._out, "start", **counts, **self._values)
 
     def on_step(self, event: StepEvent) -> None:
-        _say(self._out, "step", step=event.step, loss=event.loss)
+        _say(self._out, "step", step=event.step, loss=event.loss, **self._values)
 
     def on_evaluation(self, point: EvaluationPoint) -> None:
-        _say(self._out, "evaluation", epoch=point.epoch, step=point.step, value=point.value)
+        values = {"epoch": point.epoch, "step": point.step, "value": point.value}
+        _say(self._out, "evaluation", **values, **self._values)
 
 
 def _say(out: TextIO, event: str, **values: Any) -> None:

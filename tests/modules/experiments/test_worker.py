@@ -93,3 +93,41 @@ def test_the_process_answers_in_lines_of_json(tmp_path: Path, environ: dict[str,
     event = json.loads(line)
     assert (event["event"], event["code"]) == ("error", "invalid_input")
     assert "'training.learning_rate' must be greater than 0, got -1" in event["message"]
+
+
+def test_several_experiments_say_of_which_each_event_is(tmp_path: Path) -> None:
+    one = request(tmp_path, "train")["options"]
+    general = {**one["general"], "model_name": "n", "method": "prompt_tuning"}
+    other = {
+        **one,
+        "general": general,
+        "tuning_config": {"num_virtual_tokens": 3},
+        "training": {**one["training"], "accumulate_steps": 1},
+    }
+    (tmp_path / "empty.jsonl").write_text('{"input": "a", "output": ""}\n' * 4)
+    bad = {
+        **one,
+        "general": {**one["general"], "model_name": "bad"},
+        "dataset": {"train_dataframe": str(tmp_path / "empty.jsonl"), "validation_size": 0.25},
+    }
+    out = io.StringIO()
+    asked = {"command": "train_many", "options": {"experiments": [one, other, bad]}}
+    done = do(asked, out)
+    events = [json.loads(line) for line in out.getvalue().splitlines()]
+    for name in ("m", "n"):
+        kinds = [event["event"] for event in events if event["experiment"] == name]
+        assert kinds == ["start", *["step"] * 3, "evaluation", "ended"]
+        assert (tmp_path / "models" / name / "config.yml").is_file()
+    first, second, third = done["experiments"]
+    assert (first["experiment"], second["experiment"]) == ("m", "n")
+    assert first["num_steps"] == second["num_steps"] == 3
+    assert third["experiment"] == "bad"
+    assert "code" in third
+    assert "row 1" in third["message"]
+
+
+def test_experiments_that_are_run_together_have_one_process_each(tmp_path: Path) -> None:
+    one = request(tmp_path, "train")["options"]
+    one["environment"] = {"num_processes": 2}
+    with pytest.raises(InvalidInputError, match="num_processes' of 'm' is 2"):
+        do({"command": "train_many", "options": {"experiments": [one, one]}}, io.StringIO())
