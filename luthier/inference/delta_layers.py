@@ -82,14 +82,16 @@ class DeltaLayers:
     def watching(self, num_tokens: int) -> Iterator[None]:
         """Learn from one pass of ``num_tokens`` tokens which layers see every token just once.
 
-        Only those can have deltas: an expert, for one, sees some tokens in an order of its own.
+        Only those can have deltas, if their weights are plain numbers in the model's precision: an
+        expert, for one, sees some tokens in an order of its own.
         """
         for layer in self._layers.values():
             layer.seen_shapes = []
         yield
         usable: dict[str, nn.Module] = {}
         for path, layer in self._layers.items():
-            if [shape[:-1] for shape in layer.seen_shapes or ()] == [(1, num_tokens)]:
+            sees_all = [shape[:-1] for shape in layer.seen_shapes or ()] == [(1, num_tokens)]
+            if sees_all and _is_plain(layer.weight, self.tables.dtype):
                 usable[path] = layer.base
             layer.seen_shapes = None
         like = self.tables
@@ -143,3 +145,8 @@ class DeltaLayers:
             self._plan = plan_step(self.tables, spans) if spans else {}
             self._planned_for = wanted
         return self._plan
+
+
+def _is_plain(weight: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether a weight is not quantised; libraries that do keep theirs in subclasses."""
+    return type(weight) in (torch.Tensor, nn.Parameter) and weight.dtype == dtype

@@ -179,6 +179,22 @@ def test_every_linear_layer_but_the_head_takes_deltas(make: Any) -> None:
     assert not layers.tables.takes(frozenset({"lm_head"}))
 
 
+def test_layers_in_another_precision_take_no_deltas() -> None:
+    model = make_llama()
+    odd = model.get_submodule("model.layers.0.self_attn.q_proj")
+    weight = odd.weight
+
+    class Quantised(torch.nn.Parameter):
+        """As bitsandbytes keeps its weights."""
+
+    odd.weight = Quantised(weight.detach(), requires_grad=False)
+    layers = DeltaLayers(model)
+    with torch.no_grad(), layers.watching(6):
+        model(input_ids=torch.arange(6)[None] + 3)
+    assert not layers.tables.takes(frozenset({"model.layers.0.self_attn.q_proj"}))
+    assert layers.tables.takes(frozenset({"model.layers.0.self_attn.k_proj"}))
+
+
 def test_layers_that_see_only_some_tokens_take_no_deltas() -> None:
     torch.manual_seed(0)
     config = MixtralConfig(
