@@ -134,6 +134,37 @@ def test_adapters_that_do_not_fit_together_take_turns() -> None:
     assert most_behind < 90, "none had to wait for another's end"
 
 
+def test_a_newcomer_takes_the_place_of_one_that_had_its_turn() -> None:
+    memory = fake_memory()
+    scheduler, runner = scheduler_of(memory, max_rows=1, turn_tokens=10), FakeRunner(memory)
+    endless = fake_row([1] * 20, key="endless", max_new_tokens=3000)
+    add(scheduler, endless)
+    for _ in range(50):
+        runner.step(scheduler)
+    first, second = (fake_row([n] * 20, key=f"{n}", max_new_tokens=3000) for n in (2, 3))
+    add(scheduler, first, second)
+    assert steps_until(scheduler, runner, first, most=1) == 1
+    assert steps_until(scheduler, runner, second, most=11) == 10
+    said = len(endless.sequence.token_ids)
+    for _ in range(60):
+        runner.step(scheduler)
+    assert len(endless.sequence.token_ids) > said, "it comes back after the others' turns"
+
+
+def test_a_large_request_is_not_passed_by_small_ones_for_ever() -> None:
+    memory = fake_memory(16 * 12)
+    scheduler, runner = scheduler_of(memory, turn_tokens=10), FakeRunner(memory)
+    large = fake_row([99] * 150, key="large")
+    for step in range(200):
+        add(scheduler, fake_row([step] * 30, key=f"{step % 6}", max_new_tokens=25))
+        if step == 20:
+            add(scheduler, large)
+        runner.step(scheduler)
+        if large.sequence.token_ids:
+            break
+    assert large.sequence.token_ids
+
+
 def test_taking_all_frees_all() -> None:
     memory = fake_memory()
     scheduler = scheduler_of(memory, max_rows=2)
