@@ -35,7 +35,7 @@ class StoredAdapter(Adapter):
     method = "stored"
 
     def __init__(self, adapter: Adapter, folder: Path, *, base_model: BaseModel) -> None:
-        self._folder = folder
+        self.folder = folder
         self._base_model = weakref.ref(base_model)
         self._hash = adapter.content_hash()
         self._delta_layers = adapter.delta_layers()
@@ -106,8 +106,8 @@ class StoredAdapter(Adapter):
     def _read(self) -> Adapter:
         base_model = self._base_model()
         if base_model is None:
-            raise ArtifactError(f"the base model of adapter {self._folder.name!r} was released")
-        adapter = load_adapter(self._folder, base_model=base_model)
+            raise ArtifactError(f"the base model of adapter {self.folder.name!r} was released")
+        adapter = load_adapter(self.folder, base_model=base_model)
         if adapter.content_hash() != self._hash:
-            raise ArtifactError(f"adapter {self._folder.name!r} was replaced by another one")
+            raise ArtifactError(f"adapter {self.folder.name!r} was replaced by another one")
         return adapter

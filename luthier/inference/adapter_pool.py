@@ -76,11 +76,11 @@ class PoolStatus:
         num_loads: Adapters brought to the device so far, repeatedly counted.
     """
 
-    num_on_device: int
-    device_bytes: int
-    num_on_host: int
-    host_bytes: int
-    num_loads: int
+    num_on_device: int = 0
+    device_bytes: int = 0
+    num_on_host: int = 0
+    host_bytes: int = 0
+    num_loads: int = 0
 
 
 class AdapterPool:

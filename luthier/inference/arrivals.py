@@ -8,7 +8,7 @@ import alog
 
 from luthier.adapters.base import Adapter
 from luthier.errors import LuthierError
-from luthier.inference.adapter_pool import AdapterPool, Pin
+from luthier.inference.adapter_pool import AdapterPool, Pin, PoolStatus
 from luthier.inference.batch_rows import BatchRow
 from luthier.inference.delta_tables import DeltaTables
 
@@ -92,6 +92,10 @@ class Arrivals:
         if pin is not None:
             pin.release()
         return self.arrive(row)
+
+    def pool_status(self) -> PoolStatus:
+        """Which deltas are where. Needs no lock."""
+        return PoolStatus() if self.pool is None else self.pool.status()
 
     def close(self) -> None:
         """Load nothing more. Call it without the engine's lock. Idempotent."""

