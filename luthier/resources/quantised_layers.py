@@ -11,6 +11,8 @@ and never change, so any number of threads, and of trees around the same tensors
 
 from __future__ import annotations
 
+import functools
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import ModuleType
@@ -176,6 +178,7 @@ class Int4Linear(QuantisedLinear):
         )
 
 
+@functools.cache
 def require_bitsandbytes() -> ModuleType:
     """The package, imported at first use: that takes seconds.
 
@@ -185,12 +188,18 @@ def require_bitsandbytes() -> ModuleType:
     Raises:
         NotSupportedError: If it is not installed.
     """
+    package_log = logging.getLogger("bitsandbytes")
+    level = package_log.level
     try:
+        # It warns of a kernel for packed weights, which are not used here.
+        package_log.setLevel(logging.ERROR)
         import bitsandbytes  # noqa: PLC0415 - an extra, and slow to import
     except ImportError as error:
         raise NotSupportedError(
             "quantised base models need the package bitsandbytes, which is not installed: "
             "pip install 'luthier[quantization]'"
         ) from error
+    finally:
+        package_log.setLevel(level)
     found: ModuleType = bitsandbytes
     return found

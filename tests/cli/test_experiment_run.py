@@ -3,9 +3,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from fixtures.h2o_default import H2O_DEFAULT
 
 from luthier.cli.experiment_run import dry_run_lines
+from luthier.config.yaml_text import parse_yaml
 from luthier.data_model.experiment_file import experiment_from_yaml
 
 #: An experiment as H2O LLM Studio writes it, with a small model and data put in.
@@ -45,6 +49,24 @@ def data(tmp_path: Path) -> Path:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_the_default_experiment_of_h2o_runs_with_a_small_model_and_data_put_in(
+    run, here, tiny_base_models_dir
+) -> None:
+    rows = [{"instruction": f"what is {n}?", "output": f"it is {n}"} for n in range(200)]
+    pq.write_table(pa.Table.from_pylist(rows), here / "train_full.pq")
+    text = H2O_DEFAULT.replace("/data/user/oasst/train_full.pq", str(here / "train_full.pq"))
+    (here / "cfg.yaml").write_text(text.replace("h2oai/h2ogpt-4096-llama2-7b", "tiny-causal"))
+    result = run("train", "-Y", "cfg.yaml", "--base-models-dir", tiny_base_models_dir)
+    assert result.code == 0, result.err
+    assert " 0 refused" in result.err
+    assert "architecture.quantization = 'nf4'" in result.err
+    # 1 % is held out; two rows a GPU and eight GPUs make an update.
+    assert "198 rows, 13 updates" in result.err
+    config = parse_yaml((here / "models" / "default-8-a10g" / "config.yml").read_text())
+    assert config["training"]["options"]["quantization"] == "nf4"
+    assert config["base_model_fingerprint"].startswith("float32+nf4:")
 
 
 def test_an_h2o_experiment_is_reported_and_trained(run, data, here, tiny_base_models_dir) -> None:

@@ -1,6 +1,7 @@
 """Quantised layers against bitsandbytes' own around the same weight."""
 
 import copy
+import sys
 import threading
 
 import bitsandbytes
@@ -8,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from luthier.resources.quantised_layers import Int4Linear, Int8Linear
+from luthier.errors import NotSupportedError
+from luthier.resources.quantised_layers import Int4Linear, Int8Linear, require_bitsandbytes
 
 WORDS = ("int8", "nf4", "fp4")
 
@@ -97,3 +99,10 @@ def test_scales_keep_their_precision_whatever_it_is_moved_to(word):
     assert {name: buffer.dtype for name, buffer in made.named_buffers()} == dtypes
     assert torch.equal(made.dequantised_weight(), weight)
     assert made(torch.randn(2, 96, dtype=torch.bfloat16)).dtype is torch.bfloat16
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
+    require_bitsandbytes.cache_clear()
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(NotSupportedError, match=r"pip install 'luthier\[quantization\]'"):
+        require_bitsandbytes()

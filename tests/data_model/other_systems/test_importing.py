@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from fixtures.h2o_default import H2O_DEFAULT
 
 from luthier.config.yaml_text import parse_yaml
 from luthier.data_model.experiment import ExperimentOptions
@@ -16,95 +17,6 @@ from luthier.data_model.other_systems.importing import (
     system_of,
 )
 from luthier.errors import InvalidInputError, NotSupportedError, UnknownKeyError
-
-#: The settings, and their values, of a default experiment as H2O LLM Studio writes it.
-H2O_DEFAULT = """
-architecture:
-    backbone_dtype: int4
-    gradient_checkpointing: true
-    intermediate_dropout: 0.0
-    pretrained: true
-    pretrained_weights: ''
-augmentation: {random_parent_probability: 0.0, skip_parent_probability: 0.0,
-    token_mask_probability: 0.0}
-dataset:
-    add_eos_token_to_answer: true
-    add_eos_token_to_prompt: true
-    add_eos_token_to_system: true
-    answer_column: output
-    chatbot_author: H2O.ai
-    chatbot_name: h2oGPT
-    data_sample: 1.0
-    data_sample_choice: [Train, Validation]
-    limit_chained_samples: false
-    mask_prompt_labels: true
-    parent_id_column: None
-    personalize: false
-    prompt_column: [instruction]
-    system_column: None
-    text_answer_separator: <|answer|>
-    text_prompt_start: <|prompt|>
-    text_system_start: <|system|>
-    train_dataframe: /data/user/oasst/train_full.pq
-    validation_dataframe: None
-    validation_size: 0.01
-    validation_strategy: automatic
-environment:
-    compile_model: false
-    find_unused_parameters: false
-    gpus: ['0', '1', '2', '3', '4', '5', '6', '7']
-    huggingface_branch: main
-    mixed_precision: true
-    number_of_workers: 8
-    seed: -1
-    trust_remote_code: true
-    use_fsdp: false
-experiment_name: default-8-a10g
-llm_backbone: h2oai/h2ogpt-4096-llama2-7b
-logging: {logger: None, neptune_project: ''}
-output_directory: /output/...
-prediction:
-    batch_size_inference: 0
-    do_sample: false
-    max_length_inference: 256
-    metric: BLEU
-    metric_gpt_model: gpt-3.5-turbo-0301
-    metric_gpt_template: general
-    min_length_inference: 2
-    num_beams: 1
-    num_history: 4
-    repetition_penalty: 1.2
-    stop_tokens: ''
-    temperature: 0.0
-    top_k: 0
-    top_p: 1.0
-problem_type: text_causal_language_modeling
-tokenizer: {add_prompt_answer_tokens: false, max_length: 512, padding_quantile: 1.0}
-training:
-    batch_size: 2
-    differential_learning_rate: 1.0e-05
-    differential_learning_rate_layers: []
-    drop_last_batch: true
-    epochs: 1
-    evaluate_before_training: false
-    evaluation_epochs: 1.0
-    grad_accumulation: 1
-    gradient_clip: 0.0
-    learning_rate: 0.0001
-    lora: true
-    use_dora: false
-    lora_alpha: 16
-    lora_dropout: 0.05
-    lora_r: 4
-    lora_target_modules: ''
-    loss_function: TokenAveragedCrossEntropy
-    optimizer: AdamW
-    save_checkpoint: "last"
-    schedule: Cosine
-    train_validation_data: false
-    warmup_epochs: 0.0
-    weight_decay: 0.0
-"""
 
 
 def h2o(**changes: Any) -> ImportedExperiment:
