@@ -1,4 +1,4 @@
-"""The training benchmark runs, and all of its sides learn the same."""
+"""The training benchmarks run, and all of their sides learn the same."""
 
 import json
 import subprocess
@@ -29,3 +29,25 @@ def test_all_sides_of_the_training_benchmark_learn_the_same() -> None:
     for side in ("luthier", "caikit_nlp_style", "trainer_peft"):
         assert result[side]["tokens_per_cpu_second"] > 0
         assert len(result["losses"][side]) == 2
+
+
+def test_trainings_together_alone_and_with_peft_learn_the_same() -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "benchmarks/fused.py", "--tiny", "--jobs", "3", "--steps", "2"),
+            *("--rows", "2", "--repeats", "1", "--methods", "lora_all", "prompt_tuning"),
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert [result["method"] for result in report["results"]] == ["lora_all", "prompt_tuning"]
+    for result in report["results"]:
+        assert result["is_same"]
+        assert result["largest_loss_difference"] < 1e-4
+        assert len(result["losses_of_first_job"]["peft"]) == 2
+        assert min(result["cpu_seconds"]["fused"]) > 0
