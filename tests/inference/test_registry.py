@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import GPTJConfig, GPTJForCausalLM
 
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference.base import FinishReason, GenerationRequest
@@ -46,7 +47,10 @@ def test_a_model_is_served_in_batches_if_it_can_be(
     causal_base: BaseModel, seq2seq_base: BaseModel
 ) -> None:
     assert isinstance(engine_for(causal_base), BatchedEngine)
-    assert isinstance(engine_for(seq2seq_base), PlainEngine)
+    assert isinstance(engine_for(seq2seq_base), BatchedEngine)
+    odd = GPTJForCausalLM(GPTJConfig(vocab_size=400, n_embd=32, n_layer=1, n_head=4, rotary_dim=4))
+    alone = BaseModel.from_memory(odd, causal_base.tokenizer, name="tiny-gptj")
+    assert isinstance(engine_for(alone), PlainEngine)
 
 
 def test_two_copies_have_two_engines(causal_base: BaseModel) -> None:

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from typing import Any
-
 import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration, UMT5Config

@@ -16,7 +16,7 @@ def test_a_runner_holds_as_many_tokens_as_its_bytes_allow_and_not_more(
 ) -> None:
     base: BaseModel = request.getfixturevalue(f"{kind}_base")
     held = [
-        runner_class(base, max_kv_bytes=size, max_rows=2).allocator.num_tokens
+        runner_class(base, max_kv_bytes=size, max_rows=2).memory.allocator.num_tokens
         for size in (2**16, 2**17)
     ]
     assert held[0] > 0
