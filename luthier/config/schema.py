@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 LOG_LEVELS = (
@@ -255,6 +255,18 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True)
+class JudgeConfig:
+    """``judge``: where the metric ai_judge asks. The key is shown nowhere."""
+
+    base_url: Annotated[str, Pattern(r"|https?://[^@\s]+", "a URL without a user, or empty")]
+    api_key: str = field(repr=False)
+    max_concurrent: Annotated[int, Bounds(1, 256)]
+    max_rows: PositiveInt
+    max_attempts: Annotated[int, Bounds(1, 20)]
+    timeout_seconds: PositiveSeconds
+
+
+@dataclass(frozen=True)
 class Config:
     """Every setting of a server; ``luthier.config.loader.load_config`` makes it."""
 
@@ -273,6 +285,7 @@ class Config:
     data_roots: tuple[NonEmptyText, ...]
     inference: InferenceConfig
     training: TrainingConfig
+    judge: JudgeConfig
     runtime: RuntimeConfig
 
     def max_training_rows(self, *, module_id: str, base_model: str) -> int | None:

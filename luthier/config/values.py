@@ -75,6 +75,10 @@ def is_scalar(annotation: Any) -> bool:
     return _split(annotation)[0] in _SCALARS
 
 
+#: Ends of keys whose values no message shows.
+SECRET_KEYS = ("api_key",)
+
+
 def shown(value: Any) -> str:
     """A value for a message, cut if it is long."""
     text = repr(value)
@@ -124,7 +128,8 @@ def _is_union(base: Any) -> bool:
 
 def _wrong_type(key: str, value: Any, annotation: Any) -> ConfigError:
     quotes = " (put quotes around text)" if annotation is str else ""
-    return ConfigError(f"'{key}' must be {type_name(annotation)}, got {shown(value)}{quotes}")
+    got = f"a {type(value).__name__}" if key.endswith(SECRET_KEYS) else shown(value)
+    return ConfigError(f"'{key}' must be {type_name(annotation)}, got {got}{quotes}")
 
 
 def _converted_scalar(key: str, value: Any, base: type[Any]) -> Any:
@@ -135,7 +140,8 @@ def _converted_scalar(key: str, value: Any, base: type[Any]) -> Any:
     if base is float:
         return _finite(key, value)
     if isinstance(value, str) and "\0" in value:
-        raise ConfigError(f"'{key}' must not hold a NUL character, got {shown(value)}")
+        what = "" if key.endswith(SECRET_KEYS) else f", got {shown(value)}"
+        raise ConfigError(f"'{key}' must not hold a NUL character{what}")
     return value
 
 

@@ -66,6 +66,7 @@ _GROUP_OF: Mapping[str, str] = MappingProxyType(
         "tokenization_cache": "tokenizer",
         "max_tokenization_cache_bytes": "tokenizer",
         "torch_dtype": "architecture",
+        "start_from": "general",
         "quantization": "architecture",
         "serve_quantized": "architecture",
         "gradient_checkpointing": "architecture",
@@ -82,6 +83,8 @@ _GROUP_OF: Mapping[str, str] = MappingProxyType(
         "number_of_workers": "environment",
         "seed": "environment",
         "metrics": "prediction",
+        "judge_model": "prediction",
+        "judge_template": "prediction",
         "max_generated_tokens": "prediction",
         "silence_progress_bars": "logging",
         "trackers": "logging",
@@ -302,6 +305,11 @@ class ExperimentOptions:
                 )
         self.dataset.validate()
         self.training.validate(limits)
+        if method == FULL_FINE_TUNING and self.training.start_from is not None:
+            raise InvalidInputError(
+                "'general.start_from' is for adapters; method full_fine_tuning goes on from a whole "
+                "model that is named as 'general.base_model'"
+            )
         if method == FULL_FINE_TUNING and self.training.quantization != NONE:
             raise InvalidInputError(
                 "'architecture.quantization' has no use with method full_fine_tuning: what is "

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.data_model.checks import require_bool, require_int, require_number, require_text
+from luthier.data_model.judge_prompt import judge_template
 from luthier.data_model.quantisation import NONE, QUANTISATIONS
 from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 
@@ -38,6 +39,7 @@ METRIC_WORDS = (
     "rouge1",
     "rouge2",
     "rougeL",
+    "ai_judge",
 )
 TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
 #: Most entries of a list of names.
@@ -228,6 +230,14 @@ class TrainingOptions:
         "{{input}}",
         "text",
         "Template from record fields to the text that the model reads.",
+    )
+    start_from: str | None = _setting(
+        None,
+        "text",
+        "Earlier result that adapters start from instead of fresh numbers: a saved model, PEFT's "
+        "folder or a checkpoint; in a request, the id of a tuned model. The optimizer begins anew.",
+        is_optional=True,
+        aliases=("trained_artifact",),
     )
     torch_dtype: str | None = _setting(
         None,
@@ -437,6 +447,17 @@ class TrainingOptions:
         limit="max_target_length",
         aliases=("generation_max_length",),
     )
+    judge_model: str = _setting(
+        "",
+        "text",
+        "Model that the metric ai_judge asks; the server's settings say where (judge.base_url).",
+    )
+    judge_template: str = _setting(
+        "general",
+        "text",
+        "What ai_judge asks: general, or a text with {{answer}} and perhaps {{prompt}} and "
+        "{{reference}} that asks for a line SCORE: with a number from 0 to 1.",
+    )
     early_stopping_patience: int = _setting(
         0,
         "int",
@@ -549,6 +570,10 @@ class TrainingOptions:
         ]
         if not self.metrics:
             raise InvalidInputError("'metrics' must name at least one")
+        if "ai_judge" in self.metrics:
+            judge_template(self.judge_template)
+            if not self.judge_model:
+                raise InvalidInputError("'judge_model' must be given with the metric ai_judge")
         if len(warm_ups) > 1:
             raise InvalidInputError(f"{' and '.join(warm_ups)} say the same thing; give one")
 

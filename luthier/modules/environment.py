@@ -18,6 +18,7 @@ from luthier.data_model.sampling import SamplingLimits
 from luthier.data_model.streams import StreamLimits
 from luthier.data_model.tuning import TrainingLimits
 from luthier.inference.options import EngineOptions
+from luthier.modules.judging import JudgeEndpoint
 from luthier.resources.names import BaseModelSources
 from luthier.resources.store import BaseModelStore
 
@@ -40,6 +41,7 @@ class Environment:
         verbalizers: Templates that a training may name.
         allow_request_verbalizers: Whether a request may bring a template's text.
         allow_request_chat_templates: Whether a request may bring a chat template.
+        judge: Where the metric ai_judge asks.
         config: The settings all of the above were made from.
     """
 
@@ -53,6 +55,7 @@ class Environment:
     verbalizers: Mapping[str, str]
     allow_request_verbalizers: bool
     allow_request_chat_templates: bool
+    judge: JudgeEndpoint
     config: Config
 
     def max_training_rows(self, *, module_id: str, base_model: str) -> int | None:
@@ -110,6 +113,7 @@ def _from_config(config: Config) -> Environment:
         verbalizers=config.verbalizers,
         allow_request_verbalizers=config.allow_request_verbalizers,
         allow_request_chat_templates=config.allow_request_chat_templates,
+        judge=JudgeEndpoint(**dataclasses.asdict(config.judge)),
         config=config,
     )
 

@@ -161,7 +161,9 @@ def evaluate_rows(
     Returns:
         The evaluation.
     """
-    values = {metric.name: metric.of_all(rows) for metric in metrics}
+    values: dict[str, float | None] = {metric.name: metric.of_all(rows) for metric in metrics}
+    for metric in metrics:
+        values |= metric.further_values(rows)
     point = EvaluationPoint(epoch, step, Loss().of_all(rows), values)
     return Evaluation(point, rows, metrics)
 

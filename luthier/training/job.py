@@ -12,6 +12,7 @@ from luthier.data_model.training_options import TrainingOptions
 from luthier.training.callbacks.base import TrainingCallback
 from luthier.training.data.tokenization import TrainRecord
 from luthier.training.evaluation import Generate
+from luthier.training.metrics.ai_judge import Judge
 
 
 def never() -> bool:
@@ -27,7 +28,8 @@ class TuningJob:
         adapter: What is learned. After an error it holds a half-trained state: drop it. To go on
             from an earlier adapter with a new optimizer, hand in what ``load_adapter`` gives.
         train: Records, read once.
-        options: Hyperparameters. ``torch_dtype`` and ``device`` were decided with the base model.
+        options: Hyperparameters. ``torch_dtype``, ``device``, and whether ``mixed_precision`` is
+            worth it, were decided with the base model.
         validation: Records that are evaluated but not learned; None or empty for none.
         callbacks: Told what happens; a progress bar is added unless ``silence_progress_bars``.
         should_stop: Asked before every batch.
@@ -35,6 +37,7 @@ class TuningJob:
             Its files, columns and split are ``load_dataset``'s business.
         generate: Writes texts with the base model and the adapter as they are at that moment; for
             metrics that compare texts.
+        judge: Scores texts, for the metric ``ai_judge``.
         run_folder: Gets ``checkpoints/`` and ``predictions/``; None writes none.
         resume_from: A checkpoint, or a folder in which the newest whole one is taken. The training
             goes on from there as if it had never stopped; records, options, base model and kind of
@@ -50,6 +53,7 @@ class TuningJob:
     should_stop: Callable[[], bool] = never
     dataset: DatasetOptions | None = None
     generate: Generate | None = None
+    judge: Judge | None = None
     run_folder: Path | None = None
     resume_from: Path | None = None
     backup_folder: Path | None = None

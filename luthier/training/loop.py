@@ -28,6 +28,7 @@ from luthier.training.embedding_noise import embedding_noise_of
 from luthier.training.evaluation import Generate
 from luthier.training.job import TuningJob, never
 from luthier.training.learner import Learner
+from luthier.training.metrics.ai_judge import Judge
 from luthier.training.metrics.base import Metric
 from luthier.training.metrics.registry import make_metrics
 from luthier.training.parallel import current_group
@@ -48,6 +49,7 @@ def tune(
     should_stop: Callable[[], bool] = never,
     dataset: DatasetOptions | None = None,
     generate: Generate | None = None,
+    judge: Judge | None = None,
     run_folder: Path | None = None,
     resume_from: Path | None = None,
     backup_folder: Path | None = None,
@@ -60,13 +62,15 @@ def tune(
             from an earlier adapter with a new optimizer, hand in what ``load_adapter`` gives.
         train: Records, read once.
         validation: Records that are evaluated but not learned; None or empty for none.
-        options: Hyperparameters. ``torch_dtype`` and ``device`` were decided with ``base_model``.
+        options: Hyperparameters. ``torch_dtype``, ``device``, and whether ``mixed_precision`` is
+            worth it, were decided with ``base_model``.
         callbacks: Told what happens; a progress bar is added unless ``silence_progress_bars``.
         should_stop: Asked before every batch.
         dataset: How records become text and what is drawn anew in each epoch; the defaults if None.
             Its files, columns and split are ``load_dataset``'s business.
         generate: Writes texts with the base model and the adapter as they are at that moment; for
             metrics that compare texts.
+        judge: Scores texts, for the metric ``ai_judge``.
         run_folder: Gets ``checkpoints/`` and ``predictions/``; None writes none.
         resume_from: A checkpoint, or a folder in which the newest whole one is taken. The training
             goes on from there as if it had never stopped; records, options, base model and kind of
@@ -96,6 +100,7 @@ def tune(
         should_stop=should_stop,
         dataset=dataset,
         generate=generate,
+        judge=judge,
         run_folder=run_folder,
         resume_from=resume_from,
         backup_folder=backup_folder,
@@ -143,7 +148,7 @@ def open_run(base_model: BaseModel, job: TuningJob) -> Iterator[TrainingRun]:
     checkpoint = None if job.resume_from is None else find_checkpoint(job.resume_from)
     state = None if checkpoint is None else read_checkpoint(checkpoint)
     options = settle_options(job.options, default_seed=None if state is None else state.seed)
-    metrics = make_metrics(options.metrics)
+    metrics = make_metrics(options.metrics, judge=job.judge)
     _require_generate(metrics, job.generate, options)
     group = current_group()
     callbacks: tuple[TrainingCallback, ...] = ()

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import pytest
 
+from luthier.config.loader import load_config
 from luthier.config.schema import Bounds
 from luthier.config.values import bounds_of, converted, from_environment, shown, type_name
 from luthier.errors import ConfigError
@@ -73,3 +74,11 @@ def test_types_are_named_as_people_would():
     )
     assert bounds_of(SmallInt) == (Bounds(0, 9),)
     assert bounds_of(int) == ()
+
+
+def test_a_secret_of_the_wrong_type_is_not_shown(tmp_path):
+    file = tmp_path / "c.yml"
+    file.write_text("judge: {api_key: 1234567}")
+    with pytest.raises(ConfigError, match=r"'judge\.api_key' must be str, got a int") as caught:
+        load_config({"CONFIG_FILES": str(file)})
+    assert "1234567" not in str(caught.value)

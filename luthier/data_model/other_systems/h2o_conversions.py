@@ -121,12 +121,34 @@ _METRICS = {"BLEU": "bleu", "Perplexity": "row_perplexity"}
 
 
 def metric(value: Any, values: Values) -> Any:
-    """A metric that is computed here; a judge matters only where it chooses the checkpoint."""
+    """A metric that is computed here. A judge costs money and needs an endpoint, so it is asked
+    only where it chooses the checkpoint."""
     if value in _METRICS:
         return ["loss", _METRICS[value]] if is_not_choosing(value, values) else [_METRICS[value]]
-    if value == "GPT" and is_not_choosing(value, values):
-        return Unneeded("an AI judge is not built yet; the validation loss is measured")
+    if value == "GPT":
+        if is_not_choosing(value, values):
+            return Unneeded(
+                "the validation loss is measured; prediction.metrics loss, ai_judge asks a judge"
+            )
+        return ["ai_judge"]
     return Refusal(f"metric {value!r:.80} is not built yet")
+
+
+def judge_model(value: Any, values: Values) -> Any:
+    """Counts where a judge is asked."""
+    return value if values["prediction.metric"] == "GPT" else Unneeded("no judge is asked")
+
+
+def judge_prompt(value: Any, values: Values) -> Any:
+    """Of their prompts, the one that needs no other data than the row."""
+    if value == "general":
+        return value
+    if values["prediction.metric"] != "GPT" or is_not_choosing(value, values):
+        return Unneeded(f"the prompt {value!r:.80} is not offered, and no judge is asked")
+    return Refusal(
+        f"the prompt {value!r:.80} is not offered: it asks about other columns or questions than "
+        "the rows; give the text of one as prediction.judge_template"
+    )
 
 
 def tracker(value: Any, values: Values) -> Any:

@@ -13,6 +13,8 @@ from luthier.data_model.other_systems.h2o_conversions import (
     batches_per_update,
     dtype,
     is_not_choosing,
+    judge_model,
+    judge_prompt,
     loss,
     method,
     metric,
@@ -225,21 +227,18 @@ _PREDICTION = (
         "GPT",
         "prediction.metrics",
         metric,
-        reason="GPT, an AI judge, is not built yet",
+        reason="GPT is ai_judge; their fallback to BLEU without a key is a refusal here",
         is_harmless=is_not_choosing,
     ),
-    *(
-        ForeignSetting(
-            f"prediction.{name}",
-            default,
-            status=Status.NOT_BUILT,
-            reason="an AI judge; the validation loss is measured",
-            is_harmless=always,
-        )
-        for name, default in (
-            ("metric_gpt_model", "gpt-3.5-turbo-0301"),
-            ("metric_gpt_template", "general"),
-        )
+    ForeignSetting(
+        "prediction.metric_gpt_model", "gpt-3.5-turbo-0301", "prediction.judge_model", judge_model
+    ),
+    ForeignSetting(
+        "prediction.metric_gpt_template",
+        "general",
+        "prediction.judge_template",
+        judge_prompt,
+        reason="our own wording of general; rag and mt-bench need other data",
     ),
     ForeignSetting(
         "prediction.max_length_inference",

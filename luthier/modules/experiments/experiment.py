@@ -35,6 +35,7 @@ from luthier.errors import InvalidInputError
 from luthier.files.names import check_name
 from luthier.modules.environment import Environment, environment
 from luthier.modules.experiments.generating import generate_with
+from luthier.modules.judging import judge_with, require_judge
 from luthier.modules.text_generation.generator import TextGenerator
 from luthier.modules.text_generation.history import TrainingHistory
 from luthier.modules.text_generation.lora_tuning import LoraTuning
@@ -43,7 +44,7 @@ from luthier.modules.text_generation.text_generation import TextGeneration
 from luthier.modules.text_generation.text_module import TextModule
 from luthier.modules.text_generation.train_plan import seed_to_resume
 from luthier.resources.base_model import BaseModel
-from luthier.resources.hardware import parse_device, pick_training_dtype
+from luthier.resources.hardware import parse_device, pick_mixed_precision, pick_training_dtype
 from luthier.resources.store import BaseModelLease
 from luthier.training.callbacks.base import TrainingCallback
 from luthier.training.callbacks.metrics_file import MetricsFile
@@ -189,6 +190,7 @@ class Experiment:
             dataset=self.options.dataset,
             callbacks=callbacks,
             should_stop=should_stop,
+            judge=judge_with(self.options.training, environment().judge, should_stop=should_stop),
             generate=generate_with(
                 self.base_model,
                 self.adapter,
@@ -264,10 +266,19 @@ def open_experiment(options: ExperimentOptions) -> Iterator[Experiment]:
     training = replace(training, verbalizer=verbalizer)
     options = replace(options, training=training)
     dataset = load_dataset(options.dataset)
+    if "ai_judge" in training.metrics:
+        require_judge(training, sum(1 for _ in dataset.validation), here.judge)
     sources = here.base_models.sources
     device = training_device(options)
     with_dtype = pick_training_dtype(training.torch_dtype or sources.default_dtype, device=device)
-    lease = here.base_models.acquire(options.general.base_model, dtype=with_dtype, device=device)
+    mixed = pick_mixed_precision(training.mixed_precision, device=device)
+    options = replace(options, training=replace(training, mixed_precision=mixed))
+    lease = here.base_models.acquire(
+        options.general.base_model,
+        dtype=with_dtype,
+        device=device,
+        quantization=training.quantization,
+    )
     try:
         adapter = _adapter(options, lease.base_model, here)
         yield Experiment(options, lease, dataset, adapter)

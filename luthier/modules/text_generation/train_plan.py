@@ -44,8 +44,9 @@ from luthier.errors import (
 )
 from luthier.modules.environment import Environment
 from luthier.modules.experiments.generating import generate_with
+from luthier.modules.judging import judge_with, require_judge
 from luthier.resources.base_model import BaseModel, BaseModelKind, kind_of
-from luthier.resources.hardware import parse_device, pick_training_dtype
+from luthier.resources.hardware import parse_device, pick_mixed_precision, pick_training_dtype
 from luthier.resources.names import BaseModelLocation, resolve_base_model
 from luthier.resources.store import BaseModelLease
 from luthier.training.callbacks.base import TrainingCallback
@@ -143,12 +144,20 @@ class TrainingPlan:
             adapter,
             self.records,
             validation=self.validation_records,
-            options=self.options,
+            options=replace(
+                self.options,
+                mixed_precision=pick_mixed_precision(
+                    self.options.mixed_precision, device=base_model.device
+                ),
+            ),
             dataset=self.dataset,
             callbacks=self.hooks.callbacks,
             should_stop=self.hooks.should_stop,
             run_folder=self.hooks.run_folder,
             resume_from=self.hooks.resume_from,
+            judge=judge_with(
+                self.options, self.environment.judge, should_stop=self.hooks.should_stop
+            ),
             generate=generate_with(
                 base_model,
                 adapter,
@@ -217,12 +226,14 @@ def plan_training(
     if not records:
         raise TrainingDataError("train_stream cannot be empty")
     _check_row_limit(len(records), module_id, {name, _spelling(base_model)}, environment)
+    validation_records = read(arguments.get("val_stream"), "val_stream")
+    require_judge(options, len(validation_records), environment.judge)
     return TrainingPlan(
         base_model=base_model,
         base_model_name=name,
         kind=kind,
         records=records,
-        validation_records=read(arguments.get("val_stream"), "val_stream"),
+        validation_records=validation_records,
         options=options,
         dataset=dataset,
         hooks=hooks,

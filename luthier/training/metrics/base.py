@@ -7,7 +7,7 @@ the text that it writes by itself. It changes nothing and keeps nothing.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -54,3 +54,7 @@ class Metric(ABC):
         is defined otherwise. None if no row has one."""
         values = [value for row in rows if (value := self.of_row(row)) is not None]
         return sum(values) / len(values) if values else None
+
+    def further_values(self, rows: Sequence[ScoredRow]) -> Mapping[str, float]:
+        """What else it has to say of all rows, after ``of_all``: name to number."""
+        return {}

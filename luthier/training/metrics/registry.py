@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from luthier.errors import InvalidInputError, did_you_mean
+from luthier.training.metrics.ai_judge import AiJudge, Judge
 from luthier.training.metrics.base import Metric
 from luthier.training.metrics.bleu import Bleu
 from luthier.training.metrics.exact_match import ExactMatch
@@ -29,21 +30,24 @@ METRICS: dict[str, type[Metric]] = {
         Rouge1,
         Rouge2,
         RougeL,
+        AiJudge,
     )
 }
 
 
-def make_metrics(names: Sequence[str]) -> tuple[Metric, ...]:
+def make_metrics(names: Sequence[str], *, judge: Judge | None = None) -> tuple[Metric, ...]:
     """The metrics of these names, in order.
 
     Args:
         names: Words of ``METRICS``.
+        judge: For ``ai_judge``.
 
     Returns:
         One metric per name.
 
     Raises:
-        InvalidInputError: For a name that is not known or stands twice.
+        InvalidInputError: For a name that is not known or stands twice, or ``ai_judge`` without a
+            judge.
         NotSupportedError: If a metric's package is not installed.
     """
     for name in names:
@@ -54,4 +58,4 @@ def make_metrics(names: Sequence[str]) -> tuple[Metric, ...]:
             )
     if len(set(names)) < len(names):
         raise InvalidInputError(f"'metrics' names one twice: {', '.join(names)}")
-    return tuple(METRICS[name]() for name in names)
+    return tuple(AiJudge(judge) if name == AiJudge.name else METRICS[name]() for name in names)

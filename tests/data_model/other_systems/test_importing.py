@@ -171,7 +171,13 @@ def test_what_would_change_the_result_is_refused_by_name(
 def test_a_metric_matters_only_where_it_chooses_the_checkpoint() -> None:
     assert "prediction.metric" not in refused(h2o())
     best = {"training__save_checkpoint": "best"}
-    assert "prediction.metric" in refused(h2o(prediction__metric="GPT", **best))
+    judged = h2o(prediction__metric="GPT", prediction__metric_gpt_model="gpt-x", **best)
+    assert refused(judged) == []
+    assert judged.options.training.metrics == ("ai_judge",)
+    assert judged.options.training.judge_model == "gpt-x"
+    asked = {"prediction__metric": "GPT", "prediction__metric_gpt_template": "rag"}
+    assert "prediction.metric_gpt_template" in refused(h2o(**asked, **best))
+    assert "prediction.metric_gpt_template" not in refused(h2o(**asked))
     assert "prediction.metric" not in refused(h2o(prediction__metric="GPT"))
     assert h2o(**best).options.training.metrics == ("bleu",)
 
