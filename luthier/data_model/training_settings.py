@@ -97,8 +97,8 @@ class TrainingSettings(DataObjectBase):  # type: ignore[misc]  # caikit is untyp
     quantization: Annotated[Optional[str], FieldNumber(45)] = None
     serve_quantized: Annotated[Optional[bool], FieldNumber(46)] = None
     start_from: Annotated[Optional[str], FieldNumber(47)] = None
-    judge_model: Annotated[Optional[str], FieldNumber(47)] = None
-    judge_template: Annotated[Optional[str], FieldNumber(48)] = None
+    judge_model: Annotated[Optional[str], FieldNumber(48)] = None
+    judge_template: Annotated[Optional[str], FieldNumber(49)] = None
 
     @classmethod
     def from_proto(cls, proto: Any) -> "TrainingSettings":

@@ -29,7 +29,8 @@ FROZEN = [
     "text_answer_separator", "add_eos_token_to_system", "add_eos_token_to_prompt",
     "add_eos_token_to_answer", "mask_prompt_labels", "only_last_answer", "max_length",
     "padding_quantile", "token_mask_probability", "skip_parent_probability",
-    "random_parent_probability", "neftune_noise_alpha", "mixed_precision",
+    "random_parent_probability", "neftune_noise_alpha", "mixed_precision", "quantization",
+    "serve_quantized", "start_from", "judge_model", "judge_template",
 ]  # fmt: skip
 
 
