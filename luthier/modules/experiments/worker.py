@@ -184,6 +184,10 @@ def _train_many(
     """An entry per experiment: what ``train`` says, or the code and message of its error."""
     experiments = [ExperimentOptions.from_dict(options) for options in all_options]
     names = [options.general.model_name for options in experiments]
+    if int(os.environ.get(_WORLD_SIZE_VARIABLE, "1")) > 1:
+        raise InvalidInputError(
+            "several experiments at once run in one process, not under torchrun"
+        )
     for options in experiments:
         if _must_be_launched(options, os.environ):
             raise InvalidInputError(

@@ -131,3 +131,12 @@ def test_experiments_that_are_run_together_have_one_process_each(tmp_path: Path)
     one["environment"] = {"num_processes": 2}
     with pytest.raises(InvalidInputError, match="num_processes' of 'm' is 2"):
         do({"command": "train_many", "options": {"experiments": [one, one]}}, io.StringIO())
+
+
+def test_experiments_are_not_run_together_under_torchrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    one = request(tmp_path, "train")["options"]
+    with pytest.raises(InvalidInputError, match="not under torchrun"):
+        do({"command": "train_many", "options": {"experiments": [one]}}, io.StringIO())
