@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from luthier.inference.batch_rows import RowSlice
-from luthier.inference.delta_steps import AdapterSpan, LayerStep, plan_step
+from luthier.inference.delta_steps import AdapterSpan, LayerStep, choose_spans, plan_step
 from luthier.inference.delta_tables import DeltaTables
 
 
@@ -104,7 +104,7 @@ class DeltaLayers:
             slices: Of a step, in any order.
 
         Returns:
-            The slices, and what the first of them share: short spans, then long ones.
+            The slices, and the spans of adapters that they begin with.
         """
         by_key: dict[str, list[RowSlice]] = {}
         others = []
@@ -113,20 +113,20 @@ class DeltaLayers:
                 by_key.setdefault(each.row.adapter_key, []).append(each)
             else:
                 others.append(each)
-        spans = [AdapterSpan(key, sum(s.count for s in own)) for key, own in by_key.items()]
-        # In an order that does not depend on who came first, so that a plan serves many steps.
-        spans.sort(key=lambda span: (not span.is_short, span.key))
+        counts = {key: sum(each.count for each in own) for key, own in by_key.items()}
+        spans = choose_spans(counts, self.tables)
         arranged = [each for span in spans for each in by_key[span.key]]
         return [*arranged, *others], spans
 
     @contextmanager
-    def adding(self, spans: Sequence[AdapterSpan]) -> Iterator[None]:
+    def adding(self, spans: Sequence[AdapterSpan], *, num_tokens: int) -> Iterator[None]:
         """Let the layers add deltas to the tokens of the passes made meanwhile.
 
         Args:
             spans: Of the first tokens, from ``arrange``.
+            num_tokens: All of a pass.
         """
-        plan = self._plan_for(spans)
+        plan = self._plan_for(spans, num_tokens)
         for path, step in plan.items():
             self._layers[path].step = step
         try:
@@ -135,14 +135,11 @@ class DeltaLayers:
             for path in plan:
                 self._layers[path].step = None
 
-    def _plan_for(self, spans: Sequence[AdapterSpan]) -> dict[str, LayerStep]:
-        """The last plan if it still fits: rows join and leave far less often than steps are made.
-
-        Steps with long spans are those of prompts, which do not come twice.
-        """
-        wanted = (self.tables.version, *spans)
+    def _plan_for(self, spans: Sequence[AdapterSpan], num_tokens: int) -> dict[str, LayerStep]:
+        """The last plan if it still fits: rows join and leave less often than steps are made."""
+        wanted = (self.tables.version, num_tokens, *spans)
         if wanted != self._planned_for:
-            self._plan = plan_step(self.tables, spans) if spans else {}
+            self._plan = plan_step(self.tables, spans, num_tokens=num_tokens) if spans else {}
             self._planned_for = wanted
         return self._plan
 

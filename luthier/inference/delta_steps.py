@@ -1,22 +1,26 @@
 """What one step adds to each linear layer: which tokens, by which adapter's delta.
 
-A token that is alone with its adapter reads the adapter's rows once, whatever one does: two kernels
-that gather rows (a sampled product for A, a weighted bag of rows for B) take all such tokens
-together, at the speed of memory. Where an adapter has more tokens, ordinary products are faster.
+Where an adapter has many tokens or a high rank, ordinary products are fastest; each costs some
+microseconds beside its arithmetic. Where many adapters have one token and a low rank each, two
+kernels that gather rows (a sampled product for A, a weighted bag of rows for B) take all their
+tokens together.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from luthier.inference.delta_tables import DeltaRows, DeltaTables, TableContent
 
-#: Tokens of one adapter that are still taken one by one.
-MAX_FEW_TOKENS = 3
+#: Rank times tokens of an adapter up to which gathering is the faster way (benchmarks measured it
+#: on a CPU: the kernels read memory at a third of the speed of a product).
+_MAX_GATHERED_ROWS = 16
+#: Adapters from which on gathering, which costs as much as three products, pays.
+_MIN_GATHERED_ADAPTERS = 4
 
 
 @dataclass(frozen=True)
@@ -26,19 +30,35 @@ class AdapterSpan:
     Args:
         key: The adapter's.
         count: How many.
+        is_gathered: Whether its rows are gathered token by token.
     """
 
     key: str
     count: int
+    is_gathered: bool
 
-    @property
-    def is_short(self) -> bool:
-        """Whether its tokens are taken one by one."""
-        return self.count <= MAX_FEW_TOKENS
+
+def choose_spans(counts: Mapping[str, int], tables: DeltaTables) -> list[AdapterSpan]:
+    """Decide for each adapter of a step how its tokens are taken.
+
+    Args:
+        counts: Tokens of each adapter.
+        tables: They hold the adapters.
+
+    Returns:
+        Gathered ones first; in an order that does not depend on that of ``counts``.
+    """
+    small = {
+        key for key, count in counts.items() if count * tables.max_rank(key) <= _MAX_GATHERED_ROWS
+    }
+    if len(small) < _MIN_GATHERED_ADAPTERS:
+        small = set()
+    spans = [AdapterSpan(key, count, key in small) for key, count in counts.items()]
+    return sorted(spans, key=lambda span: (not span.is_gathered, span.key))
 
 
 class Gather:
-    """The rows of a table that the step's first tokens use, one list of rows for each token.
+    """The rows of a table that the gathered tokens use, one list of rows for each token.
 
     Made once and used by every layer whose table has the same rows for these adapters.
 
@@ -62,7 +82,6 @@ class Gather:
                     scaled.append(token)
                     scales.append(each.start + each.rank)
             starts.append(len(columns))
-        self.num_tokens = len(rows)
         self._columns = torch.tensor(columns, device=device)
         self._starts = torch.tensor(starts, device=device)
         self._scaled = torch.tensor(scaled, device=device) if scaled else None
@@ -75,15 +94,14 @@ class Gather:
     def add(
         self, output: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, table: TableContent
     ) -> None:
-        """Add the deltas of the first tokens.
+        """Add the deltas of the gathered tokens.
 
         Args:
-            output: The layer's, [N, out]; changed.
+            output: The layer's for these tokens, [N, out]; changed.
             x: Its input, [N, in].
             bias: The layer's, [out].
             table: Its deltas.
         """
-        output, x = output[: self.num_tokens], x[: self.num_tokens]
         if self._scaled is not None:
             scale = table.b.index_select(0, self._scales)
             own = output.index_select(0, self._scaled)
@@ -99,21 +117,24 @@ class Gather:
 
 
 @dataclass(frozen=True)
-class Span:
-    """Tokens [first, stop) and the delta that they share: A [R, in], B [R, out]."""
+class Product:
+    """The delta that a whole span of tokens shares.
 
-    first: int
-    stop: int
-    a: torch.Tensor
+    Args:
+        a_transposed: [in, R].
+        b: [R, out].
+        scale: DoRA's, [out], or None.
+    """
+
+    a_transposed: torch.Tensor
     b: torch.Tensor
     scale: torch.Tensor | None
 
     def add(self, output: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Add the delta to these tokens; see ``Gather.add``."""
-        own = output[self.first : self.stop]
+        """Add the delta to the span's tokens; see ``Gather.add``."""
         if self.scale is not None:
-            own.copy_(_rescaled(own, self.scale, bias))
-        own.addmm_(x[self.first : self.stop] @ self.a.t(), self.b)
+            output.copy_(_rescaled(output, self.scale, bias))
+        output.addmm_(torch.mm(x, self.a_transposed), self.b)
 
 
 @dataclass(frozen=True)
@@ -123,12 +144,14 @@ class LayerStep:
     Args:
         table: The layer's deltas.
         gather: For the first tokens of the step, if they have any here.
-        spans: For others.
+        sizes: Tokens in each part of the step: the gathered, each span, and all others.
+        products: One for each span; None where the layer has no delta of its adapter.
     """
 
     table: TableContent
     gather: Gather | None
-    spans: tuple[Span, ...]
+    sizes: list[int]
+    products: tuple[Product | None, ...]
 
     def add(self, output: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> None:
         """Add the deltas.
@@ -138,59 +161,57 @@ class LayerStep:
             x: Its input, [N, in].
             bias: The layer's, [out].
         """
+        outputs, inputs = output.split(self.sizes), x.split(self.sizes)
         if self.gather is not None:
-            self.gather.add(output, x, bias, self.table)
-        for span in self.spans:
-            span.add(output, x, bias)
+            self.gather.add(outputs[0], inputs[0], bias, self.table)
+        for index, product in enumerate(self.products, start=1):
+            if product is not None:
+                product.add(outputs[index], inputs[index], bias)
 
 
-def plan_step(tables: DeltaTables, spans: Sequence[AdapterSpan]) -> dict[str, LayerStep]:
+def plan_step(
+    tables: DeltaTables, spans: Sequence[AdapterSpan], *, num_tokens: int
+) -> dict[str, LayerStep]:
     """What to add where.
 
     Args:
         tables: They hold every adapter of ``spans``.
-        spans: The step's first tokens in order, short spans first; all other tokens get nothing.
+        spans: The step's first tokens in order, gathered ones first.
+        num_tokens: Of the whole step; those after the spans get nothing.
 
     Returns:
         By path, for the layers that have any delta of these adapters.
     """
-    short = [span for span in spans if span.is_short]
-    num_short = sum(span.count for span in short)
+    gathered = [span for span in spans if span.is_gathered]
+    others = spans[len(gathered) :]
+    sizes = [sum(span.count for span in gathered), *(span.count for span in others)]
+    sizes.append(num_tokens - sum(sizes))
     gathers: dict[tuple[object, ...], Gather] = {}
     steps: dict[str, LayerStep] = {}
     for path, table in tables.by_path.items():
         content = table.content
-        rows = [content.rows.get(span.key) for span in short]
+        products = tuple(_product(content, span.key) for span in others)
+        rows = [content.rows.get(span.key) for span in gathered]
         gather = None
         if any(rows):
             known = (len(content.a), *rows)
             gather = gathers.get(known)
             if gather is None:
-                of_tokens = [
-                    each for each, s in zip(rows, short, strict=True) for _ in range(s.count)
-                ]
+                pairs = zip(rows, gathered, strict=True)
+                of_tokens = [each for each, span in pairs for _ in range(span.count)]
                 gather = gathers[known] = Gather(of_tokens, content)
-        long = _long_spans(content, spans[len(short) :], first=num_short)
-        if gather is not None or long:
-            steps[path] = LayerStep(content, gather, long)
+        if gather is not None or any(products):
+            steps[path] = LayerStep(content, gather, sizes, products)
     return steps
 
 
-def _long_spans(
-    content: TableContent, spans: Sequence[AdapterSpan], *, first: int
-) -> tuple[Span, ...]:
-    found = []
-    for span in spans:
-        rows = content.rows.get(span.key)
-        stop = first + span.count
-        if rows is not None:
-            end = rows.start + rows.rank
-            scale = content.b[end] if rows.has_scale else None
-            found.append(
-                Span(first, stop, content.a[rows.start : end], content.b[rows.start : end], scale)
-            )
-        first = stop
-    return tuple(found)
+def _product(content: TableContent, key: str) -> Product | None:
+    rows = content.rows.get(key)
+    if rows is None:
+        return None
+    end = rows.start + rows.rank
+    scale = content.b[end] if rows.has_scale else None
+    return Product(content.a[rows.start : end].t(), content.b[rows.start : end], scale)
 
 
 def _rescaled(output: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -174,11 +174,15 @@ class DeltaTables:
         self.by_path: dict[str, DeltaTable] = {}
         #: Changes whenever a plan made before may hold on to memory that is no longer used.
         self.version = 0
-        self._keys: set[str] = set()
+        self._max_ranks: dict[str, int] = {}
 
     def has(self, key: str) -> bool:
         """Whether the adapter is stored."""
-        return key in self._keys
+        return key in self._max_ranks
+
+    def max_rank(self, key: str) -> int:
+        """The largest rank of a stored adapter in any layer."""
+        return self._max_ranks[key]
 
     def takes(self, paths: frozenset[str]) -> bool:
         """Whether deltas of all these layers can be stored."""
@@ -211,11 +215,13 @@ class DeltaTables:
         except BaseException:
             self.remove(key)
             raise
-        self._keys.add(key)
+        self._max_ranks[key] = max(
+            table.content.rows[key].rank for path, table in self.by_path.items() if path in factors
+        )
 
     def remove(self, key: str) -> None:
         """Give an adapter's rows free; no effect if it has none. No step may use it any more."""
-        self._keys.discard(key)
+        self._max_ranks.pop(key, None)
         self.version += 1
         for table in self.by_path.values():
             table.remove(key)

@@ -9,6 +9,7 @@ import alog
 import torch
 
 from luthier.errors import NotSupportedError
+from luthier.inference.alibi_attention import AlibiAttention, uses_alibi
 from luthier.inference.batch_rows import RowSlice, SliceLogits
 from luthier.inference.delta_layers import DeltaLayers
 from luthier.inference.kv_cache import KvShape
@@ -56,6 +57,8 @@ class PackedRunner(Runner):
         _require_packable(base_model)
         self._device, self._dtype = base_model.device, base_model.dtype
         self._model = with_packed_attention(base_model.model)
+        if uses_alibi(self._model):
+            AlibiAttention(self._model)
         self._delta_layers = DeltaLayers(self._model)
         self._embed = self._model.get_input_embeddings()
         shape = self._probe(base_model)
@@ -86,7 +89,7 @@ class PackedRunner(Runner):
         """
         slices, spans = self._delta_layers.arrange(slices)
         batch, ends = self._pack(slices)
-        with torch.inference_mode(), self._delta_layers.adding(spans):
+        with torch.inference_mode(), self._delta_layers.adding(spans, num_tokens=len(batch.slots)):
             output = self._model(
                 inputs_embeds=self._embeddings(slices),
                 position_ids=self._positions(slices),
@@ -175,13 +178,13 @@ def _require_packable(base_model: BaseModel) -> None:
     name = f"base model {base_model.name!r}"
     if base_model.kind != "causal":
         raise NotSupportedError(f"{name} is no causal model")
-    if not getattr(model, "_supports_attention_backend", False):
+    if not (uses_alibi(model) or getattr(model, "_supports_attention_backend", False)):
         raise NotSupportedError(f"{name} does not let its attention be replaced")
     if positions_change_with_length(model):
         raise NotSupportedError(f"{name} encodes positions by the longest row")
     accepted = inspect.signature(model.forward).parameters
     for argument in ("position_ids", "inputs_embeds", "logits_to_keep"):
-        if argument not in accepted:
+        if argument not in accepted and not (argument == "position_ids" and uses_alibi(model)):
             raise NotSupportedError(f"{name} takes no {argument!r}")
     config = model.config.get_text_config()
     unknown = set(getattr(config, "layer_types", None) or []) - {_FULL, _SLIDING}

@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from luthier.adapters.lora_layers import LoraFactors, LoraLinear
-from luthier.inference.delta_steps import MAX_FEW_TOKENS, AdapterSpan, plan_step
+from luthier.inference.delta_steps import AdapterSpan, choose_spans, plan_step
 from luthier.inference.delta_tables import DeltaTables
 
 IN, OUT = 10, 7
@@ -49,11 +49,11 @@ def test_each_token_gets_what_its_adapter_alone_gives(
     for key, factors in adapters.items():
         paths = ["one", "two"] if int(key) % 2 else ["one"]
         tables.place(key, dict.fromkeys(paths, factors))
-    spans = [AdapterSpan(key, rng.randint(1, 2 * MAX_FEW_TOKENS)) for key in adapters]
-    spans.sort(key=lambda span: not span.is_short)
+    spans = [AdapterSpan(key, rng.randint(1, 5), rng.random() < 0.5) for key in adapters]
+    spans.sort(key=lambda span: not span.is_gathered)
     num_tokens = sum(span.count for span in spans) + 2
     x = torch.randn(num_tokens, IN).to(dtype)
-    plan = plan_step(tables, spans)
+    plan = plan_step(tables, spans, num_tokens=num_tokens)
     assert plan.keys() == layers.keys()
     for path, step in plan.items():
         output = layer(x)
@@ -73,11 +73,13 @@ def test_layers_without_any_of_the_adapters_get_no_step() -> None:
     tables = DeltaTables(layers, dtype=torch.float32, device=torch.device("cpu"))
     tables.place("a", {"one": make_factors(0, torch.float32)})
     tables.place("b", {"two": make_factors(1, torch.float32)})
-    assert plan_step(tables, [AdapterSpan("a", 1)]).keys() == {"one"}
+    spans = [AdapterSpan("a", 1, is_gathered=False)]
+    assert plan_step(tables, spans, num_tokens=3).keys() == {"one"}
 
 
+@pytest.mark.parametrize("is_gathered", [True, False])
 @torch.no_grad()
-def test_numbers_that_are_not_finite_stay_with_their_own_token() -> None:
+def test_numbers_that_are_not_finite_stay_with_their_own_token(is_gathered: bool) -> None:
     layer = nn.Linear(IN, OUT)
     tables = DeltaTables({"one": layer}, dtype=torch.float32, device=torch.device("cpu"))
     tables.place("good", {"one": make_factors(0, torch.float32)})
@@ -85,7 +87,25 @@ def test_numbers_that_are_not_finite_stay_with_their_own_token() -> None:
     tables.by_path["one"].content.b[tables.by_path["one"].content.rows["bad"].start] = torch.nan
     x = torch.randn(3, IN)
     output = layer(x)
-    spans = [AdapterSpan("bad", 1), AdapterSpan("good", 1)]
-    plan_step(tables, spans)["one"].add(output, x, layer.bias)
+    spans = [AdapterSpan(key, 1, is_gathered) for key in ("bad", "good")]
+    plan_step(tables, spans, num_tokens=3)["one"].add(output, x, layer.bias)
     assert output[0].isnan().all()
     assert output[1:].isfinite().all()
+
+
+def test_only_many_adapters_with_little_each_are_gathered() -> None:
+    tables = DeltaTables(
+        {"one": nn.Linear(IN, OUT)}, dtype=torch.float32, device=torch.device("cpu")
+    )
+    for key in "abcdefgh":
+        factors = LoraFactors(
+            nn.Parameter(torch.randn(4, IN)), nn.Parameter(torch.randn(OUT, 4)), scaling=1.0
+        )
+        tables.place(key, {"one": factors})
+    little = dict.fromkeys("hgfedc", 1)
+    assert choose_spans({"a": 40, "b": 5, **little}, tables) == [
+        *(AdapterSpan(key, 1, True) for key in "cdefgh"),
+        AdapterSpan("a", 40, False),
+        AdapterSpan("b", 5, False),
+    ]
+    assert not any(span.is_gathered for span in choose_spans({"a": 1, "b": 1}, tables))
