@@ -59,6 +59,7 @@ _PARTS: Mapping[str, type[Any]] = MappingProxyType(
 _GROUP_OF: Mapping[str, str] = MappingProxyType(
     {
         "verbalizer": "dataset",
+        "train_validation_data": "training",
         "max_length": "tokenizer",
         "max_source_length": "tokenizer",
         "max_target_length": "tokenizer",
@@ -304,11 +305,16 @@ class ExperimentOptions:
                     f"'{option.path}' has no use with method {method}; leave it out"
                 )
         self.dataset.validate()
+        if self.dataset.train_validation_data and self.training.save_checkpoint == "best":
+            raise InvalidInputError(
+                "'training.train_validation_data' has no use with 'training.save_checkpoint' best: "
+                "the rows that say what is best would be learned"
+            )
         self.training.validate(limits)
         if method == FULL_FINE_TUNING and self.training.start_from is not None:
             raise InvalidInputError(
-                "'general.start_from' is for adapters; method full_fine_tuning goes on from a whole "
-                "model that is named as 'general.base_model'"
+                "'general.start_from' is for adapters; method full_fine_tuning goes on from a "
+                "whole model that is named as 'general.base_model'"
             )
         if method == FULL_FINE_TUNING and self.training.quantization != NONE:
             raise InvalidInputError(

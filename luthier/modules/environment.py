@@ -58,6 +58,11 @@ class Environment:
     judge: JudgeEndpoint
     config: Config
 
+    @property
+    def models_dir(self) -> Path:
+        """Where this server's tuned models are."""
+        return Path(self.config.runtime.training_output_dir)
+
     def max_training_rows(self, *, module_id: str, base_model: str) -> int | None:
         """Most train records that ``training_data_limit`` allows; None is no limit.
 
@@ -176,4 +181,5 @@ def _training_limits(config: Config) -> TrainingLimits:
         max_source_length=limits.max_source_length,
         max_target_length=limits.max_target_length,
         max_virtual_tokens=limits.max_virtual_tokens,
+        max_lora_rank=limits.max_lora_rank,
     )

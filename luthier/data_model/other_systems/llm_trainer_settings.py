@@ -52,7 +52,7 @@ def _quantised_bits(value: Any, values: Values) -> Any:
     )
 
 
-def _checkpoint(value: Any, values: Values) -> Any:
+def _earlier_result(value: Any, values: Values) -> Any:
     return value or None
 
 
@@ -75,10 +75,10 @@ LLM_TRAINER_SETTINGS: tuple[ForeignSetting, ...] = (
     ForeignSetting(
         "Trained artifact",
         ABSENT,
-        "general.resume_from",
-        _checkpoint,
-        reason="a checkpoint of the same training; a new one from an earlier result is not built "
-        "yet",
+        "general.start_from",
+        _earlier_result,
+        reason="a new training from an earlier result; general.resume_from goes on with a training "
+        "that was cut short",
     ),
     ForeignSetting("Base model architecture", ABSENT, "general.base_model", _base_model),
     ForeignSetting("Training data path", ABSENT, "dataset.train_dataframe"),

@@ -40,6 +40,11 @@ from luthier.modules.text_generation.generator import TextGenerator
 from luthier.modules.text_generation.history import TrainingHistory
 from luthier.modules.text_generation.lora_tuning import LoraTuning
 from luthier.modules.text_generation.peft_prompt_tuning import PeftPromptTuning
+from luthier.modules.text_generation.starting_point import (
+    find_start,
+    read_lora_start,
+    read_start,
+)
 from luthier.modules.text_generation.text_generation import TextGeneration
 from luthier.modules.text_generation.text_module import TextModule
 from luthier.modules.text_generation.train_plan import seed_to_resume
@@ -287,11 +292,21 @@ def open_experiment(options: ExperimentOptions) -> Iterator[Experiment]:
 
 
 def _adapter(options: ExperimentOptions, base: BaseModel, here: Environment) -> Adapter:
+    start = None
+    if options.training.start_from is not None:
+        start = find_start(
+            options.training.start_from, models_dir=here.models_dir, from_request=False
+        )
     if options.general.method == LORA:
+        if start is not None:
+            return read_lora_start(start, base, options.lora)
         return create_lora(base.model, options.lora, seed=options.training.seed)
     if options.general.method == FULL_FINE_TUNING:
         return FullWeights(base.model)
     prompt = options.tuning_config
+    if start is not None:
+        size = prompt.num_virtual_tokens
+        return read_start(start, base, method=options.general.method, num_virtual_tokens=size)
     init_method = parse_init_method(prompt.prompt_tuning_init_method)
     source_prompt: SourcePrompt | None = None
     if init_method.needs_source:

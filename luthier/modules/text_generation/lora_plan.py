@@ -19,7 +19,13 @@ from luthier.data_model.training_options import TRAINING_OPTION_ALIASES, TRAININ
 from luthier.data_model.training_settings import SETTINGS_ARGUMENT
 from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 from luthier.modules.environment import Environment
-from luthier.modules.text_generation.train_plan import HOOK_NAMES, TrainingPlan, plan_training
+from luthier.modules.text_generation.starting_point import read_lora_start
+from luthier.modules.text_generation.train_plan import (
+    HOOK_NAMES,
+    TrainingPlan,
+    limits_for,
+    plan_training,
+)
 from luthier.resources.base_model import BaseModel
 
 _COMMON_ARGUMENTS = ("base_model", "train_stream", "val_stream", SETTINGS_ARGUMENT, *HOOK_NAMES)
@@ -45,6 +51,8 @@ class LoraTuningPlan(TrainingPlan):
         Returns:
             A fresh adapter.
         """
+        if self.start is not None:
+            return read_lora_start(self.start, base_model, self.lora)
         return create_lora(base_model.model, self.lora, seed=self.options.seed)
 
 
@@ -70,6 +78,7 @@ def plan_lora_tuning(
     plan = plan_training(
         common, module_id=module_id, defaults=LORA_TUNING_DEFAULTS, environment=environment
     )
+    lora.validate(LoraLimits(max_rank=limits_for(plan.hooks, environment).max_lora_rank))
     return LoraTuningPlan(
         **{field.name: getattr(plan, field.name) for field in fields(plan)}, lora=lora
     )
@@ -87,7 +96,6 @@ def _lora_config(arguments: Mapping[str, Any]) -> LoraConfig:
         if isinstance(given.get(name), list | tuple):
             given[name] = _pattern_table(name, given[name])
     config = LoraConfig.from_mapping(given)
-    config.validate(LoraLimits())
     return config
 
 

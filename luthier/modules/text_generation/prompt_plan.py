@@ -29,6 +29,7 @@ from luthier.data_model.tuning import (
 )
 from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 from luthier.modules.environment import Environment
+from luthier.modules.text_generation.starting_point import read_start
 from luthier.modules.text_generation.train_plan import (
     TrainingHooks,
     TrainingPlan,
@@ -74,6 +75,15 @@ class PromptTuningPlan(TrainingPlan):
         Returns:
             A fresh adapter.
         """
+        if self.start is not None:
+            adapter = read_start(
+                self.start,
+                base_model,
+                method=self.tuning_type.value.lower(),
+                num_virtual_tokens=self.num_virtual_tokens,
+            )
+            assert isinstance(adapter, AnyPrompt)
+            return adapter
         return make_adapter(
             base_model,
             tuning_type=self.tuning_type,

@@ -17,11 +17,12 @@ from luthier.data_model.generation import (
     GeneratedTextStreamResult,
     TokenizationResults,
 )
+from luthier.data_model.quantisation import NONE
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.data_model.sampling import SamplingParams
 from luthier.data_model.training_options import FULL_FINE_TUNING_DEFAULTS
 from luthier.data_model.training_settings import TrainingSettings
-from luthier.errors import InvalidInputError
+from luthier.errors import InvalidInputError, NotSupportedError
 from luthier.files.names import resolve_inside
 from luthier.modules.environment import Environment, environment
 from luthier.modules.text_generation.generator import TextGenerator
@@ -151,12 +152,22 @@ class TextGeneration(TextModule, ModuleBase):
             LuthierError: If it would fail.
         """
         arguments.pop("use_iterable_dataset", None)
-        return plan_training(
+        plan = plan_training(
             arguments,
             module_id=cls.MODULE_ID,
             defaults=FULL_FINE_TUNING_DEFAULTS,
             environment=environment(),
         )
+        if plan.start is not None:
+            raise InvalidInputError(
+                "'start_from' is for adapters; a whole model is gone on from as 'base_model'"
+            )
+        if plan.options.quantization != NONE:
+            raise NotSupportedError(
+                f"'quantization' {plan.options.quantization!r}: the weights of a quantised base "
+                "model cannot be fine-tuned; tune a LoRA or a prompt"
+            )
+        return plan
 
     @classmethod
     def bootstrap(

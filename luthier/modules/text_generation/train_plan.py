@@ -45,6 +45,7 @@ from luthier.errors import (
 from luthier.modules.environment import Environment
 from luthier.modules.experiments.generating import generate_with
 from luthier.modules.judging import judge_with, require_judge
+from luthier.modules.text_generation.starting_point import find_start
 from luthier.resources.base_model import BaseModel, BaseModelKind, kind_of
 from luthier.resources.hardware import parse_device, pick_mixed_precision, pick_training_dtype
 from luthier.resources.names import BaseModelLocation, resolve_base_model
@@ -97,6 +98,7 @@ class TrainingPlan:
         options: Hyperparameters, checked; the verbalizer is the template, not its name, and the
             seed is drawn.
         dataset: How records become text, and what is drawn anew in each epoch.
+        start: Folder of the adapter to go on from; None starts anew.
         hooks: The caller's.
         environment: Where it happens.
     """
@@ -108,6 +110,7 @@ class TrainingPlan:
     validation_records: tuple[StreamRecord, ...]
     options: TrainingOptions
     dataset: DatasetOptions
+    start: Path | None
     hooks: TrainingHooks
     environment: Environment
 
@@ -236,6 +239,7 @@ def plan_training(
         validation_records=validation_records,
         options=options,
         dataset=dataset,
+        start=_start(options, environment, hooks),
         hooks=hooks,
         environment=environment,
     )
@@ -252,6 +256,16 @@ def limits_for(hooks: TrainingHooks, environment: Environment) -> TrainingLimits
         The limits that hold.
     """
     return environment.training_limits if hooks.from_request else UNLIMITED
+
+
+def _start(
+    options: TrainingOptions, environment: Environment, hooks: TrainingHooks
+) -> Path | None:
+    if options.start_from is None:
+        return None
+    return find_start(
+        options.start_from, models_dir=environment.models_dir, from_request=hooks.from_request
+    )
 
 
 def _hooks(arguments: Mapping[str, Any]) -> TrainingHooks:
