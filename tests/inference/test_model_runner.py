@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
     MistralConfig,
@@ -169,7 +169,10 @@ def test_prompts_longer_than_the_window_equal_transformers_generate(
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (lambda: BloomForCausalLM(BloomConfig(vocab_size=400, hidden_size=32, n_layer=1)), "atten"),
+        (
+            lambda: GPTJForCausalLM(GPTJConfig(vocab_size=400, n_embd=32, n_layer=1, n_head=4)),
+            "atten",
+        ),
         (
             lambda: Gemma3ForCausalLM(
                 llama_like(Gemma3TextConfig, use_bidirectional_attention=True)
