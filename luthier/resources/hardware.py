@@ -14,6 +14,7 @@ log = alog.use_channel(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTO = "auto"
+OFF = "off"
 #: A dtype must win by this factor before it counts as fast; below it, rounding is not worth it.
 MIN_SPEEDUP = 1.3
 
@@ -98,6 +99,21 @@ def pick_training_dtype(requested: str | torch.dtype, *, device: torch.device) -
         "training in float32: %s is %.2f times as fast as float32 on this CPU", dtype, speedup
     )
     return torch.float32
+
+
+def pick_mixed_precision(requested: str, *, device: torch.device) -> str:
+    """What layers compute in: ``requested``, or ``off`` where a half precision is slower.
+
+    Args:
+        requested: ``off``, ``bfloat16`` or ``float16``.
+        device: Where the training runs.
+
+    Returns:
+        ``requested`` or ``off``.
+    """
+    if requested == OFF or pick_training_dtype(requested, device=device) is not torch.float32:
+        return requested
+    return OFF
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from luthier.resources.base_model import BaseModel
 from luthier.training.data.collation import TokenBatch
 from luthier.training.embedding_noise import EmbeddingNoise
 from luthier.training.learned_parameters import choose_learned
+from luthier.training.mixed_precision import autocast_dtype
 from luthier.training.network import TrainingNetwork
 from luthier.training.objective import label_weights
 from luthier.training.parallel import ALONE, ProcessGroup
@@ -28,12 +29,13 @@ class MicroBatch:
         batch: The rows.
         units: What the update's losses are divided by: its label tokens, or its rows. Dividing by
             the units of the whole update is what makes k batches of b rows the same as one of k·b.
+            Smaller by the factor that scales the loss in fp16.
         number: Of the batch in the whole training, from 0. With the seed it decides what is drawn.
     """
 
     learner: Learner
     batch: TokenBatch
-    units: int
+    units: float
     number: int
 
     def backward(self) -> torch.Tensor:
@@ -70,6 +72,8 @@ class Learner:
             base_dropout=options.base_dropout,
             gradient_checkpointing=options.gradient_checkpointing,
             embedding_noise=noise,
+            computes_in=autocast_dtype(options.mixed_precision),
+            is_compiled=options.compile_model,
             sharing=group if options.use_fsdp else None,
             learned=choose_learned(adapter, options) if options.use_fsdp else None,
         )

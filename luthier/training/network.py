@@ -14,8 +14,10 @@ from luthier.adapters.base import Adapter
 from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.model_inputs import prepare_inputs
 from luthier.adapters.module_tree import own_module_tree
+from luthier.data_model.quantisation import NONE
 from luthier.errors import NotSupportedError
 from luthier.resources.base_model import BaseModel
+from luthier.training.compilation import compile_layers
 from luthier.training.data.collation import TokenBatch
 from luthier.training.data.examples import IGNORED_LABEL
 from luthier.training.embedding_noise import EmbeddingNoise
@@ -56,6 +58,10 @@ class TrainingNetwork:
             where the model gives the same then. Loss and gradient are the same up to rounding.
         embedding_noise: Added to the embeddings of tokens while it is applied, or None. Rows are
             padded then, because each has noise of its own.
+        computes_in: Half precision that layers compute in where rounding harms little, or None for
+            the weights' own.
+        is_compiled: Whether the model's layers are compiled. Rows are padded then: packed ones have
+            another layout in each batch, and each would be compiled anew.
         sharing: The processes that the weights are shared out among, or None. Rows are padded then,
             and ``learned`` has the shares of what is learned.
         learned: What will be learned of the weights, by name; counts with ``sharing``.
@@ -74,6 +80,8 @@ class TrainingNetwork:
         shares_prefix: bool = True,
         packs_rows: bool = True,
         embedding_noise: EmbeddingNoise | None = None,
+        computes_in: torch.dtype | None = None,
+        is_compiled: bool = False,
         sharing: ProcessGroup | None = None,
         learned: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
@@ -97,6 +105,7 @@ class TrainingNetwork:
         self._shares_prefix = (
             shares_prefix
             and sharing is None
+            and not is_compiled
             and not gradient_checkpointing
             and base_model.kind == "causal"
             and self._model.config.model_type in SHARED_PREFIX_MODEL_TYPES
@@ -108,13 +117,21 @@ class TrainingNetwork:
                 "prefix tuning has no gradient checkpointing: activations would be computed again "
                 "without the cache that the prefix is in"
             )
-        may_pack = embedding_noise is None and not has_prefix and sharing is None
+        may_pack = not (embedding_noise or has_prefix or sharing or is_compiled)
         if packs_rows and base_model.kind == "causal" and may_pack:
             has_dropout = base_dropout or adapter.has_dropout
             prompt = adapter.soft_prompt().decoder
             self._packed = pack_if_exact(self._model, prompt, shares_text=not has_dropout)
+        self._computes_in = computes_in
+        if is_compiled:
+            compile_layers(self._model)
         self._sharded = None
         if sharing is not None:
+            if base_model.quantization != NONE:
+                raise NotSupportedError(
+                    f"'use_fsdp' shares out numbers, and base model {base_model.name!r} is "
+                    f"quantised to {base_model.quantization}"
+                )
             is_full = isinstance(adapter, FullWeights)
             self._sharded = ShardedModel(
                 self._model,
@@ -151,13 +168,9 @@ class TrainingNetwork:
 
     def _loss_sum(self, batch: TokenBatch, label_weights: torch.Tensor | None) -> torch.Tensor:
         label_head, logits, labels = self._run(batch)
-        head = label_head.head
-        if label_head.keeps_hidden and isinstance(head, nn.Linear):
-            hidden = label_head.hidden
-            assert hidden is not None
-            return projected_cross_entropy_sum(
-                hidden, head.weight, head.bias, labels, label_weights
-            )
+        projection = self._projection(label_head)
+        if projection is not None:
+            return projected_cross_entropy_sum(*projection, labels, label_weights)
         return cross_entropy_sum(logits[0], labels, label_weights)
 
     def token_scores(self, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,14 +188,32 @@ class TrainingNetwork:
 
     def _token_scores(self, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
         label_head, logits, labels = self._run(batch)
-        head = label_head.head
-        if label_head.keeps_hidden and isinstance(head, nn.Linear):
-            hidden = label_head.hidden
-            assert hidden is not None
-            return projected_token_scores(hidden, head.weight, head.bias, labels)
+        projection = self._projection(label_head)
+        if projection is not None:
+            return projected_token_scores(*projection, labels)
         return token_scores(logits[0], labels)
 
+    def _projection(
+        self, label_head: LabelHead
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None:
+        """Hidden states, weight and bias whose product are the logits; None if there are logits."""
+        head, hidden = label_head.head, label_head.hidden
+        if not (label_head.keeps_hidden and isinstance(head, nn.Linear)):
+            return None
+        assert hidden is not None
+        weight, bias = head.weight, head.bias
+        if self._computes_in is None:
+            return hidden, weight, bias
+        dtype = self._computes_in
+        return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
     def _run(self, batch: TokenBatch) -> tuple[LabelHead, torch.Tensor, torch.Tensor]:
+        """``_pass`` in the precision that was asked for."""
+        dtype, device = self._computes_in, batch.input_ids.device.type
+        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+            return self._pass(batch)
+
+    def _pass(self, batch: TokenBatch) -> tuple[LabelHead, torch.Tensor, torch.Tensor]:
         """One pass in the cheapest way there is: the head that has seen the labelled places, the
         logits that it gave, [1, N, V], and the labels, row after row, [N]."""
         if self._packed is not None:

@@ -224,13 +224,14 @@ class TrainingRun:
         started, done = time.monotonic(), self.course.progress
         batches = [self._own_batch(rows, self._data) for rows in window]
         counts = self._count([batch for batch in batches if batch is not None])
+        units = counts.units / self._updater.loss_scale.value
         micro_batches = []
         loss_sums = []
         for batch in batches:
             self._stop_if_asked()
             if batch is not None:
                 number = self._group.process + done.num_batches * self._group.num_processes
-                micro_batches.append(MicroBatch(self.learner, batch, counts.units, number))
+                micro_batches.append(MicroBatch(self.learner, batch, units, number))
                 loss_sums.append((yield micro_batches[-1]))
             self._tell_batch()
         loss_sum = self._finite_loss(loss_sums, micro_batches)
@@ -241,7 +242,10 @@ class TrainingRun:
             options=self._options,
             updates_per_epoch=self._updates_per_epoch,
         )
-        self._updater.update(learning_rate, gradient_norm)
+        if gradient_norm is None:
+            self._updater.clear()
+        else:
+            self._updater.update(learning_rate, gradient_norm)
 
         done.step += 1
         loss = loss_sum / counts.units
@@ -349,13 +353,16 @@ class TrainingRun:
             )
         return loss_sum
 
-    def _finite_gradient_norm(self, micro_batches: Sequence[MicroBatch]) -> float:
-        """The norm of the update's gradient; refuses to update from what is no number."""
+    def _finite_gradient_norm(self, micro_batches: Sequence[MicroBatch]) -> float | None:
+        """The norm of the update's gradient; refuses to update from what is no number. None if the
+        loss's scale was too large, which it is not any more."""
         self._updater.sum_gradients(self._group)
         norm = self._updater.gradient_norm()
-        if not math.isfinite(norm):
+        if math.isfinite(norm):
+            return norm
+        if not self._updater.loss_scale.lower():
             self._refuse_gradient(micro_batches)
-        return norm
+        return None
 
     def _refuse_gradient(self, micro_batches: Sequence[MicroBatch]) -> NoReturn:
         """Name the rows whose gradient is no number: the batches are run again, one by one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -19,6 +18,7 @@ from luthier.training.learned_parameters import (
     choose_learned,
     requiring_gradients,
 )
+from luthier.training.mixed_precision import LossScale
 from luthier.training.optimization import (
     build_optimizer,
     optimizer_tensors,
@@ -57,6 +57,8 @@ class Updater:
         #: What is learned, by name, as the model holds it.
         self.learned = {**choose_learned(adapter, options), **shares}
         self._shares = shares
+        #: What a loss is multiplied with before its backward pass; ``gradient_norm`` takes it out.
+        self.loss_scale = LossScale(options.mixed_precision)
         self._masters = MasterWeights(self.learned)
         self._optimizer = build_optimizer(
             self._masters.named.items(), options, learning_rate_factor=adapter.learning_rate_factor
@@ -85,13 +87,15 @@ class Updater:
         )
 
     def gradient_norm(self) -> float:
-        """The Euclidean norm of all gradients together; not finite if one of them is not."""
+        """The Euclidean norm of all gradients together; not finite if one of them is not. The
+        loss's scale is taken out of them, so call it once per update."""
         self._masters.take_gradients()
         gradients = [
             parameter.grad
             for parameter in self._masters.named.values()
             if parameter.grad is not None
         ]
+        self.loss_scale.unscale(gradients)
         return float(whole_tensor(get_total_norm(gradients))) if gradients else 0.0
 
     def update(self, learning_rate: float, gradient_norm: float) -> None:
@@ -101,7 +105,7 @@ class Updater:
             learning_rate: Of this update.
             gradient_norm: From ``gradient_norm``, called just before.
         """
-        if self._max_norm and math.isfinite(gradient_norm):
+        if self._max_norm:
             self._clip(gradient_norm)
         set_learning_rate(self._optimizer, learning_rate)
         self._optimizer.step()
@@ -109,6 +113,7 @@ class Updater:
         torch.autograd.graph.increment_version(self._masters.named.values())
         self.clear()
         self._masters.give_back()
+        self.loss_scale.note_good_update()
 
     def _clip(self, gradient_norm: float) -> None:
         if not self._shares:
@@ -140,6 +145,7 @@ class Updater:
         return {
             **optimizer_tensors(self._optimizer, self._masters.named),
             **self._masters.tensors(),
+            **self.loss_scale.tensors(),
         }
 
     def restore(
@@ -155,4 +161,8 @@ class Updater:
             ArtifactError: If they do not fit.
         """
         put_back(parameters, self.learned)
-        restore_optimizer(self._optimizer, self._masters.named, self._masters.restore(tensors))
+        restore_optimizer(
+            self._optimizer,
+            self._masters.named,
+            self._masters.restore(self.loss_scale.restore(tensors)),
+        )

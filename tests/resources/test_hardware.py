@@ -61,3 +61,14 @@ def test_the_speed_is_measured_and_kept():
     assert torch.get_num_threads() == num_threads
     assert first > 0
     assert hardware.measure_cpu_speedup(torch.bfloat16) == first
+
+
+@pytest.mark.parametrize(("speedup", "expected"), [(4.0, "bfloat16"), (0.2, "off")])
+def test_mixed_precision_is_used_where_it_is_measured_to_be_faster(
+    monkeypatch: pytest.MonkeyPatch, speedup: float, expected: str
+) -> None:
+    monkeypatch.setattr(hardware, "measure_cpu_speedup", lambda dtype: speedup)
+    cpu = torch.device("cpu")
+    assert hardware.pick_mixed_precision("bfloat16", device=cpu) == expected
+    assert hardware.pick_mixed_precision("off", device=cpu) == "off"
+    assert hardware.pick_mixed_precision("float16", device=torch.device("cuda")) == "float16"

@@ -83,7 +83,8 @@ class StepEvent:
         num_input_tokens: Of the update, without padding and virtual tokens.
         num_label_tokens: Of the update.
         seconds: Wall time of the update.
-        gradient_norm: Euclidean, of all gradients together, before a clip.
+        gradient_norm: Euclidean, of all gradients together, before a clip; None if a gradient
+            overflowed in fp16, so that this update changed nothing.
     """
 
     epoch: int
@@ -94,7 +95,7 @@ class StepEvent:
     num_input_tokens: int
     num_label_tokens: int
     seconds: float
-    gradient_norm: float = 0.0
+    gradient_norm: float | None = 0.0
 
 
 @dataclass(frozen=True)

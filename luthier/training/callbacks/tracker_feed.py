@@ -69,15 +69,14 @@ class TrackerFeed(TrainingCallback):
 
     def on_step(self, event: StepEvent) -> None:
         """Loss, learning rate and gradient norm."""
-        self._tell(
-            {
-                "train/loss": event.loss,
-                "train/learning_rate": event.learning_rate,
-                "train/gradient_norm": event.gradient_norm,
-                "train/tokens_per_second": event.num_input_tokens / max(event.seconds, 1e-9),
-            },
-            event.step,
-        )
+        values = {
+            "train/loss": event.loss,
+            "train/learning_rate": event.learning_rate,
+            "train/tokens_per_second": event.num_input_tokens / max(event.seconds, 1e-9),
+        }
+        if event.gradient_norm is not None:
+            values["train/gradient_norm"] = event.gradient_norm
+        self._tell(values, event.step)
 
     def on_evaluation(self, point: EvaluationPoint) -> None:
         """Every metric that has a value."""
