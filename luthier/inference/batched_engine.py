@@ -92,6 +92,7 @@ class BatchedEngine(Engine):
 
     def submit(self, request: GenerationRequest) -> TokenStream:
         """Accept a request; see ``Engine``."""
+        self._options.check_priority(request.priority)
         if request.sampling.num_beams > 1:
             return self._engine_for_whole_models(request.tenant).submit(request)
         adapter = request.adapter
@@ -103,7 +104,6 @@ class BatchedEngine(Engine):
         # Deltas stand before nothing: the prompt is that of the bare base.
         bare = dataclasses.replace(request, adapter=None) if has_deltas else request
         prompt = self._fitting(prepare_prompt(self._base_model, bare))
-        self._options.check_priority(request.priority)
         sequence = GeneratedSequence(
             request,
             prompt=prompt,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import alog
 import torch
 
-from luthier.errors import CapacityError, EngineError, LuthierError
+from luthier.errors import EngineError, LuthierError
 from luthier.inference.base import (
     Engine,
     EngineStatus,
@@ -89,6 +89,7 @@ class PlainEngine(Engine):
 
     def submit(self, request: GenerationRequest) -> TokenStream:
         """Accept a request; see ``Engine``."""
+        self._options.check_priority(request.priority)
         prompt = prepare_prompt(self._base_model, request)
         sequence = GeneratedSequence(
             request,
@@ -99,7 +100,7 @@ class PlainEngine(Engine):
         )
         row = _Row(sequence, on_cancel=self._drop_if_waiting)
         with self._state:
-            self._check_accepts()
+            self._check_accepts(request.tenant)
             self._waiting.append(row)
             self._state.notify()
         return ChannelStream(row.channel, keep_alive=self._owner())
@@ -127,16 +128,17 @@ class PlainEngine(Engine):
             if thread is not threading.current_thread():
                 thread.join()
 
-    def _check_accepts(self) -> None:
+    def _check_accepts(self, tenant: str) -> None:
         if self._failure:
             raise EngineError(f"the engine has stopped: {self._failure}")
         if self._is_closed:
             raise EngineError("the engine is closed")
-        if len(self._waiting) >= self._options.max_waiting:
-            raise CapacityError(
-                f"{len(self._waiting)} requests wait for base model {self._base_model.name!r}, "
-                f"at most {self._options.max_waiting} may"
-            )
+        self._options.check_waiting(
+            len(self._waiting),
+            num_of_tenant=sum(row.sequence.request.tenant == tenant for row in self._waiting),
+            tenant=tenant,
+            base_model=self._base_model.name,
+        )
 
     def _drop_if_waiting(self, row: _Row) -> None:
         with self._state:

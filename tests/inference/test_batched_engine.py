@@ -132,12 +132,49 @@ def test_a_soft_prompt_is_computed_once_and_shared(
     engine.close()
 
 
+def test_a_prompt_that_begins_like_another_is_computed_from_where_they_differ(
+    causal_base: BaseModel, plain: PlainEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = BatchedEngine(causal_base)
+    computed: list[int] = []
+    original = engine._runner.run
+    monkeypatch.setattr(
+        engine._runner,
+        "run",
+        lambda slices: (computed.append(sum(each.count for each in slices)), original(slices))[1],
+    )
+    beginning = tuple(range(10, 110))
+    sampling = SamplingParams(max_new_tokens=1)
+    for ending, num_new in (((5, 6), 102), ((7, 8, 9), 103 - 96), ((5, 6), 102 - 96)):
+        computed.clear()
+        request = GenerationRequest((*beginning, *ending), sampling)
+        assert tokens_of(engine, request) == tokens_of(plain, request)
+        assert sum(computed) == num_new
+    engine.close()
+
+
+def test_a_measured_prompt_is_reported_whole_though_its_beginning_is_known(
+    causal_base: BaseModel, make_prompt: MakePrompt, plain: PlainEngine
+) -> None:
+    engine = BatchedEngine(causal_base)
+    adapter = make_prompt(causal_base, seed=1, num_virtual_tokens=20)
+    measured = SamplingParams(max_new_tokens=3, input_tokens=True, token_logprobs=True)
+    for sampling in (SamplingParams(max_new_tokens=3), measured, measured):
+        for used in (None, adapter):
+            request = GenerationRequest(tuple(range(10, 80)), sampling, used)
+            ours, theirs = list(engine.submit(request)), list(plain.submit(request))
+            assert len(ours[0].input_tokens) == len(theirs[0].input_tokens)
+            for got, expected in zip(ours[0].input_tokens, theirs[0].input_tokens, strict=True):
+                assert got.logprob == pytest.approx(expected.logprob, abs=1e-3)
+    engine.close()
+
+
 def test_an_adapter_that_changed_in_place_never_meets_its_old_keys(
     causal_base: BaseModel, make_prompt: MakePrompt, plain: PlainEngine
 ) -> None:
     engine = BatchedEngine(causal_base)
     adapter = make_prompt(causal_base, seed=1)
-    request = GenerationRequest((5, 6, 7), SamplingParams(max_new_tokens=8), adapter)
+    request = GenerationRequest(tuple(range(5, 45)), SamplingParams(max_new_tokens=8), adapter)
     before = tokens_of(engine, request)
     with torch.no_grad():
         for _, parameter in adapter.named_parameters():

@@ -694,6 +694,33 @@ def test_a_full_queue_refuses_and_recovers(
     assert list(engine.submit(ask(base_model, "hello")))[-1].is_last
 
 
+def test_a_tenant_that_floods_is_refused_alone(
+    make_engine: Callable[..., Engine], base_model: BaseModel
+) -> None:
+    engine = make_engine(base_model, max_running=1, num_threads=1, max_waiting_per_tenant=2)
+    request = ask(base_model, "hello", max_new_tokens=900, min_new_tokens=900)
+    flood = replace(request, tenant="flood")
+    running = engine.submit(request)
+    next(iter(running))
+    # The engine may take a waiting one in between, so that one more is accepted.
+    waiting = []
+    with pytest.raises(CapacityError, match="2 requests of tenant 'flood' wait"):
+        for _ in range(6):
+            waiting.append(engine.submit(flood))
+    for tenant in ("", "other"):
+        waiting.append(engine.submit(replace(request, tenant=tenant)))
+    for stream in (running, *waiting):
+        stream.cancel()
+    wait_until(lambda: is_idle(engine))
+
+
+def test_a_priority_beyond_the_limit_is_refused(engine: Engine, base_model: BaseModel) -> None:
+    request = ask(base_model, "hello")
+    with pytest.raises(InvalidInputError, match=r"'priority' must be in -10..10, got 11"):
+        engine.submit(replace(request, priority=11))
+    assert list(engine.submit(replace(request, priority=-10)))[-1].is_last
+
+
 def test_a_broken_adapter_ends_its_own_row_only(
     engine: Engine, base_model: BaseModel, given_prompt: Any
 ) -> None:
