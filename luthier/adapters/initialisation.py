@@ -100,6 +100,8 @@ def make_adapter(
     device = base_model.device
     if init_method is PromptTuningInit.TEXT:
         prompt = embed_text(base_model, init_text, num_rows=shape[0])
+    if init_method is PromptTuningInit.SAMPLE_VOCAB:
+        prompt = _sampled_embeddings(base_model, shape[0], generator)
     if tuning_type is TuningType.PROMPT_TUNING:
         if init_method.needs_source:
             raise InvalidInputError(
@@ -168,6 +170,17 @@ def _require_size(num_virtual_tokens: int) -> None:
         raise InvalidInputError(
             f"'num_virtual_tokens' must be from 1 to {MAX_VIRTUAL_TOKENS}, got {num_virtual_tokens}"
         )
+
+
+def _sampled_embeddings(
+    base_model: BaseModel, num_rows: int, generator: torch.Generator
+) -> torch.Tensor:
+    """The embeddings of tokens drawn from the whole vocabulary, in float32."""
+    embed = base_model.model.get_input_embeddings()
+    ids = torch.randint(0, embed.weight.shape[0], (num_rows,), generator=generator)
+    with torch.no_grad():
+        embeddings: torch.Tensor = embed(ids.to(base_model.device))
+    return embeddings.float()
 
 
 def embed_text(base_model: BaseModel, text: str | None, *, num_rows: int) -> torch.Tensor:

@@ -159,6 +159,7 @@ class TrainingLimits:
     """``training.limits``: what one training may ask for."""
 
     max_virtual_tokens: PositiveInt
+    max_lora_rank: Annotated[int, Bounds(1, 65536)]
     max_batch_size: PositiveInt
     max_epochs: PositiveInt
     max_accumulate_steps: PositiveInt

@@ -119,6 +119,45 @@ def require_text(name: str, value: object, *, max_chars: int) -> str:
     return value
 
 
+def require_names(name: str, values: object, *, max_count: int, max_chars: int) -> tuple[str, ...]:
+    """Give ``values`` back if it is a tuple of texts, none of them empty.
+
+    Args:
+        name: What messages call it.
+        values: Anything; a list was made a tuple before.
+        max_count: Most entries.
+        max_chars: Longest entry, in characters.
+
+    Returns:
+        The names.
+
+    Raises:
+        InvalidInputError: Naming the list or its entry, and the limit.
+    """
+    if not isinstance(values, tuple):
+        raise InvalidInputError(f"'{name}' must be a list of names, got {_shown(values)}")
+    require_count(name, len(values), max_count=max_count)
+    for index, value in enumerate(values):
+        if not require_text(f"{name}[{index}]", value, max_chars=max_chars):
+            raise InvalidInputError(f"'{name}[{index}]' must not be empty")
+    return values
+
+
+def require_count(name: str, count: int, *, max_count: int) -> None:
+    """Refuse a list or table that has too many entries.
+
+    Args:
+        name: What the message calls it.
+        count: Entries.
+        max_count: Most that are allowed.
+
+    Raises:
+        InvalidInputError: Naming both numbers.
+    """
+    if count > max_count:
+        raise InvalidInputError(f"'{name}' has {count} entries, at most {max_count} are allowed")
+
+
 def require_unicode(name: str, text: str) -> str:
     """Give ``text`` back if it is valid Unicode; JSON can spell half of a character.
 

@@ -79,11 +79,11 @@ def load_dataset(options: DatasetOptions, limits: StreamLimits | None = None) ->
     else:
         held_out = train
         train_units, validation_units = _split(train, options)
-    return Dataset(
-        train.records(_sampled(train_units, "Train", options), options),
-        held_out.records(_sampled(validation_units, "Validation", options), options),
-        train.shape,
-    )
+    learned = train.records(_sampled(train_units, "Train", options), options)
+    measured = held_out.records(_sampled(validation_units, "Validation", options), options)
+    if options.train_validation_data:
+        learned = _Joined(learned, measured)
+    return Dataset(learned, measured, train.shape)
 
 
 #: What is split and sampled: a row number (from 0), or the rows of a group of chains.
@@ -143,6 +143,18 @@ class _Table:
             None if (parent := self.parents[row]) is None else new_index[parent] for row in chosen
         ]
         return join_turns(turns, parents, limit_chained_samples=options.limit_chained_samples)
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Records after records, read anew by each iteration."""
+
+    first: Iterable[DatasetRecord]
+    second: Iterable[DatasetRecord]
+
+    def __iter__(self) -> Iterator[DatasetRecord]:
+        yield from self.first
+        yield from self.second
 
 
 @dataclass(frozen=True)

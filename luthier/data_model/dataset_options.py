@@ -53,6 +53,11 @@ class DatasetOptions:
         "Share of the rows, or of the groups of chained rows, to hold out; 0 holds out none.",
         maximum=0.95,
     )
+    train_validation_data: bool = _setting(
+        False,
+        "bool",
+        "Learn the validation rows as well; what is measured on them then says little.",
+    )
     data_sample: float = _share(
         1.0, "Share of the rows, or of whole groups of chained rows, to use.", minimum=0.001
     )

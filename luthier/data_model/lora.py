@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from luthier.data_model.checks import require_int, require_number, require_text
+from luthier.data_model.checks import (
+    require_count,
+    require_int,
+    require_names,
+    require_number,
+    require_text,
+)
 from luthier.data_model.training_options import (
     Setting,
     TrainingLimits,
@@ -21,6 +27,8 @@ from luthier.errors import InvalidInputError, NotSupportedError, UnknownKeyError
 ALL_LINEAR = "all-linear"
 #: Longest module name or pattern, in characters.
 MAX_PATTERN_CHARS = 1000
+#: Largest rank of all; no layer of a model that exists has more inputs or outputs by far.
+MAX_RANK = 65_536
 
 DEFAULT_INIT = "default"
 PISSA_INIT = "pissa"
@@ -48,11 +56,11 @@ class LoraLimits:
     """What one LoRA may ask for.
 
     Args:
-        max_rank: Largest rank of any layer.
+        max_rank: Largest rank of any layer; a server's requests may have less.
         max_names: Most entries of a list of module names or of a pattern table.
     """
 
-    max_rank: int = 1024
+    max_rank: int = MAX_RANK
     max_names: int = 10_000
 
 
@@ -251,7 +259,8 @@ class LoraConfig:
                     "'layers_to_transform' must be a list of at least one block number, "
                     f"got {str(self.layers_to_transform)[:80]!r}"
                 )
-            _require_count("layers_to_transform", len(self.layers_to_transform), limits)
+            num_blocks = len(self.layers_to_transform)
+            require_count("layers_to_transform", num_blocks, max_count=limits.max_names)
             for index in self.layers_to_transform:
                 require_int("layers_to_transform", index, minimum=0, maximum=10**6)
             if isinstance(self.target_modules, str):
@@ -322,24 +331,13 @@ def _require_pattern(name: str, value: object) -> None:
         raise InvalidInputError(f"'{name}' must not be empty")
 
 
-def _require_names(name: str, values: Sequence[object], limits: LoraLimits) -> None:
-    if not isinstance(values, tuple):
-        raise InvalidInputError(f"'{name}' must be a list of names, got {str(values)[:80]!r}")
-    _require_count(name, len(values), limits)
-    for index, value in enumerate(values):
-        _require_pattern(f"{name}[{index}]", value)
+def _require_names(name: str, values: object, limits: LoraLimits) -> None:
+    require_names(name, values, max_count=limits.max_names, max_chars=MAX_PATTERN_CHARS)
 
 
 def _require_table(name: str, table: object, limits: LoraLimits) -> None:
     if not isinstance(table, Mapping):
         raise InvalidInputError(f"'{name}' must map names to numbers, got {str(table)[:80]!r}")
-    _require_count(name, len(table), limits)
+    require_count(name, len(table), max_count=limits.max_names)
     for key in table:
         _require_pattern(f"a name of '{name}'", key)
-
-
-def _require_count(name: str, count: int, limits: LoraLimits) -> None:
-    if count > limits.max_names:
-        raise InvalidInputError(
-            f"'{name}' has {count} entries, at most {limits.max_names} are allowed"
-        )

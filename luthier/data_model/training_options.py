@@ -12,7 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.data_model.checks import require_bool, require_int, require_number, require_text
+from luthier.data_model.checks import (
+    require_bool,
+    require_int,
+    require_names,
+    require_number,
+    require_text,
+)
 from luthier.data_model.judge_prompt import judge_template
 from luthier.data_model.quantisation import NONE, QUANTISATIONS
 from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
@@ -58,6 +64,7 @@ class TrainingLimits:
         max_source_length: Largest ``max_source_length``, in tokens.
         max_target_length: Largest ``max_target_length``, in tokens.
         max_virtual_tokens: Largest ``num_virtual_tokens``.
+        max_lora_rank: Largest rank of a LoRA.
     """
 
     max_epochs: int = 1000
@@ -66,6 +73,7 @@ class TrainingLimits:
     max_source_length: int = 32_768
     max_target_length: int = 32_768
     max_virtual_tokens: int = 1024
+    max_lora_rank: int = 1024
 
 
 #: For callers who answer to no server: only nonsense is refused.
@@ -136,15 +144,7 @@ class Setting:
             self._check_text(name, value)
 
     def _check_names(self, name: str, values: object) -> None:
-        if not isinstance(values, tuple):
-            raise InvalidInputError(f"'{name}' must be a list of names, got {str(values)[:80]!r}")
-        if len(values) > MAX_NAMES:
-            raise InvalidInputError(
-                f"'{name}' has {len(values)} entries, at most {MAX_NAMES} are allowed"
-            )
-        for value in values:
-            if value == "":
-                raise InvalidInputError(f"'{name}' must not hold an empty name")
+        for value in require_names(name, values, max_count=MAX_NAMES, max_chars=MAX_TEXT_CHARS):
             self._check_text(name, value)
 
     def _check_text(self, name: str, value: object) -> None:

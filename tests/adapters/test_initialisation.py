@@ -224,3 +224,14 @@ def _as_source(state):
         task_columns=state.get("prefix_task_cols"),
         task_rows=state.get("prefix_task_rows"),
     )
+
+
+def test_tokens_of_the_vocabulary_start_the_prompt_as_in_peft(tiny_causal_base):
+    config = PromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=P, token_dim=HIDDEN,
+        num_transformer_submodules=1, prompt_tuning_init="SAMPLE_VOCAB",
+    )  # fmt: skip
+    torch.manual_seed(SEED)
+    theirs = PeftPromptEmbedding(config, tiny_causal_base.model.get_input_embeddings())
+    ours = _make(tiny_causal_base, "PROMPT_TUNING", "SAMPLE_VOCAB")
+    assert torch.equal(ours.prompt_embeddings, theirs.embedding.weight)

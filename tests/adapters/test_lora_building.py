@@ -208,7 +208,7 @@ def test_part_of_a_layer_can_be_unfrozen() -> None:
 Change = tuple[dict[str, Any], dict[str, Any], type[LuthierError], str]
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 BAD: dict[str, Change] = {
-    "rank of a million": ({"r": 10**6}, {}, ArtifactError, "'rank' must be at most 1024"),
+    "rank of a million": ({"r": 10**6}, {}, ArtifactError, "'rank' must be at most 65536"),
     "rank 0": ({"r": 0}, {}, ArtifactError, "'rank' must be at least 1"),
     "rank as text": ({"r": "8"}, {}, ArtifactError, "'rank' must be int"),
     "another rank": ({"r": 3}, {}, ArtifactError, r"has shape \[2, 24\].*ask for \[3, 24\]"),

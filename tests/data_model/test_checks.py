@@ -7,6 +7,7 @@ import pytest
 from luthier.data_model.checks import (
     require_bool,
     require_int,
+    require_names,
     require_number,
     require_text,
     require_unicode,
@@ -78,3 +79,19 @@ def test_half_a_character_is_refused_with_its_place() -> None:
     assert require_unicode("t", "ü🙂\x00") == "ü🙂\x00"
     with pytest.raises(InvalidInputError, match=r"'t' is no valid text: .* at character 2"):
         require_unicode("t", "ab\ud83d")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["a"], "'x' must be a list of names, got ..a.."),
+        (("a", ""), r"'x\[1\]' must not be empty"),
+        (("a", 3), r"'x\[1\]' must be"),
+        (("a",) * 4, "'x' has 4 entries, at most 3 are allowed"),
+        (("a" * 6,), r"'x\[0\]'"),
+    ],
+)
+def test_a_list_of_names_is_checked_entry_by_entry(values: object, message: str) -> None:
+    assert require_names("x", ("a", "b"), max_count=3, max_chars=5) == ("a", "b")
+    with pytest.raises(InvalidInputError, match=message):
+        require_names("x", values, max_count=3, max_chars=5)

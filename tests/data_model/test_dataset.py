@@ -186,3 +186,14 @@ def test_real_tables_are_read(shared_dir: Path) -> None:
     assert len(_names(data.train)) + len(_names(data.validation)) == 4500
     maths = shared_dir / "data" / "gsm8k_test.jsonl"
     assert load_dataset(DatasetOptions(train_dataframe=str(maths))).shape.name == "pair"
+
+
+def test_validation_rows_are_learned_as_well_where_that_is_asked(tmp_path: Path) -> None:
+    rows = _pairs(10)
+    apart = _load(tmp_path, rows, validation_size=0.2)
+    joined = _load(tmp_path, rows, validation_size=0.2, train_validation_data=True)
+    learned = [_said(record) for record in joined.train]
+    measured = [_said(record) for record in joined.validation]
+    assert learned == [_said(record) for record in apart.train] + measured
+    assert len(measured) == 2
+    assert learned == [_said(record) for record in joined.train]

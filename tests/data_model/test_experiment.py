@@ -125,3 +125,14 @@ def test_options_are_found_by_path_and_other_names() -> None:
     assert option_at("training.lr").path == "training.learning_rate"
     assert is_option("environment.seed")
     assert not is_option("training.seed")
+
+
+def test_rows_that_are_learned_cannot_say_what_is_best() -> None:
+    options = ExperimentOptions.from_dict(
+        {
+            "general": {"method": "lora"},
+            "training": {"train_validation_data": True, "save_checkpoint": "best"},
+        }
+    )
+    with pytest.raises(InvalidInputError, match=r"training\.train_validation_data.*best"):
+        options.validate()

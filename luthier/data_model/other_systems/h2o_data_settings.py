@@ -139,8 +139,9 @@ _TOKENIZER = (
     ForeignSetting(
         "tokenizer.add_prompt_answer_tokens",
         False,
-        "tokenizer.add_prompt_answer_tokens",
-        reason="the markers are text of ordinary tokens",
+        status=Status.NOT_OFFERED,
+        reason="adapters share one base model, whose vocabulary does not grow; markers are text of "
+        "the tokens it has, which are learned as well (special tokens of its own may be markers)",
         is_harmless=only(False),
     ),
     ForeignSetting("tokenizer.padding_quantile", 1.0, "tokenizer.padding_quantile", quantile),

@@ -61,9 +61,10 @@ _ARCHITECTURE = (
     ForeignSetting(
         "architecture.intermediate_dropout",
         0.0,
-        "architecture.intermediate_dropout",
-        reason="architecture.base_dropout keeps the dropout that the model's config has",
-        is_harmless=only(0, 0.0),
+        status=Status.REPLACED,
+        reason="it sets two keys that configs of models which write text do not have, and is 0 for "
+        "the others there, too; architecture.base_dropout keeps the dropout of the model's config",
+        is_harmless=always,
     ),
     ForeignSetting(
         "architecture.pretrained_weights",

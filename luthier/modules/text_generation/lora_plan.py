@@ -12,6 +12,7 @@ from luthier.data_model.lora import (
     LORA_OPTION_ALIASES,
     LORA_OPTION_NAMES,
     LORA_TUNING_DEFAULTS,
+    MAX_RANK,
     LoraConfig,
     LoraLimits,
 )
@@ -78,7 +79,8 @@ def plan_lora_tuning(
     plan = plan_training(
         common, module_id=module_id, defaults=LORA_TUNING_DEFAULTS, environment=environment
     )
-    lora.validate(LoraLimits(max_rank=limits_for(plan.hooks, environment).max_lora_rank))
+    max_rank = min(MAX_RANK, limits_for(plan.hooks, environment).max_lora_rank)
+    lora.validate(LoraLimits(max_rank=max_rank))
     return LoraTuningPlan(
         **{field.name: getattr(plan, field.name) for field in fields(plan)}, lora=lora
     )

@@ -4,12 +4,7 @@ from luthier.data_model.experiment import is_option
 from luthier.data_model.other_systems.h2o_training_settings import H2O_TRAINING_SETTINGS
 
 #: Options that settings would become, and that this build does not have. May only shrink.
-NOT_BUILT = {
-    "architecture.attention_implementation",
-    "architecture.intermediate_dropout",
-    "environment.compile_model",
-    "training.train_validation_data",
-}
+NOT_BUILT = {"architecture.attention_implementation"}
 
 
 def test_every_option_that_is_named_exists_or_is_known_to_be_missing() -> None:

@@ -83,3 +83,12 @@ def test_what_cannot_be_meant_is_refused_before_any_weight_is_read(arguments, er
 def test_empty_data_is_refused():
     with pytest.raises(TrainingDataError, match="train_stream cannot be empty"):
         LoraTuning.plan_train(base_model="tiny-causal", train_stream=[])
+
+
+def test_the_largest_rank_of_a_request_is_the_operators_to_say(configured):
+    configured(TRAINING_LIMITS_MAX_LORA_RANK="16")
+    assert plan(rank=16, from_request=True).lora.rank == 16
+    assert plan(rank=17).lora.rank == 17
+    for given in ({"rank": 17}, {"rank_pattern": {"q_proj": 17}}):
+        with pytest.raises(InvalidInputError, match="must be at most 16, got 17"):
+            plan(from_request=True, **given)
