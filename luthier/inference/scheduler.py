@@ -35,6 +35,10 @@ from luthier.inference.fair_shares import shares_of_rows
 from luthier.inference.kv_memory import KvMemory
 
 
+#: Tokens of a prompt that are computed at once, at least, in a step with room for four such pieces.
+_LEAST_PIECE = 32
+
+
 @dataclass(frozen=True)
 class SchedulingRules:
     """What an operator may choose.
@@ -68,6 +72,7 @@ class Scheduler:
         self._memory = memory
         self._rules = rules
         self._max_step_tokens = max(rules.max_step_tokens, 2 * rules.max_rows)
+        self._owed: dict[BatchRow, int] = {}  # prompt tokens, to rows that have some to compute
         self._computing: dict[str, BatchRow] = {}  # who computes a prefix block at present
         self.waiting = FairQueue(ageing_steps=rules.ageing_steps, weight_of=rules.weight_of)
         self.running: list[BatchRow] = []  # in the order in which they were admitted
@@ -117,9 +122,26 @@ class Scheduler:
                 budget -= row.num_encoder + row.num_pending
         prompts = [row for row in rows if row not in unread]
         shares = shares_of_rows(max(budget, len(prompts)), prompts, self._rules.weight_of)
-        for row, count in zip(prompts, shares, strict=True):
-            slices.append(RowSlice(row, row.num_computed, count))
-        return slices
+        return slices + self._in_pieces(max(budget, len(prompts)), prompts, shares)
+
+    def _in_pieces(self, budget: int, rows: list[BatchRow], shares: list[int]) -> list[RowSlice]:
+        """Give whole pieces to those who are owed most, not crumbs to all of them.
+
+        Every piece of a row costs its reading its adapter, and attention a call in each layer.
+        Over the steps each row gets what its shares add up to, but for one piece.
+        """
+        self._owed = {
+            row: self._owed.get(row, 0) + share for row, share in zip(rows, shares, strict=True)
+        }
+        least = min(_LEAST_PIECE, self._max_step_tokens // 4)
+        counts: dict[BatchRow, int] = {}
+        for row in sorted(rows, key=lambda row: -self._owed[row]):
+            count = min(row.num_pending, max(self._owed[row], least), budget)
+            if count > 0:
+                counts[row] = count
+                self._owed[row] -= count
+                budget -= count
+        return [RowSlice(row, row.num_computed, counts[row]) for row in rows if row in counts]
 
     def _admit(self) -> None:
         """Let rows in while there is room, or while there are flows that must make way."""
@@ -142,8 +164,8 @@ class Scheduler:
             self.waiting.put_back(row, is_next=False)
 
     def _start(self, row: BatchRow) -> None:
-        has_room = self._memory.admit(row)
-        assert has_room, "way was made for this row"
+        if not self._memory.admit(row):
+            raise AssertionError("way was made for this row, and there is none")
         self.waiting.take(row)
         row.turn_start = len(row.sequence.token_ids)
         self.running.append(row)
