@@ -272,14 +272,8 @@ _PREDICTION = (
             ("stop_tokens", "", "stop_sequences"),
             ("top_k", 0, "top_k"),
             ("top_p", 1.0, "top_p"),
+            ("num_beams", 1, "num_beams"),
         )
-    ),
-    ForeignSetting(
-        "prediction.num_beams",
-        1,
-        status=Status.NOT_OFFERED,
-        reason="beam search; generation is greedy or sampled",
-        is_harmless=always,
     ),
     ForeignSetting(
         "prediction.num_history",
