@@ -278,7 +278,7 @@ def _options(
 ) -> TrainingOptions:
     others = {"base_model", "train_stream", "val_stream", SETTINGS_ARGUMENT, *HOOK_NAMES}
     given = {
-        name: str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+        name: _plain(value)
         for name, value in arguments.items()
         if name not in others and not _is_default(name, value, defaults)
     }
@@ -293,6 +293,13 @@ def _options(
         given[name] = value
     options = TrainingOptions.from_mapping(given, defaults=defaults)
     return options if options.is_device_given else replace(options, device=None)
+
+
+def _plain(value: object) -> object:
+    """A value in the words of a wire: Python callers have dtypes and paths for them."""
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _dataset(
