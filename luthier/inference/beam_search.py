@@ -16,7 +16,8 @@ import torch
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference.model_defaults import NO_DEFAULTS, ModelDefaults
 from luthier.inference.sampler import logprob_and_rank, require_usable
-from luthier.inference.score_rules import TokenHistory, apply_rules, rules_for
+from luthier.inference.score_rules import apply_rules, rules_for
+from luthier.inference.token_history import TokenHistory
 
 #: What a score gets that must lose to every true one, but not to -inf.
 _NEVER = -1.0e9

@@ -18,7 +18,8 @@ from luthier.data_model.sampling import SamplingParams
 from luthier.errors import EngineError
 from luthier.inference.distribution import draw, shape_distribution
 from luthier.inference.model_defaults import NO_DEFAULTS, ModelDefaults
-from luthier.inference.score_rules import TokenHistory, apply_rules, rules_for
+from luthier.inference.score_rules import apply_rules, rules_for
+from luthier.inference.token_history import TokenHistory
 
 
 class Sampler:

@@ -12,7 +12,8 @@ from transformers import GenerationConfig, GenerationMixin
 
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference.model_defaults import model_defaults
-from luthier.inference.score_rules import TokenHistory, apply_rules, rules_for
+from luthier.inference.score_rules import apply_rules, rules_for
+from luthier.inference.token_history import TokenHistory
 
 VOCAB_SIZE = 53
 EOS = (3, 7)
@@ -125,18 +126,6 @@ def test_a_request_goes_before_the_models_defaults() -> None:
     assert rules(repetition_penalty=1.0, no_repeat_ngram_size=0) == 0
     assert rules(repetition_penalty=0.0) == 1
     assert rules(no_repeat_ngram_size=3) == 2
-
-
-def test_a_copy_of_a_history_is_its_own() -> None:
-    history = TokenHistory((5, 6))
-    device = torch.device("cpu")
-    history.said(device)
-    copy = history.followed_by(9)
-    assert history.token_ids == [5, 6]
-    assert copy.token_ids == [5, 6, 9]
-    assert (history.num_generated, copy.num_generated) == (0, 1)
-    assert sorted(history.said(device).tolist()) == [5, 6]
-    assert sorted(copy.said(device).tolist()) == [5, 6, 9]
 
 
 def test_ids_beyond_the_scores_are_left_alone() -> None:
