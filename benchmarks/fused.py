@@ -189,6 +189,7 @@ def _cases(method: str, num_rows: int, args: argparse.Namespace) -> list[Case]:
                 accumulate_steps=1,
                 verbalizer=verbalizer_for(args.data),
                 seed=number,
+                group_by_length=False,
             ),
         )
         for number in range(args.jobs)
@@ -275,6 +276,7 @@ def _batches(base: BaseModel, case: Case) -> list[TokenBatch]:
         accumulate_steps=1,
         seed=case.options.seed,
         epoch=0,
+        group_by_length=False,
     )
     return [
         collate(
