@@ -34,7 +34,6 @@ from luthier.inference.fair_queue import FairQueue, Flow
 from luthier.inference.fair_shares import shares_of_rows
 from luthier.inference.kv_memory import KvMemory
 
-
 #: Tokens of a prompt that are computed at once, at least, in a step with room for four such pieces.
 _LEAST_PIECE = 32
 
@@ -96,19 +95,24 @@ class Scheduler:
         prompts = [row for row in self.running if row not in decoding]
         return slices + self._divide(self._max_step_tokens - len(slices), prompts)
 
-    def release(self, row: BatchRow) -> None:
-        """Forget a row that ended, wherever it is; frees what it holds."""
+    def release(self, row: BatchRow, *, is_broken: bool = False) -> None:
+        """Forget a row that ended, wherever it is; frees what it holds.
+
+        Args:
+            row: Which; no effect for one that is forgotten already.
+            is_broken: Whether others must not start from what it computed.
+        """
         if self.waiting.remove(row):
             return
         if row in self.running:
             self.running.remove(row)
-            self._memory.release(row)
+            (self._memory.drop if is_broken else self._memory.release)(row)
 
     def take_all(self) -> list[BatchRow]:
-        """Forget every row."""
+        """Forget every row; nothing that went wrong before can hinder that."""
         rows = [*self.running, *self.waiting]
         for row in rows:
-            self.release(row)
+            self.release(row, is_broken=True)
         return rows
 
     def _divide(self, budget: int, rows: list[BatchRow]) -> list[RowSlice]:
@@ -127,8 +131,8 @@ class Scheduler:
     def _in_pieces(self, budget: int, rows: list[BatchRow], shares: list[int]) -> list[RowSlice]:
         """Give whole pieces to those who are owed most, not crumbs to all of them.
 
-        Every piece of a row costs its reading its adapter, and attention a call in each layer.
-        Over the steps each row gets what its shares add up to, but for one piece.
+        A row's adapter is read once for each of its pieces, however small. Over the steps each row
+        gets what its shares add up to, but for one piece.
         """
         self._owed = {
             row: self._owed.get(row, 0) + share for row, share in zip(rows, shares, strict=True)
