@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,12 +24,17 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
+from luthier.adapters.base import Adapter
+from luthier.adapters.key_values import prefix_shape_of
+from luthier.adapters.prefix_tuning import PrefixTuning
+from luthier.data_model.prompt_encoder import PromptEncoderOptions
 from luthier.data_model.sampling import SamplingParams
 from luthier.errors import InvalidInputError, NotSupportedError
-from luthier.inference.base import GenerationRequest
+from luthier.inference.base import Engine, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.encoder_decoder_runner import EncoderDecoderRunner
 from luthier.inference.options import EngineOptions
+from luthier.inference.plain_engine import PlainEngine
 from luthier.resources.base_model import BaseModel
 
 
@@ -95,7 +101,7 @@ def requests_of(count: int) -> list[GenerationRequest]:
     ]
 
 
-def answers_of(engine: BatchedEngine, requests: list[GenerationRequest]) -> list[list[int]]:
+def answers_of(engine: Engine, requests: list[GenerationRequest]) -> list[list[int]]:
     streams = [engine.submit(request) for request in requests]
     return [[token.token_id for chunk in s for token in chunk.tokens] for s in streams]
 
@@ -132,6 +138,31 @@ def test_models_of_many_families_equal_transformers_generate(
     engine.close()
     assert answers == [generated(base, request) for request in requests]
     assert len({tuple(answer) for answer in answers}) > 4
+
+
+def test_prefixes_and_prompts_on_either_side_share_a_batch(
+    seq2seq_base: BaseModel, make_prompt: Callable[..., Adapter]
+) -> None:
+    """Each row gives what it gives alone in the engine that runs one row at a time."""
+    generator = torch.Generator().manual_seed(4)
+    shape = prefix_shape_of(seq2seq_base)
+    rows = torch.randn(5, shape.width, generator=generator)
+    adapters = [
+        None,
+        PrefixTuning(rows, kind="seq2seq", shape=shape, options=PromptEncoderOptions()),
+        *(make_prompt(seq2seq_base, seed=2, parts=part) for part in ("encoder", "decoder", "both")),
+    ]
+    requests = [
+        replace(request, adapter=adapters[n % len(adapters)])
+        for n, request in enumerate(requests_of(15))
+    ]
+    answers = []
+    for engine in (PlainEngine(seq2seq_base), BatchedEngine(seq2seq_base)):
+        answers.append(answers_of(engine, requests))
+        engine.close()
+    assert answers[0] == answers[1]
+    bare = [generated(seq2seq_base, request) for request in requests]
+    assert all(answers[0][n] != bare[n] for n in range(15) if n % len(adapters))
 
 
 def test_rows_that_had_to_give_way_answer_the_same(seq2seq_base: BaseModel) -> None:
