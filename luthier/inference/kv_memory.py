@@ -66,7 +66,7 @@ class KvMemory:
             wanted = _with_headroom(row, row.num_positions)
             row.kv = self.allocator.take(wanted) or self._take(row.num_positions)
         if row.kv is None:
-            self._free(row)
+            self.drop(row)
             return False
         row.num_computed = self._restore(row, row.kv)
         return True
@@ -107,7 +107,16 @@ class KvMemory:
         """Take a row's ranges back, keeping what others, or the row itself, may start from."""
         if row.kv is not None:
             self.keep(row)
-        self._free(row)
+        self.drop(row)
+
+    def drop(self, row: BatchRow) -> None:
+        """Take a row's ranges back and look at nothing in them."""
+        for held in (row.kv, row.encoder_kv):
+            if held is not None:
+                self.allocator.free(held)
+        row.kv = row.encoder_kv = None
+        row.is_read = False
+        row.num_computed = 0
 
     def keep(self, row: BatchRow) -> None:
         """Let others start from what a row has computed so far."""
@@ -169,14 +178,6 @@ class KvMemory:
                 self.arena.move(source, target, count)
             taken = self.allocator.take(num_tokens)
         return taken
-
-    def _free(self, row: BatchRow) -> None:
-        for held in (row.kv, row.encoder_kv):
-            if held is not None:
-                self.allocator.free(held)
-        row.kv = row.encoder_kv = None
-        row.is_read = False
-        row.num_computed = 0
 
 
 def _brings(row: BatchRow, block: PrefixBlock) -> bool:
