@@ -493,7 +493,8 @@ class TrainingOptions:
         "off",
         "choice",
         "Number format that layers compute in where rounding harms little, while weights stay as "
-        "they are; float16 scales the loss. On a CPU, one that is not measured to be faster is off.",
+        "they are; float16 scales the loss. On a CPU, one that is not measured to be faster is "
+        "off.",
         choices=MIXED_PRECISION_WORDS,
     )
 

@@ -31,6 +31,19 @@ PARAMETERS: dict[str, Any] = {
     "seed": -1,
     "training_options": {"save_every_steps": 1, "weight_decay": 0.1, "schedule": "cosine"},
 }
+#: Pairs and conversations in one stream.
+DATA: list[dict[str, Any]] = [
+    *ROWS[:6],
+    *(
+        {
+            "messages": [
+                {"role": "user", "content": row["input"]},
+                {"role": "assistant", "content": row["output"]},
+            ]
+        }
+        for row in ROWS[6:]
+    ),
+]
 
 
 @pytest.fixture
@@ -62,7 +75,7 @@ def test_a_killed_training_ends_as_if_it_never_was(runtime: RunningRuntime, tmp_
             found: dict[str, Any] = http.get("/management/trainings", params=job).json()
             return found
 
-        stream = {"data_stream": {"data": ROWS}}
+        stream = {"data_stream": {"data": DATA}}
         body = {"model_name": "tuned", "parameters": PARAMETERS | {"train_stream": stream}}
         answer = http.post(TRAIN, json=body)
         assert answer.status_code == 200, answer.text
@@ -90,9 +103,10 @@ def test_a_killed_training_ends_as_if_it_never_was(runtime: RunningRuntime, tmp_
     assert not (folder / "run" / "checkpoints").exists()
     assert not (folder / "train.jsonl").exists()
     seed = next(line["options"]["seed"] for line in events if line["event"] == "start")
-    whole = LoraTuning.train(train_stream=ROWS, **PARAMETERS | {"seed": seed})
+    whole = LoraTuning.train(train_stream=DATA, **PARAMETERS | {"seed": seed})
     tuned = luthier.load(runtime.models_dir / "tuned")
     assert tuned.lora.content_hash() == whole.lora.content_hash()
+    assert tuned.generator.style.prompt_format == "chat_template"
     tuned.release()
     whole.release()
 

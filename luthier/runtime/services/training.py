@@ -31,7 +31,7 @@ from luthier.errors import (
     TrainingDataError,
 )
 from luthier.files.atomic_folder import require_replaceable
-from luthier.files.names import check_name, resolve_inside
+from luthier.files.names import check_name, is_inside, resolve_inside
 from luthier.runtime.folders import HIDDEN_PREFIX
 from luthier.runtime.jobs.base import Job, JobExecutor, JobState, JobStore, TrainingSpec
 from luthier.runtime.jobs.job_folder import JobFolder
@@ -219,7 +219,8 @@ class TrainingService:
             training_id: From ``submit``.
 
         Returns:
-            Its state, times and, if it failed, the reasons.
+            Its state, times and, if it failed, the reasons; of one whose model is not
+            served, where it lies.
 
         Raises:
             JobNotFoundError: If there is no such training.
@@ -349,8 +350,18 @@ def as_status(job: Job) -> TrainingStatusResponse:
         state=JobStatus[job.state.name],
         submission_timestamp=job.submitted_at,
         completion_timestamp=job.finished_at,
-        reasons=list(job.reasons),
+        reasons=[*job.reasons, *_remarks(job)],
     )
+
+
+def _remarks(job: Job) -> list[str]:
+    """What a caller would not expect of a training that is complete."""
+    output_dir = job.folder.parent.parent
+    place = job.spec.model_folder
+    if job.state is not JobState.COMPLETED or place.parent == output_dir:
+        return []
+    name = place.relative_to(output_dir).as_posix() if is_inside(place, output_dir) else place.name
+    return [f"saved as {name!r} in the server's output_dir; models in folders there are not served"]
 
 
 def _canonical(training_id: str) -> str:

@@ -135,7 +135,15 @@ def records(*given: Any) -> dict[str, Any]:
         (body(train_stream=records()), 400, "train_stream cannot be empty"),
         (body(train_stream=records(DATA[0], {"input": "x"})), 400, "row 2"),
         (body(train_stream=records({"input": "x", "output": 1})), 422, "data.0.output"),
-        (body(train_stream=records({"inputs": "x"})), 422, "Extra inputs"),
+        (body(train_stream=records({"inputs": "x"})), 422, "did you mean 'input'?"),
+        (body(training_options={"wieght_decay": 1}), 422, "did you mean 'weight_decay'?"),
+        (body(training_options={"weight_decay": -1}), 400, "'weight_decay' must be at least 0"),
+        (body(training_options={"num_epochs": 1}), 422, "training_options.num_epochs"),
+        (
+            body(train_stream=records({"messages": [{"role": "user", "content": "x"}]})),
+            400,
+            "row 1: the last message must be the assistant's",
+        ),
         (body(verbalizer="no placeholder"), 400, "placeholder"),
         (body(verbalizer="{{nope}}"), 400, "nope"),
         (without("base_model"), 400, "base_model"),
@@ -207,3 +215,19 @@ def test_the_other_module_has_its_route(http):
     given = {"model_name": "m", "parameters": {"base_model": "good"}}
     response = http.post("/api/v1/TextGenerationTaskTextGenerationTrain", json=given)
     assert (response.status_code, response.json()["error"]) == (400, "invalid_training_data")
+
+
+def test_a_key_that_stands_twice_is_refused(http):
+    raw = json.dumps(body()).replace('"base_model"', '"base_model": "x", "base_model"', 1)
+    response = http.post(TRAIN, content=raw, headers={"Content-Type": "application/json"})
+    assert response.status_code == 422
+    assert "the key 'base_model' stands twice" in response.json()["details"]
+
+
+def test_a_training_that_is_complete_cannot_be_resumed(http):
+    training_id = start(http, model_name="whole")
+    wait_for_state(http, training_id, "COMPLETED")
+    response = http.post(f"{TRAININGS}/resume", params={"training_id": training_id})
+    assert (response.status_code, response.json()["error"]) == (409, "conflict")
+    unknown = http.post(f"{TRAININGS}/resume", params={"training_id": "0" * 32})
+    assert unknown.status_code == 404

@@ -301,3 +301,16 @@ async def test_a_training_whose_data_is_gone_cannot_be_resumed(bench):
     JobFolder(bench.models / JOBS_FOLDER / job.training_id).remove_data()
     with pytest.raises(JobNotFoundError, match=r"the data of training .* is gone"):
         await bench.service.resume(job.training_id)
+
+
+async def test_a_model_that_is_not_served_is_said_to_be_elsewhere(bench):
+    started = await bench.service.submit(request(output_path=S3Path(path="team/a")))
+    assert bench.service.status(started.training_id).reasons == []
+    bench.store.move(started.training_id, JobState.RUNNING)
+    bench.store.move(started.training_id, JobState.COMPLETED)
+    (reason,) = bench.service.status(started.training_id).reasons
+    assert reason.startswith("saved as 'team/a/tuned' in the server's output_dir")
+    usual = await bench.service.submit(request())
+    bench.store.move(usual.training_id, JobState.RUNNING)
+    bench.store.move(usual.training_id, JobState.COMPLETED)
+    assert bench.service.status(usual.training_id).reasons == []
