@@ -38,7 +38,7 @@ def options_of(data: Path, method: str, **more: Any) -> ExperimentOptions:
         },
         "training": {"num_epochs": 1, "batch_size": 4, "accumulate_steps": 1},
     }
-    if "prompt" in method:
+    if "prompt" in method or method in ("p_tuning", "prefix_tuning"):
         content["tuning_config"] = {"num_virtual_tokens": 3}
     for path, value in more.items():
         group, _, name = path.partition("__")
@@ -47,7 +47,15 @@ def options_of(data: Path, method: str, **more: Any) -> ExperimentOptions:
 
 
 @pytest.mark.parametrize(
-    "method", ["prompt_tuning", "multitask_prompt_tuning", "lora", "full_fine_tuning"]
+    "method",
+    [
+        "prompt_tuning",
+        "multitask_prompt_tuning",
+        "p_tuning",
+        "prefix_tuning",
+        "lora",
+        "full_fine_tuning",
+    ],
 )
 def test_each_method_runs_from_options_to_a_saved_model(
     method: str, data: Path, tmp_path: Path
@@ -65,6 +73,35 @@ def test_each_method_runs_from_options_to_a_saved_model(
     assert model.run("what is 3?", max_new_tokens=2).generated_tokens <= 2
     assert len(model.training_logs) >= 3
     model.release()
+
+
+def test_a_lora_on_a_quantised_base_goes_on_in_another_experiment(
+    data: Path, tmp_path: Path
+) -> None:
+    quantised = {"architecture__quantization": "nf4", "training__learning_rate": 1e-3}
+    with open_experiment(options_of(data, "lora", **quantised)) as experiment:
+        assert experiment.base_model.quantization == "nf4"
+        experiment.module(experiment.tune()).save(tmp_path / "first")
+        learned = dict(experiment.adapter.named_parameters())
+    going_on = options_of(data, "lora", general__start_from=str(tmp_path / "first"))
+    with open_experiment(going_on) as experiment:
+        assert experiment.base_model.quantization == "none"
+        for name, parameter in experiment.adapter.named_parameters():
+            assert parameter.equal(learned[name])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("architecture__quantization", "nf4", "'architecture.quantization' has no use with method"),
+        ("general__start_from", "first", "'general.start_from' is for adapters"),
+    ],
+)
+def test_what_is_for_adapters_is_refused_for_whole_models(
+    data: Path, option: str, value: str, message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        options_of(data, "full_fine_tuning", **{option: value}).validate()
 
 
 @pytest.mark.parametrize("prompt_format", ["markers", "chat_template", "verbalizer"])
