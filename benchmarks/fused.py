@@ -189,7 +189,7 @@ def _cases(method: str, num_rows: int, args: argparse.Namespace) -> list[Case]:
                 accumulate_steps=1,
                 verbalizer=verbalizer_for(args.data),
                 seed=number,
-                group_by_length=False,
+                group_by_length=not args.random_order,
             ),
         )
         for number in range(args.jobs)
@@ -276,7 +276,7 @@ def _batches(base: BaseModel, case: Case) -> list[TokenBatch]:
         accumulate_steps=1,
         seed=case.options.seed,
         epoch=0,
-        group_by_length=False,
+        group_by_length=case.options.group_by_length,
     )
     return [
         collate(
@@ -369,6 +369,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--max-pass-tokens", type=int, default=MAX_PASS_TOKENS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["lora_qv"])
+    parser.add_argument(
+        "--random-order", action="store_true", help="batches of unlike lengths: PEFT pads more"
+    )
     parser.add_argument("--sweep", action="store_true", help="cost of a token by size of a pass")
     return parser.parse_args(arguments)
 

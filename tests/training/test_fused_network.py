@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from luthier.adapters.lora_building import create_lora
 from luthier.data_model.lora import LoraConfig
 from luthier.data_model.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel
+from luthier.resources.names import BaseModelSources
+from luthier.resources.store import BaseModelStore
 from luthier.training.data.collation import TokenBatch, collate
 from luthier.training.data.examples import Example
 from luthier.training.embedding_noise import EmbeddingNoise
@@ -86,6 +89,15 @@ def test_all_methods_in_one_pass_get_the_gradients_that_each_gets_alone(
         for number, method in enumerate(METHODS)
     ]
     _compare(base, mix)
+
+
+@pytest.mark.parametrize("word", ["int8", "nf4"])
+def test_a_quantised_base_can_be_shared(tiny_causal_dir: Path, word: str) -> None:
+    with BaseModelStore(BaseModelSources()).acquire(
+        str(tiny_causal_dir), quantization=word
+    ) as base:
+        methods = ("lora", "dora", "lora_with_dropout", "prompt_tuning")
+        _compare(base, [_micro_batch(base, method, n) for n, method in enumerate(methods)])
 
 
 def test_what_is_no_number_in_one_stays_there(tiny_causal_base: BaseModel) -> None:
