@@ -203,8 +203,6 @@ def submit(client: Client, run: TrainingRun) -> TrainingJob:
         **run.parameters,
     }
     if run.validation_data is not None:
-        if run.method == FULL_FINE_TUNING:
-            raise InvalidInputError("'validation_data' cannot be sent with full_fine_tuning")
         request["validation_data"] = _read_records(run.validation_data, "validation_data")
     if run.method == FULL_FINE_TUNING:
         return client.train_full(run.model_name, **request)
@@ -214,11 +212,11 @@ def submit(client: Client, run: TrainingRun) -> TrainingJob:
     return client.train_prompt(run.model_name, tuning_config=tuning_config, **request)
 
 
-def _read_records(file: Path, name: str) -> list[dict[str, str]]:
-    from luthier.data_model.streams import read_train_records
+def _read_records(file: Path, name: str) -> list[dict[str, Any]]:
+    from luthier.data_model.streams import read_train_records, record_as_json
 
     records = read_train_records(file, name=name)
-    return [{"input": record.input, "output": record.output} for record in records]
+    return [record_as_json(record) for record in records]
 
 
 @contextmanager

@@ -30,8 +30,8 @@ LORA_TUNING = "TextGenerationTaskLoraTuningTrain"
 
 Answer = TypeVar("Answer")
 
-#: Train records as callers give them: ``{"input": …, "output": …}`` each.
-Records = Iterable[Mapping[str, str]]
+#: Train records as callers give them: ``{"input": …, "output": …}`` or ``{"messages": […]}`` each.
+Records = Iterable[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)

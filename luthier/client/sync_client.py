@@ -220,6 +220,7 @@ class Client:
         *,
         base_model: str,
         train_data: Records | ServerFile,
+        validation_data: Records | ServerFile | None = None,
         **parameters: Any,
     ) -> TrainingJob:
         """Start fine-tuning every weight of a copy of the base model; returns at once.
@@ -228,6 +229,7 @@ class Client:
             model_name: Id of the tuned model.
             base_model: Name of the base model, as the server resolves it.
             train_data: Records with ``input`` and ``output``, or a file on the server.
+            validation_data: Likewise; its loss is measured.
             **parameters: ``num_epochs``, ``lr``, ``batch_size`` …, by their wire names.
         """
         return self._send(
@@ -236,7 +238,7 @@ class Client:
                 model_name,
                 base_model=base_model,
                 train_data=train_data,
-                validation_data=None,
+                validation_data=validation_data,
                 parameters=parameters,
             )
         )
