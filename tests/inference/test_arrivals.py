@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import random
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from luthier.adapters.base import Adapter
 from luthier.adapters.lora import LoraAdapter
 from luthier.adapters.lora_building import create_lora
 from luthier.adapters.lora_layers import LoraFactors
 from luthier.data_model.lora import LoraConfig
+from luthier.data_model.sampling import SAMPLING as DRAWN
 from luthier.data_model.sampling import SamplingParams
 from luthier.errors import ArtifactError, CapacityError
 from luthier.inference.base import FinishReason, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.options import EngineOptions
+from luthier.inference.plain_engine import PlainEngine
 from luthier.resources.base_model import BaseModel
 from tests.fixtures.lora_models import disturb
 
@@ -165,3 +171,75 @@ def test_an_adapter_that_gives_nan_ends_its_own_row_only(
     assert answers[0] == answers[3] == alone
     assert len(answers[2]) == 6
     assert isinstance(answers[1], Exception)
+
+
+@pytest.fixture(scope="module")
+def plain(causal_base: BaseModel) -> Iterator[PlainEngine]:
+    engine = PlainEngine(causal_base, EngineOptions(num_threads=1))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def adapters(causal_base: BaseModel, make_prompt: Callable[..., Adapter]) -> list[Adapter | None]:
+    """Every kind that shares a pass."""
+    configs = [
+        LoraConfig(rank=2),
+        LoraConfig(rank=3, target_modules=("q_proj", "v_proj")),
+        LoraConfig(rank=4, use_rslora=True, target_modules=("down_proj",)),
+        LoraConfig(rank=2, use_dora=True),
+        LoraConfig(rank=24),
+    ]
+    made: list[Adapter | None] = [None, make_prompt(causal_base, seed=1, num_virtual_tokens=9)]
+    for seed, config in enumerate(configs):
+        adapter = create_lora(causal_base.model, config, seed=seed)
+        disturb(adapter, seed=seed, by=0.1)
+        made.append(adapter)
+    return made
+
+
+@pytest.fixture(scope="module")
+def crowded(causal_base: BaseModel, adapters: list[Adapter | None]) -> Iterator[BatchedEngine]:
+    """Room for the largest adapter, or a few small ones, and for few tokens."""
+    last = adapters[-1]
+    assert last is not None
+    num_bytes = sum(tensor.nbytes for tensor in last.peft_state().values())
+    options = EngineOptions(
+        max_running=5, max_kv_bytes=160 * 256, max_step_tokens=24, max_adapter_bytes=num_bytes
+    )
+    engine = BatchedEngine(causal_base, options)
+    yield engine
+    engine.close()
+
+
+@settings(
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(seed=st.integers(0, 10**6))
+def test_any_mix_of_adapters_that_come_and_go_equals_each_request_alone(
+    seed: int, adapters: list[Adapter | None], plain: PlainEngine, crowded: BatchedEngine
+) -> None:
+    rng = random.Random(seed)
+    requests = []
+    for _ in range(14):
+        drawn: dict[str, Any] = {}
+        if rng.random() < 0.5:
+            drawn = {"decoding_method": DRAWN, "seed": rng.randrange(1000), "top_k": 20}
+        sampling = SamplingParams(max_new_tokens=rng.randint(1, 30), **drawn)
+        ids = tuple(rng.randrange(5, 400) for _ in range(rng.randint(1, 60)))
+        requests.append(GenerationRequest(ids, sampling, rng.choice(adapters)))
+    streams = [crowded.submit(request) for request in requests]
+    dropped = set(rng.sample(range(14), 3))
+    for index in dropped:
+        streams[index].cancel()
+    for index, (request, stream) in enumerate(zip(requests, streams, strict=True)):
+        chunks = list(stream)
+        got = [token.token_id for chunk in chunks for token in chunk.tokens]
+        expected = list(plain.submit(request))
+        expected_ids = [token.token_id for chunk in expected for token in chunk.tokens]
+        if index in dropped and chunks[-1].finish_reason is FinishReason.CANCELLED:
+            assert got == expected_ids[: len(got)]
+            continue
+        assert got == expected_ids
+        assert chunks[-1].finish_reason is expected[-1].finish_reason
+    assert crowded._whole_models is None
