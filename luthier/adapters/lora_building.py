@@ -31,6 +31,7 @@ def create_lora(
     *,
     seed: int,
     limits: LoraLimits | None = None,
+    original: PreTrainedModel | None = None,
 ) -> LoraAdapter:
     """A new adapter, ready to be trained.
 
@@ -42,6 +43,7 @@ def create_lora(
         config: What is asked for.
         seed: Of the random starts.
         limits: Caps; the class's defaults if None.
+        original: For ``loftq``: the model before it was quantised; only read.
 
     Returns:
         Factors in fp32, or fp64 for such a base, on the base's device.
@@ -54,7 +56,8 @@ def create_lora(
     targets = find_targets(model, config)
     generator = torch.Generator().manual_seed(seed % 2**63)
     factors = {
-        path: _new_factors(model, config, target, generator) for path, target in targets.items()
+        path: _new_factors(model, config, target, generator, original=original)
+        for path, target in targets.items()
     }
     return _adapter(model, config, targets, factors, _saved_modules(model, config))
 
@@ -112,7 +115,12 @@ def _adapter(
 
 
 def _new_factors(
-    model: PreTrainedModel, config: LoraConfig, target: LoraTarget, generator: torch.Generator
+    model: PreTrainedModel,
+    config: LoraConfig,
+    target: LoraTarget,
+    generator: torch.Generator,
+    *,
+    original: PreTrainedModel | None = None,
 ) -> LoraFactors:
     layer = model.get_submodule(target.path)
     start = starting_factors(
@@ -121,6 +129,7 @@ def _new_factors(
         scaling=config.scaling(target.rank, target.alpha),
         initialisation=config.initialisation,
         generator=generator,
+        original=None if original is None else original.get_submodule(target.path),
     )
     device, dtype = layer.weight.device, factor_dtype(model)
     lora_a = start.lora_a.to(device=device, dtype=dtype).contiguous()

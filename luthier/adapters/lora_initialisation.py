@@ -15,7 +15,7 @@ from torch import nn
 
 from luthier.adapters.lora_layers import oriented_weight
 from luthier.adapters.lora_targets import LoraTarget
-from luthier.data_model.lora import PissaInit, parse_initialisation
+from luthier.data_model.lora import LOFTQ_INIT, PissaInit, parse_initialisation
 from luthier.errors import InvalidInputError
 
 
@@ -44,6 +44,7 @@ def starting_factors(
     scaling: float,
     initialisation: str,
     generator: torch.Generator,
+    original: nn.Module | None = None,
 ) -> StartingFactors:
     """Factors for one layer.
 
@@ -56,17 +57,20 @@ def starting_factors(
         scaling: Of the delta.
         initialisation: A word of ``LoraConfig.initialisation``.
         generator: On the CPU; advanced.
+        original: For ``loftq``: the layer before it was quantised.
 
     Returns:
         Factors in fp32 on the CPU.
 
     Raises:
-        InvalidInputError: If the rank does not suit the initialisation.
+        InvalidInputError: If the rank does not suit the initialisation, or there is no original.
         NotSupportedError: If it needs the base weight's numbers and they are quantised.
 
     Source:
         PiSSA: Meng et al. 2024, arXiv 2404.02948. OLoRA: Büyükakyüz 2024, arXiv 2406.01775.
-        MiCA: arXiv 2604.01694. Checked against PEFT 0.21.2.
+        MiCA: arXiv 2604.01694. LoftQ: Li et al. 2023, arXiv 2310.08659, one step, as PEFT's
+        ``replace_lora_weights_loftq``; the delta is the rounding error whatever the scaling, where
+        PEFT's is for a scaling of 1. Checked against PEFT 0.21.2.
     """
     kind = parse_initialisation(initialisation)
     num_out, num_in, rank = target.out_features, target.in_features, target.rank
@@ -87,6 +91,8 @@ def starting_factors(
             f"{num_in} inputs and {num_out} outputs has, at most {min(num_out, num_in)}"
         )
     numbers = oriented_weight(layer).detach().to(device="cpu", dtype=torch.float32)
+    if kind == LOFTQ_INIT:
+        return _loftq(numbers, original, rank, scaling, path=target.path)
     if isinstance(kind, PissaInit):
         return _pissa(numbers, rank, scaling, kind, generator)
     if kind == "olora":
@@ -128,6 +134,21 @@ def _pissa(
         u, s, vh = _low_rank_svd(weight, rank, kind.iterations, generator)
     root = (s / scaling).sqrt()
     return StartingFactors(root[:, None] * vh, u * root, is_subtracted=True)
+
+
+def _loftq(
+    numbers: torch.Tensor, original: nn.Module | None, rank: int, scaling: float, *, path: str
+) -> StartingFactors:
+    """The largest part of what rounding took away from the layer's numbers."""
+    if original is None or hasattr(original, "dequantised_weight"):
+        raise InvalidInputError(
+            f"initialisation 'loftq' needs the numbers of layer {path!r} as they were before they "
+            "were quantised"
+        )
+    weight = oriented_weight(original).detach().to(device="cpu", dtype=torch.float32)
+    u, s, vh = torch.linalg.svd(weight - numbers, full_matrices=False)
+    root = (s[:rank] / scaling).sqrt()
+    return StartingFactors(root[:, None] * vh[:rank], u[:, :rank] * root)
 
 
 def _low_rank_svd(

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from luthier.data_model.dataset_options import DatasetOptions
-from luthier.data_model.lora import LORA_TUNING_DEFAULTS, LoraConfig, LoraLimits
+from luthier.data_model.lora import LORA_TUNING_DEFAULTS, LoraConfig, LoraLimits, require_loftq_base
 from luthier.data_model.quantisation import NONE
 from luthier.data_model.run_options import (
     FULL_FINE_TUNING,
@@ -323,6 +323,11 @@ class ExperimentOptions:
             )
         if method == LORA:
             self.lora.validate(LoraLimits())
+            require_loftq_base(
+                self.lora,
+                quantization=self.training.quantization,
+                serve_quantized=self.training.serve_quantized,
+            )
         if method in PROMPT_TUNING_METHODS:
             self.tuning_config.validate(limits)
             encoder_options(self.tuning_config, TuningType(method.upper()))

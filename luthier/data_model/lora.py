@@ -16,6 +16,7 @@ from luthier.data_model.checks import (
     require_number,
     require_text,
 )
+from luthier.data_model.quantisation import NONE
 from luthier.data_model.training_options import (
     Setting,
     TrainingLimits,
@@ -32,6 +33,7 @@ MAX_RANK = 65_536
 
 DEFAULT_INIT = "default"
 PISSA_INIT = "pissa"
+LOFTQ_INIT = "loftq"
 INITIALISATIONS = (
     DEFAULT_INIT,
     "gaussian",
@@ -41,13 +43,13 @@ INITIALISATIONS = (
     "olora",
     "orthogonal",
     "mica",
+    LOFTQ_INIT,
 )
 _PISSA_ITERATIONS = re.compile(r"pissa_niter_([0-9]{1,3})")
 _NOT_OFFERED = {
     "eva": "it needs a pass over the training data before the first step",
     "corda": "it needs a pass over the training data before the first step",
     "lora_ga": "it needs gradients of the training data before the first step",
-    "loftq": "it quantises the base model's weights, which adapters here never change",
 }
 
 
@@ -163,7 +165,8 @@ class LoraConfig:
         DEFAULT_INIT,
         "text",
         "How the factors start: default (no effect at first), gaussian, random, pissa, "
-        "pissa_niter_N, olora, orthogonal, mica.",
+        "pissa_niter_N, olora, orthogonal, mica; loftq makes up for the rounding of a quantised "
+        "base model, and so needs serve_quantized.",
         aliases=("init_lora_weights",),
     )
     lora_plus_ratio: float = _setting(
@@ -310,6 +313,31 @@ def parse_initialisation(word: str) -> str | PissaInit:
         f"'initialisation' must be one of {', '.join(INITIALISATIONS)}, got {word[:80]!r}"
         + did_you_mean(word[:80], INITIALISATIONS)
     )
+
+
+def require_loftq_base(config: LoraConfig, *, quantization: str, serve_quantized: bool) -> None:
+    """Refuse ``loftq`` where the deltas would not stand beside the rounding that they make up for.
+
+    Args:
+        config: Of the LoRA.
+        quantization: Of the base model while it is tuned.
+        serve_quantized: Whether the saved model asks for the same.
+
+    Raises:
+        InvalidInputError: Saying what is missing.
+    """
+    if config.initialisation != LOFTQ_INIT:
+        return
+    if quantization == NONE:
+        raise InvalidInputError(
+            "initialisation 'loftq' makes up for the rounding of a quantised base model; set "
+            "'quantization'"
+        )
+    if not serve_quantized:
+        raise InvalidInputError(
+            "initialisation 'loftq' gives deltas for the quantised base model alone; set "
+            "'serve_quantized'"
+        )
 
 
 def _plain_value(option: str, value: Any) -> Any:

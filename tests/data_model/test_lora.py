@@ -74,7 +74,7 @@ def test_values_that_cannot_be_meant_are_refused(options: dict[str, Any], messag
         LoraConfig.from_mapping(options).validate(LoraLimits())
 
 
-@pytest.mark.parametrize("word", ["eva", "corda", "lora_ga", "loftq"])
+@pytest.mark.parametrize("word", ["eva", "corda", "lora_ga"])
 def test_starts_that_are_not_offered_are_refused_with_the_reason(word: str) -> None:
     with pytest.raises(NotSupportedError, match=f"'{word}' is not offered: it "):
         LoraConfig(initialisation=word).validate(LoraLimits())

@@ -10,13 +10,14 @@ import torch
 from fixtures.train_rows import ROWS
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from peft.utils.loftq_utils import _low_rank_decomposition
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from luthier.adapters.lora_building import create_lora
 from luthier.adapters.storage import load_adapter, save_adapter
 from luthier.data_model.lora import LoraConfig
 from luthier.data_model.sampling import SamplingParams
-from luthier.errors import NotSupportedError
+from luthier.errors import InvalidInputError, NotSupportedError
 from luthier.inference.base import GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.plain_engine import PlainEngine
@@ -115,6 +116,62 @@ def test_a_start_that_is_taken_away_changes_nothing_of_a_quantised_base(
     ids = _batch().input_ids[:1]
     tuned = adapter.tuned_model(base.model)(ids).logits
     torch.testing.assert_close(tuned, base.model(ids).logits, atol=1e-3, rtol=1e-3)
+
+
+def test_loftq_starts_from_what_rounding_took_away(tiny_causal_base: BaseModel) -> None:
+    base = tiny_causal_base.quantised("nf4")
+    config = LoraConfig(rank=4, alpha=4, initialisation="loftq")
+    adapter = create_lora(base.model, config, seed=3, original=tiny_causal_base.model)
+    for path, factors in adapter.factors.items():
+        weight = tiny_causal_base.model.get_submodule(path).weight
+        error = weight - base.model.get_submodule(path).dequantised_weight()
+        theirs = _low_rank_decomposition(error, reduced_rank=4)
+        delta = factors.lora_b @ factors.lora_a
+        torch.testing.assert_close(delta, theirs["L"] @ theirs["R"], atol=1e-5, rtol=1e-4)
+        assert (error - delta).norm() < 0.95 * error.norm()
+    whole = LoraConfig(rank=16, alpha=64, initialisation="loftq", target_modules=("k_proj",))
+    adapter = create_lora(base.model, whole, seed=3, original=tiny_causal_base.model)
+    tuned = adapter.tuned_model(base.model).get_submodule("model.layers.0.self_attn.k_proj")
+    x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    plain = tiny_causal_base.model.get_submodule("model.layers.0.self_attn.k_proj")
+    torch.testing.assert_close(tuned(x), plain(x), atol=1e-4, rtol=1e-4)
+    with pytest.raises(InvalidInputError, match="as they were before they were quantised"):
+        create_lora(base.model, config, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "set 'quantization'"),
+        ({"quantization": "nf4"}, "set 'serve_quantized'"),
+    ],
+)
+def test_loftq_is_refused_beside_a_base_as_it_is(
+    tiny_causal_dir: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        LoraTuning.train(str(tiny_causal_dir), ROWS, initialisation="loftq", **arguments)
+
+
+def test_a_loftq_is_tuned_and_served_on_the_quantised_base(
+    tiny_causal_dir: Path, tmp_path: Path
+) -> None:
+    model = LoraTuning.train(
+        str(tiny_causal_dir),
+        ROWS,
+        rank=4,
+        initialisation="loftq",
+        quantization="nf4",
+        serve_quantized=True,
+        learning_rate=1e-3,
+        **QUICK,
+    )
+    text = model.run("hello", max_new_tokens=6).generated_text
+    model.save(tmp_path / "model")
+    again = LoraTuning.load(tmp_path / "model", base_model=str(tiny_causal_dir))
+    assert again.run("hello", max_new_tokens=6).generated_text == text
+    again.release()
+    model.release()
 
 
 def test_both_engines_serve_a_quantised_base(tiny_causal_base: BaseModel) -> None:

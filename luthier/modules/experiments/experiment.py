@@ -23,6 +23,7 @@ from luthier.adapters.source_prompt import (
 )
 from luthier.data_model.dataset import Dataset, load_dataset
 from luthier.data_model.experiment import ExperimentOptions
+from luthier.data_model.lora import LOFTQ_INIT
 from luthier.data_model.run_options import FULL_FINE_TUNING, LORA
 from luthier.data_model.tuning import (
     PromptOutputModelType,
@@ -300,7 +301,13 @@ def _adapter(options: ExperimentOptions, base: BaseModel, here: Environment) -> 
     if options.general.method == LORA:
         if start is not None:
             return read_lora_start(start, base, options.lora)
-        return create_lora(base.model, options.lora, seed=options.training.seed)
+        seed = options.training.seed
+        if options.lora.initialisation != LOFTQ_INIT:
+            return create_lora(base.model, options.lora, seed=seed)
+        with here.base_models.acquire(
+            options.general.base_model, dtype=base.dtype, device=base.device
+        ) as original:
+            return create_lora(base.model, options.lora, seed=seed, original=original.model)
     if options.general.method == FULL_FINE_TUNING:
         return FullWeights(base.model)
     prompt = options.tuning_config

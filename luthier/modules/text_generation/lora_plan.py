@@ -9,12 +9,14 @@ from typing import Any
 from luthier.adapters.lora import LoraAdapter
 from luthier.adapters.lora_building import create_lora
 from luthier.data_model.lora import (
+    LOFTQ_INIT,
     LORA_OPTION_ALIASES,
     LORA_OPTION_NAMES,
     LORA_TUNING_DEFAULTS,
     MAX_RANK,
     LoraConfig,
     LoraLimits,
+    require_loftq_base,
 )
 from luthier.data_model.training_options import TRAINING_OPTION_ALIASES, TRAINING_OPTION_NAMES
 from luthier.data_model.training_settings import SETTINGS_ARGUMENT
@@ -54,6 +56,11 @@ class LoraTuningPlan(TrainingPlan):
         """
         if self.start is not None:
             return read_lora_start(self.start, base_model, self.lora)
+        if self.lora.initialisation == LOFTQ_INIT:
+            with self.acquire(is_original=True) as original:
+                return create_lora(
+                    base_model.model, self.lora, seed=self.options.seed, original=original.model
+                )
         return create_lora(base_model.model, self.lora, seed=self.options.seed)
 
 
@@ -81,6 +88,11 @@ def plan_lora_tuning(
     )
     max_rank = min(MAX_RANK, limits_for(plan.hooks, environment).max_lora_rank)
     lora.validate(LoraLimits(max_rank=max_rank))
+    require_loftq_base(
+        lora,
+        quantization=plan.options.quantization,
+        serve_quantized=plan.options.serve_quantized,
+    )
     return LoraTuningPlan(
         **{field.name: getattr(plan, field.name) for field in fields(plan)}, lora=lora
     )

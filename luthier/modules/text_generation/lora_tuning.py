@@ -132,8 +132,8 @@ class LoraTuning(TextModule, ModuleBase):
             rank_pattern: Other ranks for some layers: ``name=rank`` each, where the name is a
                 layer's, its end, or a regular expression. From Python also a mapping.
             alpha_pattern: Other alphas, in the same way.
-            initialisation: default, gaussian, random, pissa, pissa_niter_N, olora, orthogonal or
-                mica.
+            initialisation: default, gaussian, random, pissa, pissa_niter_N, olora, orthogonal,
+                mica or loftq.
             lora_plus_ratio: LoRA+: learning rate of B over that of A.
             device: Where to train; ``__DETECT__`` and None take the server's.
             num_epochs: Passes over the data.

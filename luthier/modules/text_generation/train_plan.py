@@ -114,12 +114,20 @@ class TrainingPlan:
     hooks: TrainingHooks
     environment: Environment
 
-    def acquire(self) -> BaseModelLease:
-        """Lease the base model in the precision to train in, loading it if need be."""
+    def acquire(self, *, is_original: bool = False) -> BaseModelLease:
+        """Lease the base model in the precision to train in, loading it if need be.
+
+        Args:
+            is_original: Whether it shall be as it is, though the training has it quantised.
+
+        Returns:
+            The lease; its owner releases it.
+        """
+        quantization = NONE if is_original else self.options.quantization
         store = self.environment.base_models
         if isinstance(self.base_model, BaseModel):
             base_model = _in_dtype(self.base_model, self.options.torch_dtype)
-            quantised = base_model.quantised(self.options.quantization)
+            quantised = base_model.quantised(quantization)
             return BaseModelLease(quantised, store, None)
         device = parse_device(self.options.device or store.sources.default_device)
         return store.acquire(
@@ -128,7 +136,7 @@ class TrainingPlan:
                 self.options.torch_dtype or store.sources.default_dtype, device=device
             ),
             device=device,
-            quantization=self.options.quantization,
+            quantization=quantization,
             from_request=self.hooks.from_request,
         )
 
