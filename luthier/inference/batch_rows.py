@@ -160,6 +160,18 @@ class RowSlice:
 
 
 @dataclass(frozen=True)
+class RowInput:
+    """What an encoder reads of a row: all of its prompt."""
+
+    row: BatchRow
+
+    @property
+    def count(self) -> int:
+        """Tokens, virtual ones included."""
+        return self.row.num_encoder
+
+
+@dataclass(frozen=True)
 class SliceLogits:
     """What the model says after a slice.
 

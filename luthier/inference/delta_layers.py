@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from luthier.inference.batch_rows import RowSlice
+from luthier.inference.batch_rows import RowInput, RowSlice
 from luthier.inference.delta_steps import AdapterSpan, LayerStep, choose_spans, plan_step
 from luthier.inference.delta_tables import DeltaTables
+
+#: Tokens of one row in a pass.
+Part = TypeVar("Part", bound="RowSlice | RowInput")
 
 
 class DeltaLinear(nn.Module):
@@ -75,38 +79,47 @@ class DeltaLayers:
             model.set_submodule(path, layer)
         embeddings: torch.Tensor = model.get_input_embeddings().weight
         self.tables = DeltaTables({}, dtype=embeddings.dtype, device=embeddings.device)
+        self._usable: dict[str, nn.Module] = {}
         self._planned_for: tuple[object, ...] = ()
         self._plan: dict[str, LayerStep] = {}
 
     @contextmanager
-    def watching(self, num_tokens: int) -> Iterator[None]:
+    def watching(self, num_tokens: int) -> Iterator[set[str]]:
         """Learn from one pass of ``num_tokens`` tokens which layers see every token just once.
 
         Only those can have deltas, if their weights are plain numbers in the model's precision: an
-        expert, for one, sees some tokens in an order of its own.
+        expert, for one, sees some tokens in an order of its own. Layers that an earlier pass found
+        stay usable.
+
+        Args:
+            num_tokens: More than other parts of the pass see.
+
+        Yields:
+            A set that holds the paths of the layers found, once the pass is over.
         """
+        found: set[str] = set()
         for layer in self._layers.values():
             layer.seen_shapes = []
-        yield
-        usable: dict[str, nn.Module] = {}
+        yield found
         for path, layer in self._layers.items():
             sees_all = [shape[:-1] for shape in layer.seen_shapes or ()] == [(1, num_tokens)]
             if sees_all and _is_plain(layer.weight, self.tables.dtype):
-                usable[path] = layer.base
+                self._usable[path] = layer.base
+                found.add(path)
             layer.seen_shapes = None
         like = self.tables
-        self.tables = DeltaTables(usable, dtype=like.dtype, device=like.device)
+        self.tables = DeltaTables(self._usable, dtype=like.dtype, device=like.device)
 
-    def arrange(self, slices: Sequence[RowSlice]) -> tuple[list[RowSlice], list[AdapterSpan]]:
+    def arrange(self, slices: Sequence[Part]) -> tuple[list[Part], list[AdapterSpan]]:
         """Put slices of one adapter together, and those with deltas first.
 
         Args:
-            slices: Of a step, in any order.
+            slices: Of a step, in any order; or what an encoder reads for rows.
 
         Returns:
             The slices, and the spans of adapters that they begin with.
         """
-        by_key: dict[str, list[RowSlice]] = {}
+        by_key: dict[str, list[Part]] = {}
         others = []
         for each in slices:
             if self.tables.has(each.row.adapter_key):
@@ -119,20 +132,28 @@ class DeltaLayers:
         return [*arranged, *others], spans
 
     @contextmanager
-    def adding(self, spans: Sequence[AdapterSpan], *, num_tokens: int) -> Iterator[None]:
+    def adding(
+        self,
+        spans: Sequence[AdapterSpan],
+        *,
+        num_tokens: int,
+        paths: Collection[str] | None = None,
+    ) -> Iterator[None]:
         """Let the layers add deltas to the tokens of the passes made meanwhile.
 
         Args:
             spans: Of the first tokens, from ``arrange``.
             num_tokens: All of a pass.
+            paths: The layers that see these tokens; None is all.
         """
         plan = self._plan_for(spans, num_tokens)
-        for path, step in plan.items():
-            self._layers[path].step = step
+        used = [path for path in plan if paths is None or path in paths]
+        for path in used:
+            self._layers[path].step = plan[path]
         try:
             yield
         finally:
-            for path in plan:
+            for path in used:
                 self._layers[path].step = None
 
     def _plan_for(self, spans: Sequence[AdapterSpan], num_tokens: int) -> dict[str, LayerStep]:

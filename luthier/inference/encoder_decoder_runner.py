@@ -10,7 +10,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from luthier.errors import NotSupportedError
-from luthier.inference.batch_rows import RowSlice, SliceLogits
+from luthier.inference.batch_rows import RowInput, RowSlice, SliceLogits
 from luthier.inference.cross_attention import (
     NAME,
     DecoderStep,
@@ -20,6 +20,8 @@ from luthier.inference.cross_attention import (
     reading_cache,
     stand_in_cache,
 )
+from luthier.inference.delta_layers import DeltaLayers
+from luthier.inference.delta_steps import AdapterSpan
 from luthier.inference.kv_cache import KvShape
 from luthier.inference.kv_memory import KvMemory
 from luthier.inference.packed_attention import PackedRow, with_packed_attention
@@ -101,6 +103,8 @@ class EncoderDecoderRunner(Runner):
         self._model = with_packed_attention(
             base_model.model, name=NAME, attention=encoder_decoder_attention
         )
+        self._delta_layers = DeltaLayers(self._model)
+        self._reading_layers: set[str] = set()
         self._embed = self._model.get_input_embeddings()
         self._encoder, self._decoder = self._model.get_encoder(), self._model.get_decoder()
         self._positions = PackedPositions(self._model)
@@ -111,18 +115,23 @@ class EncoderDecoderRunner(Runner):
                 shape = _shape_of(base_model)
                 self._make_room(base_model, shape, max_kv_bytes=max_kv_bytes, max_rows=max_rows)
                 self._probe(base_model)
+                self._learn_layers()
         except NotSupportedError:
             raise
         except _FOREIGN_ERRORS as error:
             raise NotSupportedError(
                 f"base model {base_model.name!r} does not run packed rows: {error}"
             ) from error
+        #: Low-rank deltas that rows may use, by the adapter's key.
+        self.deltas = self._delta_layers.tables
 
     def begin(self, slices: Sequence[RowSlice]) -> None:
         """Run the encoder for rows that are new, all at once; see ``Runner``."""
-        new = [each.row for each in slices if not each.row.is_read]
-        if not new:
+        unread = [RowInput(each.row) for each in slices if not each.row.is_read]
+        if not unread:
             return
+        arranged, spans = self._delta_layers.arrange(unread)
+        new = [each.row for each in arranged]
         with torch.inference_mode():
             ids = [i for row in new for i in row.sequence.prompt.token_ids]
             tokens = self._embed(torch.tensor(ids, dtype=torch.long, device=self._device))
@@ -134,13 +143,15 @@ class EncoderDecoderRunner(Runner):
                 if virtual is not None:
                     embeddings = torch.cat([virtual, embeddings])
                 inputs.append(_Input(embeddings, row.encoder_kv.start))
-            self._read(inputs)
+            self._read(inputs, spans)
         for row in new:
             row.is_read = True
 
     def run(self, slices: Sequence[RowSlice]) -> list[SliceLogits]:
         """Compute slices of the decoder; see ``Runner``."""
-        with torch.inference_mode():
+        slices, spans = self._delta_layers.arrange(slices)
+        num_tokens = sum(each.count for each in slices)
+        with torch.inference_mode(), self._delta_layers.adding(spans, num_tokens=num_tokens):
             ids = [i for each in slices for i in each.row.token_ids(each.start, each.stop)]
             tokens = self._embed(torch.tensor(ids, dtype=torch.long, device=self._device))
             embeddings = tokens.split([each.count for each in slices])
@@ -182,8 +193,13 @@ class EncoderDecoderRunner(Runner):
         first = row.encoder_kv.start
         return _Part(embeddings, each.start, row.kv.start, (first, first + row.num_encoder))
 
-    def _read(self, inputs: Sequence[_Input]) -> None:
+    def _read(self, inputs: Sequence[_Input], spans: Sequence[AdapterSpan] = ()) -> None:
         """Encode rows and store what the decoder's layers make of it."""
+        num_tokens = sum(len(each.embeddings) for each in inputs)
+        with self._delta_layers.adding(spans, num_tokens=num_tokens, paths=self._reading_layers):
+            self._read_all(inputs)
+
+    def _read_all(self, inputs: Sequence[_Input]) -> None:
         counts = [len(each.embeddings) for each in inputs]
         firsts = itertools.accumulate(counts, initial=0)
         self._positions.set([i for count in counts for i in range(count)], self._device)
@@ -243,6 +259,15 @@ class EncoderDecoderRunner(Runner):
         )
         logits: torch.Tensor = output.logits[0]
         return logits
+
+    def _learn_layers(self) -> None:
+        """See which linear layers see what the encoder reads, and which the decoder's tokens."""
+        two = self._nothing[0].expand(2, -1)
+        with self._delta_layers.watching(2) as found:
+            self._read([_Input(two, 0)])
+        self._reading_layers = found
+        with self._delta_layers.watching(2):
+            self._decode([_Part(two, 0, 16, (0, 2))])
 
     def _probe(self, base_model: BaseModel) -> None:
         """Compare two rows, decoded together in two steps, with the model's own logits of each."""

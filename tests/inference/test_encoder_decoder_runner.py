@@ -226,3 +226,18 @@ def test_a_model_that_cannot_be_packed_is_refused_with_the_reason(
 def test_a_cache_too_small_for_anything_is_refused(seq2seq_base: BaseModel) -> None:
     with pytest.raises(NotSupportedError, match="at least 64 are needed"):
         EncoderDecoderRunner(seq2seq_base, max_kv_bytes=2000, max_rows=2)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_every_linear_layer_but_the_head_takes_deltas(name: str, seq2seq_base: BaseModel) -> None:
+    base = seq2seq_base if name == "t5" else base_of(MODELS[name](), seq2seq_base)
+    head = base.model.get_output_embeddings()
+    paths = {
+        path
+        for path, layer in base.model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and layer is not head
+    }
+    runner = EncoderDecoderRunner(base, max_kv_bytes=10**6, max_rows=2)
+    assert runner.deltas is not None
+    assert runner.deltas.takes(frozenset(paths))
+    assert len(paths) == {"t5": 2 * 6 + 2 * 10, "bart": 2 * 6 + 2 * 10}[name]

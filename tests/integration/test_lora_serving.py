@@ -80,9 +80,16 @@ async def _tokens_async(engine: Engine, request: GenerationRequest) -> list[int]
     return [token.token_id async for chunk in engine.submit(request) for token in chunk.tokens]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["tiny-causal", "tiny-seq2seq"])
-@pytest.mark.parametrize("make_engine", [PlainEngine, BatchedEngine])
+@pytest.mark.parametrize(
+    ("make_engine", "dtype"),
+    [
+        (PlainEngine, torch.float32),
+        (PlainEngine, torch.bfloat16),
+        # In half precision another order of sums is another number, and decides between tokens.
+        (BatchedEngine, torch.float32),
+    ],
+)
 async def test_each_row_gets_what_it_gets_alone(
     make_engine: type[Engine], name: str, dtype: torch.dtype, tiny_base_models_dir: Path
 ) -> None:
