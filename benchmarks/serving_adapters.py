@@ -22,7 +22,6 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,8 @@ from luthier.adapters.lora_building import create_lora
 from luthier.adapters.module_tree import own_module_tree
 from luthier.adapters.storage import save_adapter
 from luthier.data_model.lora import LoraConfig
-from luthier.inference.base import GenerationRequest
+from luthier.data_model.sampling import SamplingParams
+from luthier.inference.base import Engine, GenerationRequest
 from luthier.inference.options import EngineOptions
 from luthier.inference.registry import close_all, engine_for
 from luthier.resources.base_model import BaseModel
@@ -91,6 +91,14 @@ def with_soft_prompts(base: BaseModel, loras: list[LoraAdapter]) -> list[Adapter
 def each_to(requests: list[GenerationRequest], adapters: list[Any]) -> list[GenerationRequest]:
     """The same requests to these adapters."""
     return [replace(r, adapter=a) for r, a in zip(requests, adapters, strict=True)]
+
+
+def warm_up(engine: Engine, requests: list[GenerationRequest], adapters: list[Any]) -> None:
+    """Let adapters be loaded and soft prompts be computed."""
+    one = SamplingParams(max_new_tokens=1)
+    short = [replace(r, input_ids=r.input_ids[:2], sampling=one) for r in requests]
+    for stream in [engine.submit(request) for request in each_to(short, adapters)]:
+        list(stream)
 
 
 class PeftSide:
@@ -163,34 +171,37 @@ def main() -> int:
     else:
         base = BaseModelStore(BaseModelSources()).acquire(arguments.base_model).base_model
     engine = engine_for(base, options=EngineOptions(max_adapter_bytes=4 << 30))
-    bare = make_requests(base, arguments, [None])
-    timings = {BARE: Timings()}
-    runs: dict[str, Callable[[], Answers]] = {BARE: lambda: run_engine(engine, bare, timings[BARE])}
+    adapters: dict[str, list[Any]] = {BARE: [None] * arguments.requests}
     peft_sides: dict[str, PeftSide] = {}
     for targets in arguments.targets:
-        loras = make_loras(base, len(bare), targets=targets)
-        loads = {
-            f"mixed_{targets}": each_to(bare, with_soft_prompts(base, loras)),
-            f"lora_{targets}": each_to(bare, loras),
-        }
-        for name, requests in loads.items():
-            timings[name] = Timings()
-            runs[name] = lambda n=name, r=requests: run_engine(engine, r, timings[n])
+        loras = make_loras(base, arguments.requests, targets=targets)
+        adapters[f"mixed_{targets}"] = with_soft_prompts(base, loras)
+        adapters[f"lora_{targets}"] = list(loras)
         if arguments.with_peft:
-            side = peft_sides[targets] = PeftSide(base, loras)
-            for name, run in (("mixed", side.mixed), ("switching", side.switching)):
-                timings[f"peft_{name}_{targets}"] = Timings()
-                runs[f"peft_{name}_{targets}"] = lambda f=run: f(bare)
-    for name in [name for name in runs if not name.startswith("peft")]:
-        runs[name]()  # adapters are loaded and soft prompts computed once
+            peft_sides[targets] = PeftSide(base, loras)
+    timings = {name: Timings() for name in adapters}
+    for targets in peft_sides:
+        timings |= {f"peft_{way}_{targets}": Timings() for way in ("mixed", "switching")}
+    for each in adapters.values():
+        warm_up(engine, make_requests(base, arguments, [None], turn=-1), each)
     agreement: dict[str, float] = {}
-    for _ in range(arguments.repeats):
-        answers = {name: measure(run, timings[name]) for name, run in runs.items()}
-        for targets in peft_sides:
+    for turn in range(arguments.repeats):
+        bare = make_requests(base, arguments, [None], turn=turn)
+        answers = {
+            name: measure(
+                lambda n=name, r=each_to(bare, each): run_engine(engine, r, timings[n]),
+                timings[name],
+            )
+            for name, each in adapters.items()
+        }
+        for targets, side in peft_sides.items():
+            for way, run in (("mixed", side.mixed), ("switching", side.switching)):
+                name = f"peft_{way}_{targets}"
+                answers[name] = measure(lambda f=run, r=bare: f(r), timings[name])
             reference = answers[f"peft_switching_{targets}"]
             for name in (f"lora_{targets}", f"peft_mixed_{targets}"):
                 same = [a == b for a, b in zip(answers[name], reference, strict=True)]
-                agreement[name] = round(sum(same) / len(same), 3)
+                agreement[name] = min(agreement.get(name, 1.0), round(sum(same) / len(same), 3))
     num_tokens = sum(request.sampling.max_new_tokens for request in bare)
     result = {
         "benchmark": "serving_adapters",

@@ -105,22 +105,25 @@ def main() -> int:
         adapter_bytes = sum(t.nbytes for t in registered[0].peft_state().values())
         options = EngineOptions(max_adapter_bytes=arguments.hot * adapter_bytes)
         engine = BatchedEngine(base, options)
-        plain = make_requests(base, arguments, [None])
-        one = each_to(plain, registered[:1] * len(plain))
         drawn = draw_by_zipf(
-            len(plain), len(registered), exponent=arguments.exponent, seed=arguments.seed
+            arguments.requests, len(registered), exponent=arguments.exponent, seed=arguments.seed
         )
-        zipf = each_to(plain, [registered[index] for index in drawn])
-        timings = {"one": Timings(), "zipf": Timings()}
-        run_engine(engine, one, Timings())
-        before = resident_bytes()
-        for _ in range(arguments.repeats):
-            measure(lambda: run_engine(engine, one, timings["one"]), timings["one"])
-            answers = measure(lambda: run_engine(engine, zipf, timings["zipf"]), timings["zipf"])
+        asked = {
+            "one": registered[:1] * arguments.requests,
+            "zipf": [registered[index] for index in drawn],
+        }
+        timings = {name: Timings() for name in asked}
+        before = 0
+        for turn in range(arguments.repeats):
+            plain = make_requests(base, arguments, [None], turn=turn)
+            for name, adapters in asked.items():
+                requests, own = each_to(plain, adapters), timings[name]
+                answers = measure(lambda r=requests, t=own: run_engine(engine, r, t), own)
+                before = before or resident_bytes()  # after the first turn with one adapter
         grown = resident_bytes() - before
         status = engine.adapter_status()
         engine.close()
-        sample = zipf[: arguments.sample]
+        sample = requests[: arguments.sample]
         is_same = answers[: len(sample)] == answers_alone(base, sample)
     num_tokens = sum(request.sampling.max_new_tokens for request in plain)
     result = {
