@@ -68,3 +68,25 @@ def test_what_is_absent_is_none():
     request = training_request("id", message_of("TextGenerationTaskTextGenerationTrain"))
     assert (request.model_name, request.parameters) == ("", {})
     assert request.train_source is request.validation_source is request.output_path is None
+
+
+@pytest.mark.parametrize("method", ["PeftPromptTuning", "LoraTuning", "TextGeneration"])
+def test_settings_that_are_0_and_conversations_arrive(method):
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho", "weight": 0}]
+    stream = {"jsondata": {"data": [{"messages": said}]}}
+    message = message_of(
+        f"TextGenerationTask{method}Train",
+        model_name="m",
+        parameters={
+            "train_stream": stream,
+            "val_stream": stream,
+            "training_options": {"weight_decay": 0, "mask_prompt_labels": False},
+        },
+    )
+    request = training_request("id", parse(message.DESCRIPTOR, message.SerializeToString()))
+    assert request.parameters == {
+        "training_options": {"weight_decay": 0.0, "mask_prompt_labels": False}
+    }
+    for source in (request.train_source, request.validation_source):
+        (record,) = source.data_stream.data
+        assert [each.weight for each in record.messages] == [None, 0]
