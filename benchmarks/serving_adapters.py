@@ -187,13 +187,10 @@ def main() -> int:
     agreement: dict[str, float] = {}
     for turn in range(arguments.repeats):
         bare = make_requests(base, arguments, [None], turn=turn)
-        answers = {
-            name: measure(
-                lambda n=name, r=each_to(bare, each): run_engine(engine, r, timings[n]),
-                timings[name],
-            )
-            for name, each in adapters.items()
-        }
+        answers: dict[str, Answers] = {}
+        for name, each in adapters.items():
+            requests, own = each_to(bare, each), timings[name]
+            answers[name] = measure(lambda r=requests, t=own: run_engine(engine, r, t), own)
         for targets, side in peft_sides.items():
             for way, run in (("mixed", side.mixed), ("switching", side.switching)):
                 name = f"peft_{way}_{targets}"
