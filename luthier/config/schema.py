@@ -147,6 +147,7 @@ class InferenceConfig:
     ageing_steps: PositiveInt
     turn_tokens: PositiveInt
     max_step_tokens: CountOrZero
+    prompt_lookup_tokens: Annotated[int, Bounds(0, 64)]
     max_kv_bytes: PositiveInt
     max_prefix_bytes: CountOrZero
     num_threads: PositiveInt

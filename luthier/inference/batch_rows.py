@@ -10,6 +10,7 @@ import torch
 from luthier.inference.channels import Channel
 from luthier.inference.kv_cache import KvRange
 from luthier.inference.prefix_cache import PREFIX_BLOCK_TOKENS, PrefixBlock, chained_key
+from luthier.inference.seen_ngrams import SeenNgrams
 from luthier.inference.sequences import GeneratedSequence
 
 
@@ -47,6 +48,8 @@ class BatchRow:
         self.turn_start = 0  # tokens it had generated when it was admitted last
         self.arrival = 0  # its number among all that came
         self.arrival_step = 0
+        self.seen: SeenNgrams | None = None  # of prompt and answer, where tokens are guessed
+        self.max_drafted = 4  # what the next guess may have; good ones make it more
         self.leader: BatchRow | None = None  # computed what this row was to start from
         self._prefix_blocks: list[PrefixBlock] = []
 
@@ -135,11 +138,19 @@ class BatchRow:
 
 @dataclass(frozen=True)
 class RowSlice:
-    """What a step computes of a row: positions [start, start + count)."""
+    """What a step computes of a row: positions [start, start + count).
+
+    Args:
+        row: Which.
+        start: First position.
+        count: Positions, guessed ones included.
+        drafted: Guesses of tokens that come after the row's own; checked by the step's logits.
+    """
 
     row: BatchRow
     start: int
     count: int
+    drafted: tuple[int, ...] = ()
 
     @property
     def stop(self) -> int:
@@ -149,14 +160,20 @@ class RowSlice:
     @property
     def reaches_end(self) -> bool:
         """True if the step's logits predict the row's next token."""
-        return self.stop == self.row.num_positions
+        return self.stop - len(self.drafted) == self.row.num_positions
+
+    def token_ids(self) -> Iterator[int]:
+        """Ids at its positions; 0 stands for a virtual token."""
+        yield from self.row.token_ids(self.start, self.stop - len(self.drafted))
+        yield from self.drafted
 
     @property
     def num_logits(self) -> int:
-        """Rows of logits that are needed: all of a measured prompt's, else the last or none."""
+        """Rows of logits that are needed: all of a measured prompt's, else the last or none; one
+        more for each guess."""
         if self.row.reports_prompt:
             return self.count
-        return 1 if self.reaches_end else 0
+        return 1 + len(self.drafted) if self.reaches_end else 0
 
 
 @dataclass(frozen=True)

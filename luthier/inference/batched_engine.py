@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Iterable
 
 import alog
+import torch
 
 from luthier.errors import EngineError, InvalidInputError, LuthierError
 from luthier.inference.adapter_pool import PoolStatus
@@ -34,6 +35,7 @@ from luthier.inference.model_defaults import model_defaults
 from luthier.inference.model_runner import PackedRunner
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
+from luthier.inference.prompt_lookup import PromptLookup
 from luthier.inference.prompts import Prompt, prepare_prompt
 from luthier.inference.row_forward import decoder_start_token_id, prior_token_ids
 from luthier.inference.runner import Runner
@@ -73,6 +75,9 @@ class BatchedEngine(Engine):
         )
         self._scheduler = Scheduler(
             self._runner.memory, self._options.scheduling_on(base_model.device)
+        )
+        self._prompt_lookup = PromptLookup(
+            self._runner.memory, max_tokens=self._options.prompt_lookup_tokens
         )
         self._arrivals = Arrivals(
             self._runner.deltas,
@@ -199,10 +204,10 @@ class BatchedEngine(Engine):
             self._arrivals.forget(row)
         deliver([(row.channel, error)])
 
-    def _release(self, row: BatchRow) -> None:
+    def _release(self, row: BatchRow, item: Item) -> None:
         """Forget a row that ended, wherever it is."""
         if not self._arrivals.forget(row):
-            self._scheduler.release(row)
+            self._scheduler.release(row, is_broken=isinstance(item, LuthierError))
 
     def _live(self) -> None:
         """The thread's life. However it ends, nobody is left waiting."""
@@ -242,7 +247,7 @@ class BatchedEngine(Engine):
         """One round: drop who is gone, plan, compute, choose, tell."""
         items = self._end_early()
         with self._state:
-            slices = self._scheduler.plan()
+            slices = self._prompt_lookup.with_drafts(self._scheduler.plan())
         results = self._run(slices)
         best = _likeliest_of_plain_rows(results.values())
         for each in slices:
@@ -250,15 +255,15 @@ class BatchedEngine(Engine):
             if isinstance(error, LuthierError):
                 items.append((each.row, error))
                 continue
-            each.row.num_computed = each.stop
-            if each.count > 1:
+            each.row.num_computed = each.stop - len(each.drafted)
+            if each.count > 1 and not each.drafted:
                 self._runner.memory.keep(each.row)
             if error is not None:
                 items.extend(self._advance(error, best.get(each.row)))
         with self._state:
             for row, item in items:
                 if isinstance(item, LuthierError) or item.is_last:
-                    self._release(row)
+                    self._release(row, item)
         deliver((row.channel, item) for row, item in items)
 
     def _end_early(self) -> list[tuple[BatchRow, Item]]:
@@ -270,8 +275,8 @@ class BatchedEngine(Engine):
                     items.append((row, row.sequence.end(FinishReason.CANCELLED)))
                 elif row.sequence.is_overdue:
                     items.append((row, row.sequence.end(FinishReason.TIME_LIMIT)))
-            for row, _ in items:
-                self._release(row)
+            for row, item in items:
+                self._release(row, item)
         return items
 
     def _run(self, slices: list[RowSlice]) -> dict[BatchRow, SliceLogits | LuthierError]:
@@ -288,6 +293,22 @@ class BatchedEngine(Engine):
                 results.update(self._run([each]))
             return results
 
+    def _check_draft(self, result: SliceLogits) -> list[tuple[BatchRow, Item]]:
+        """Choose one token after the other, as long as each is the one that was guessed."""
+        row, drafted = result.slice.row, result.slice.drafted
+        items: list[tuple[BatchRow, Item]] = []
+        for place, logits in enumerate(result.logits):
+            ((_, item),) = self._choose(row, logits)
+            items.append((row, item))
+            if isinstance(item, LuthierError) or item.is_last or place == len(drafted):
+                break
+            if row.sequence.token_ids[-1] != drafted[place]:
+                break
+            row.num_computed += 1
+        # Wrong guesses cost: a text that copies nothing soon makes short ones only.
+        row.max_drafted = 1 + 2 * (row.num_computed - result.slice.start - 1)
+        return items
+
     def _advance(
         self, result: SliceLogits, best: tuple[int, float] | None
     ) -> list[tuple[BatchRow, Item]]:
@@ -296,8 +317,15 @@ class BatchedEngine(Engine):
             sequence.report_prompt(result.logits, start=result.slice.start - row.num_virtual)
         if not result.slice.reaches_end:
             return []
+        if result.slice.drafted:
+            return self._check_draft(result)
+        return self._choose(row, result.logits[-1], best=best)
+
+    def _choose(
+        self, row: BatchRow, logits: torch.Tensor, *, best: tuple[int, float] | None = None
+    ) -> list[tuple[BatchRow, Item]]:
         try:
-            return [(row, sequence.advance(result.logits[-1], best=best))]
+            return [(row, row.sequence.advance(logits, best=best))]
         except LuthierError as error:
             return [(row, error)]
         except Exception as error:
@@ -314,6 +342,7 @@ def _likeliest_of_plain_rows(
         for each in results
         if isinstance(each, SliceLogits)
         and each.slice.reaches_end
+        and not each.slice.drafted
         and each.slice.row.sequence.sampler.takes_plain_argmax
     ]
     best = likeliest([each.logits[-1] for each in plain])

@@ -127,7 +127,7 @@ class PackedRunner(Runner):
         return torch.tensor([flat], dtype=torch.long, device=self._device)
 
     def _embeddings(self, slices: Sequence[RowSlice]) -> torch.Tensor:
-        ids = [i for each in slices for i in each.row.token_ids(each.start, each.stop)]
+        ids = [i for each in slices for i in each.token_ids()]
         rows: torch.Tensor = self._embed(torch.tensor([ids], device=self._device))
         first = 0
         for each in slices:

@@ -39,6 +39,8 @@ class EngineOptions:
         max_step_tokens: Tokens that one step of the batched engine computes; None is what suits
             the device. Fewer mean steadier streams, more mean faster prompts; two for each of
             ``max_running`` are always used.
+        prompt_lookup_tokens: Tokens that a greedy row of a causal model guesses in a step, at most,
+            by what followed its last tokens before; 0 is none.
     """
 
     max_running: int = 32
@@ -54,6 +56,7 @@ class EngineOptions:
     max_adapter_bytes: int = 2**30
     max_host_adapter_bytes: int = 2**32
     max_step_tokens: int | None = None
+    prompt_lookup_tokens: int = 0
 
     def step_tokens_on(self, device: torch.device) -> int:
         """``max_step_tokens``, or the device's own: a core is busy with far fewer than a GPU."""
