@@ -259,7 +259,7 @@ def test_evaluation_and_early_stopping_are_each_jobs_own(tiny_causal_base: BaseM
     stopping: dict[str, Any] = {
         "validation": make_records(9, num_rows=5),
         "early_stopping_patience": 1,
-        "learning_rate": 1e-9,  # Nothing gets better.
+        "learning_rate": 1e-30,  # Nothing changes, so nothing gets better.
         "num_epochs": 9,
     }
     evaluated: dict[str, Any] = {"validation": make_records(8, num_rows=4), "num_epochs": 3}
