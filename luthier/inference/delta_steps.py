@@ -14,7 +14,13 @@ from dataclasses import dataclass
 
 import torch
 
-from luthier.inference.delta_tables import DeltaRows, DeltaTables, TableContent
+from luthier.inference.delta_tables import (
+    DeltaRows,
+    DeltaTables,
+    Product,
+    TableContent,
+    rescaled,
+)
 
 #: Rank times tokens of an adapter up to which gathering is the faster way (benchmarks measured it
 #: on a CPU: the kernels read memory at a third of the speed of a product).
@@ -105,7 +111,7 @@ class Gather:
         if self._scaled is not None:
             scale = table.b.index_select(0, self._scales)
             own = output.index_select(0, self._scaled)
-            output.index_copy_(0, self._scaled, _rescaled(own, scale, bias))
+            output.index_copy_(0, self._scaled, rescaled(own, scale, bias))
         if self._owners is not None:
             low = (table.a[self._columns] * x[self._owners]).sum(dim=1, keepdim=True)
             output.index_add_(0, self._owners, table.b[self._columns] * low)
@@ -114,27 +120,6 @@ class Gather:
         output += torch.embedding_bag(
             table.b, self._columns, self._starts, False, 0, False, low, True
         )[0]
-
-
-@dataclass(frozen=True)
-class Product:
-    """The delta that a whole span of tokens shares.
-
-    Args:
-        a_transposed: [in, R].
-        b: [R, out].
-        scale: DoRA's, [out], or None.
-    """
-
-    a_transposed: torch.Tensor
-    b: torch.Tensor
-    scale: torch.Tensor | None
-
-    def add(self, output: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Add the delta to the span's tokens; see ``Gather.add``."""
-        if self.scale is not None:
-            output.copy_(_rescaled(output, self.scale, bias))
-        output.addmm_(torch.mm(x, self.a_transposed), self.b)
 
 
 @dataclass(frozen=True)
@@ -190,7 +175,7 @@ def plan_step(
     steps: dict[str, LayerStep] = {}
     for path, table in tables.by_path.items():
         content = table.content
-        products = tuple(_product(content, span.key) for span in others)
+        products = tuple(content.products.get(span.key) for span in others)
         rows = [content.rows.get(span.key) for span in gathered]
         gather = None
         if any(rows):
@@ -203,20 +188,6 @@ def plan_step(
         if gather is not None or any(products):
             steps[path] = LayerStep(content, gather, sizes, products)
     return steps
-
-
-def _product(content: TableContent, key: str) -> Product | None:
-    rows = content.rows.get(key)
-    if rows is None:
-        return None
-    end = rows.start + rows.rank
-    scale = content.b[end] if rows.has_scale else None
-    return Product(content.a[rows.start : end].t(), content.b[rows.start : end], scale)
-
-
-def _rescaled(output: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """DoRA scales what the weights give, not the bias."""
-    return output * scale if bias is None else (output - bias) * scale + bias
 
 
 def _sparse(starts: torch.Tensor, columns: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

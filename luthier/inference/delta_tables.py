@@ -44,6 +44,33 @@ class DeltaRows:
         return self.start + self.rank + self.has_scale
 
 
+@dataclass(frozen=True)
+class Product:
+    """One adapter's delta in a table, for tokens that all take it: views of its rows.
+
+    Args:
+        a_transposed: [in, R].
+        b: [R, out].
+        scale: DoRA's, [out], or None.
+    """
+
+    a_transposed: torch.Tensor
+    b: torch.Tensor
+    scale: torch.Tensor | None
+
+    def add(self, output: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Add the delta.
+
+        Args:
+            output: The layer's for these tokens, [N, out]; changed.
+            x: Its input, [N, in].
+            bias: The layer's, [out].
+        """
+        if self.scale is not None:
+            output.copy_(rescaled(output, self.scale, bias))
+        output.addmm_(torch.mm(x, self.a_transposed), self.b)
+
+
 @dataclass
 class TableContent:
     """One state of a table's memory; replaced as a whole, so a step that holds it can finish.
@@ -52,11 +79,25 @@ class TableContent:
         a: [N, in].
         b: [N, out].
         rows: By adapter.
+        products: Likewise.
     """
 
     a: torch.Tensor
     b: torch.Tensor
     rows: dict[str, DeltaRows] = field(default_factory=dict)
+    products: dict[str, Product] = field(default_factory=dict)
+
+    def add(self, key: str, rows: DeltaRows) -> None:
+        """Let an adapter's rows be found."""
+        end = rows.start + rows.rank
+        scale = self.b[end] if rows.has_scale else None
+        self.products[key] = Product(self.a[rows.start : end].t(), self.b[rows.start : end], scale)
+        self.rows[key] = rows
+
+    def remove(self, key: str) -> None:
+        """Forget an adapter; no effect if it has no rows."""
+        self.rows.pop(key, None)
+        self.products.pop(key, None)
 
 
 class DeltaTable:
@@ -111,12 +152,12 @@ class DeltaTable:
             rows.mul_(scale)
             content.a[start + rank] = 0
             content.b[start + rank] = scale
-        content.rows[key] = DeltaRows(start, rank, has_scale=scale is not None)
+        content.add(key, DeltaRows(start, rank, has_scale=scale is not None))
         return is_moved
 
     def remove(self, key: str) -> None:
         """Give an adapter's rows free; no effect if it has none."""
-        self.content.rows.pop(key, None)
+        self.content.remove(key)
 
     def _dora_scale(self, factors: LoraFactors) -> torch.Tensor | None:
         if factors.magnitude is None:
@@ -151,7 +192,7 @@ class DeltaTable:
             moved = DeltaRows(start, rows.rank, rows.has_scale)
             new.a[start : moved.stop] = old.a[rows.start : rows.stop]
             new.b[start : moved.stop] = old.b[rows.start : rows.stop]
-            new.rows[key] = moved
+            new.add(key, moved)
             start = moved.stop
         self.content = new
         return start
@@ -233,3 +274,17 @@ class DeltaTables:
             # A new mapping: the engine's thread may be reading the old one.
             self.by_path = {**self.by_path, path: table}
         return table
+
+
+def rescaled(output: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """A layer's output as DoRA wants it: it scales what the weights give, not the bias.
+
+    Args:
+        output: [N, out]; not changed.
+        scale: [out], or [N, out].
+        bias: [out], or None.
+
+    Returns:
+        [N, out].
+    """
+    return output * scale if bias is None else (output - bias) * scale + bias
