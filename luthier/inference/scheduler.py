@@ -10,14 +10,15 @@ in order of arrival. A flow with less than its share takes the place of the youn
 with most; that row waits, keeps what it said and goes on later with the same tokens.
 
 Bounds on the steps until the first token of a flow's first request, N tokens long, priorities and
-weights equal, whatever and however much others submit. R is ``max_rows``, M is ``max_step_tokens``;
-T tenants are active, S adapters of its own tenant, F flows in all:
+weights equal, whatever and however much others submit. R is ``max_rows``, M is ``max_step_tokens``,
+P = min(32, M // 4) a piece; T tenants are active, S adapters of its own tenant, F flows in all:
 
-- ``1 + ceil(N / (1 + (M - R) // T // S))`` while T · S <= R and the cache holds the request beside
-  what runs: it is admitted in the next step, and its share of each step is its own;
-- ``(F + 1) · (L + turn_tokens)`` in any case, L the longest prompt with what was generated after
-  it: when there are more flows than slots, or memory is short, flows take turns of ``turn_tokens``
-  generated tokens each.
+- ``1 + R // 4 + ceil((N + P) / (1 + (M - R) // T // S))`` while T · S <= R and the cache holds the
+  request beside what runs: it is admitted in the next step, its share of the steps is its own, and
+  pieces that others have a claim on come before its own;
+- ``(F + 1) · (L + P + R // 4 + turn_tokens)`` in any case, L the longest prompt with what was
+  generated after it: when there are more flows than slots, or memory is short, flows take turns of
+  ``turn_tokens`` generated tokens each.
 
 A request of a priority that is lower by g than the highest that waits in its tenant is treated like
 one that came g · ``ageing_steps`` steps later. Later requests of a flow wait for the earlier ones.
@@ -132,14 +133,21 @@ class Scheduler:
         """Give whole pieces to those who are owed most, not crumbs to all of them.
 
         A row's adapter is read once for each of its pieces, however small. Over the steps each row
-        gets what its shares add up to, but for one piece.
+        gets what its shares add up to; who waits for more than a piece has no further claim.
         """
-        self._owed = {
-            row: self._owed.get(row, 0) + share for row, share in zip(rows, shares, strict=True)
-        }
         least = min(_LEAST_PIECE, self._max_step_tokens // 4)
+        # Rows leave that had more than their due, so claims on it must end somewhere: at a piece.
+        self._owed = {
+            row: min(self._owed.get(row, 0), least) + share
+            for row, share in zip(rows, shares, strict=True)
+        }
         counts: dict[BatchRow, int] = {}
-        for row in sorted(rows, key=lambda row: -self._owed[row]):
+        # Who would have its piece first if each got its share at every step (fair queueing).
+        due = {
+            row: (min(row.num_pending, least) - self._owed[row]) / share
+            for row, share in zip(rows, shares, strict=True)
+        }
+        for row in sorted(rows, key=lambda row: due[row]):
             count = min(row.num_pending, max(self._owed[row], least), budget)
             if count > 0:
                 counts[row] = count

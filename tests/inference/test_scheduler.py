@@ -217,8 +217,8 @@ def test_a_higher_priority_comes_first_and_age_makes_up_for_it() -> None:
 @given(seed=st.integers(0, 10**6))
 def test_a_flood_delays_nobody_beyond_the_stated_bound(seed: int) -> None:
     rng = random.Random(seed)
-    max_rows = rng.randint(2, 6)
-    max_step_tokens = rng.randint(2 * max_rows, 40)
+    max_rows = rng.randint(2, 9)
+    max_step_tokens = rng.randint(2 * max_rows, 120)
     memory = fake_memory(8192, num_prefix_tokens=rng.choice([0, 500]))
     scheduler = scheduler_of(memory, max_rows=max_rows, max_step_tokens=max_step_tokens)
     runner = FakeRunner(memory)
@@ -249,7 +249,8 @@ def test_a_flood_delays_nobody_beyond_the_stated_bound(seed: int) -> None:
     add(scheduler, newcomer)
     num_tokens = newcomer.num_positions
     share = 1 + (max_step_tokens - max_rows) // num_tenants // num_adapters
-    bound = 1 + math.ceil(num_tokens / share)
+    piece = min(32, max_step_tokens // 4)
+    bound = 1 + max_rows // 4 + math.ceil((num_tokens + piece) / share)
     for step in range(1, bound + 1):
         add(scheduler, *(flood(100 + step) for _ in range(rng.randint(0, 3))))
         runner.step(scheduler)
@@ -284,7 +285,7 @@ def test_more_flows_than_places_or_memory_still_wait_no_longer_than_stated(seed:
     newcomer = fake_row([1000] * rng.randint(1, 60), key="new", tenant="0")
     add(scheduler, newcomer)
     longest = 60 + 140
-    bound = (num_flows + 1 + 1) * (longest + turn_tokens)
+    bound = (num_flows + 1 + 1) * (longest + 2 + max_rows // 4 + turn_tokens)
     for _ in range(bound):
         if rng.random() < 0.2:
             add(scheduler, flood(rng.randrange(num_flows)))
@@ -294,7 +295,7 @@ def test_more_flows_than_places_or_memory_still_wait_no_longer_than_stated(seed:
     raise AssertionError(f"no token after {bound} steps")
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(seed=st.integers(0, 10**6))
 def test_whatever_comes_and_goes_every_row_reads_its_own_and_every_range_is_freed(
     seed: int,
