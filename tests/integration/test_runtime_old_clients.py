@@ -147,7 +147,7 @@ BOTH = pytest.mark.parametrize("wire", ["http", "grpc"])
 def test_the_parameters_are_told(clients, wire):
     found = clients[wire].get_text_generation_parameters()
     assert {"max_new_tokens", "seed", "stop_sequences", "include_stop_sequence"} <= set(found)
-    assert len(found) == 19
+    assert len(found) == 24
 
 
 @BOTH

@@ -79,9 +79,21 @@ def test_no_more_questions_at_once_than_allowed():
 
 
 def test_a_cancelled_training_asks_no_further():
-    with fake_judge(lambda *_: (200, "SCORE: 1")) as server:
+    is_cancelled = threading.Event()
+
+    def answer(*_: object) -> tuple[int, str]:
+        # All but the first question are held up until somebody cancels.
+        assert len(server.bodies) == 1 or is_cancelled.wait(60)
+        return 200, "SCORE: 1"
+
+    def should_stop() -> bool:
+        if server.bodies:
+            is_cancelled.set()
+        return is_cancelled.is_set()
+
+    with fake_judge(answer) as server:
         endpoint = JudgeEndpoint(server.base_url, max_concurrent=1)
-        judge = judge_with(OPTIONS, endpoint, should_stop=lambda: bool(server.bodies))
+        judge = judge_with(OPTIONS, endpoint, should_stop=should_stop)
         with pytest.raises(CancelledError):
             judge([row("a", number) for number in range(500)])
     assert len(server.bodies) < 500
