@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 
 from fixtures.fake_rows import fake_row
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.inference.fair_shares import fair_shares, shares_of_rows
@@ -11,6 +11,7 @@ from luthier.inference.fair_shares import fair_shares, shares_of_rows
 COUNTS = st.lists(st.integers(0, 50), min_size=1, max_size=8)
 
 
+@settings(derandomize=True)
 @given(budget=st.integers(0, 200), demands=COUNTS)
 def test_shares_use_up_the_budget_and_are_max_min_fair(budget: int, demands: list[int]) -> None:
     shares = fair_shares(budget, demands)
