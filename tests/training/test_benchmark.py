@@ -51,3 +51,22 @@ def test_trainings_together_alone_and_with_peft_learn_the_same() -> None:
         assert result["largest_loss_difference"] < 1e-4
         assert len(result["losses_of_first_job"]["peft"]) == 2
         assert min(result["cpu_seconds"]["fused"]) > 0
+
+
+def test_the_parts_of_a_training_are_told_apart() -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "benchmarks/loop_overhead.py", "--tiny", "--steps", "2"),
+            *("--methods", "lora_all"),
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout.splitlines()[-1])["results"]
+    assert {"forward and backward", "optimizer", "logging", "collation"} <= set(
+        result["cpu_seconds"]
+    )

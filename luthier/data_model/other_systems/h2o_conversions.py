@@ -74,6 +74,11 @@ def batches_per_update(value: Any, values: Values) -> Any:
     return count * max(1, len(gpus))
 
 
+def mixed_precision(value: Any, values: Values) -> Any:
+    """Their switch and their dtype are one option."""
+    return str(values["environment.mixed_precision_dtype"]) if value else "off"
+
+
 _LOSSES = {
     "TokenAveragedCrossEntropy": "token_average",
     "SampleAveragedCrossEntropy": "sample_average",

@@ -114,6 +114,7 @@ H2O_OLDER_SETTINGS = (
         ForeignSetting(
             f"environment.deepspeed_{name}",
             ABSENT,
+            status=Status.NOT_OFFERED,
             reason="part of use_deepspeed",
             only_if="environment.use_deepspeed",
         )

@@ -18,6 +18,7 @@ from luthier.data_model.other_systems.h2o_conversions import (
     loss,
     method,
     metric,
+    mixed_precision,
     names,
     quantization,
     save_word,
@@ -69,8 +70,9 @@ _ARCHITECTURE = (
     ForeignSetting(
         "architecture.pretrained_weights",
         "",
-        status=Status.NOT_BUILT,
-        reason="tuning that goes on from another system's checkpoint.pth",
+        status=Status.NOT_OFFERED,
+        reason="a checkpoint.pth is a pickle, which can run any code; export the model there and "
+        "name its folder as general.base_model, or an adapter's as general.start_from",
         is_harmless=only("", None, "None"),
     ),
 )
@@ -290,39 +292,41 @@ _ENVIRONMENT = (
         [],
         "training.accumulate_steps",
         batches_per_update,
-        reason="one device; the others' batches are accumulated, for the same updates",
+        reason="the devices' batches are accumulated, for the same updates; see num_processes",
     ),
     ForeignSetting(
         "environment.mixed_precision",
         True,
-        status=Status.REPLACED,
-        reason="computed in architecture.torch_dtype; differs by rounding",
-        is_harmless=always,
+        "environment.mixed_precision",
+        mixed_precision,
+        reason="with mixed_precision_dtype; off on a CPU where it is slower",
         seq2seq_default=False,
     ),
     ForeignSetting(
         "environment.mixed_precision_dtype",
         "bfloat16",
         status=Status.REPLACED,
-        reason="computed in architecture.torch_dtype; differs by rounding",
+        reason="part of mixed_precision",
         is_harmless=always,
     ),
     ForeignSetting(
         "environment.compile_model",
         False,
         "environment.compile_model",
-        reason="speed alone; " + _NO_EFFECT,
-        is_harmless=always,
+        reason="layers, not the whole model",
     ),
-    *(
-        ForeignSetting(
-            f"environment.{name}", False, reason="training on many devices", is_harmless=only(False)
-        )
-        for name in ("use_deepspeed", "use_fsdp")
+    ForeignSetting("environment.use_fsdp", False, "environment.use_fsdp"),
+    ForeignSetting(
+        "environment.use_deepspeed",
+        False,
+        status=Status.NOT_OFFERED,
+        reason="use_fsdp shares weights out as its ZeRO 3 does, and needs no package of its own",
+        is_harmless=only(False),
     ),
     ForeignSetting(
         "environment.deepspeed_method",
         "ZeRO2",
+        status=Status.NOT_OFFERED,
         reason="part of use_deepspeed",
         only_if="environment.use_deepspeed",
     ),
@@ -330,6 +334,7 @@ _ENVIRONMENT = (
         ForeignSetting(
             f"environment.deepspeed_{name}",
             1_000_000,
+            status=Status.NOT_OFFERED,
             reason="part of use_deepspeed",
             only_if="environment.use_deepspeed",
         )
@@ -344,7 +349,7 @@ _ENVIRONMENT = (
         "environment.find_unused_parameters",
         False,
         status=Status.REPLACED,
-        reason="one process needs none",
+        reason="what a process has no gradient for counts as zero",
         is_harmless=always,
     ),
     ForeignSetting(
@@ -357,7 +362,9 @@ _ENVIRONMENT = (
     ForeignSetting(
         "environment.huggingface_branch",
         "main",
-        reason="the revision of a base model",
+        status=Status.NOT_OFFERED,
+        reason="a base model's name means one content; put another revision into a folder of "
+        "base_models_dir and name that",
         is_harmless=only("main", "", None),
     ),
     ForeignSetting("environment.number_of_workers", 4, "environment.number_of_workers"),

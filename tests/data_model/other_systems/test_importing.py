@@ -66,7 +66,7 @@ def test_an_h2o_default_experiment_is_mapped_setting_by_setting() -> None:
             },
             "prediction": {"metrics": ["loss", "bleu"]},
             "lora": {"rank": 4, "alpha": 16, "dropout": 0.05},
-            "environment": {"seed": -1, "number_of_workers": 8},
+            "environment": {"seed": -1, "number_of_workers": 8, "mixed_precision": "bfloat16"},
         }
     )
     changes = expected.to_dict(is_complete=False)
@@ -120,6 +120,14 @@ def test_an_imported_experiment_is_exported_as_ours() -> None:
         ),
         ({"training__grad_accumulation": 4}, "training.accumulate_steps", 32),
         ({"environment__gpus": []}, "training.accumulate_steps", 1),
+        ({"environment__mixed_precision": False}, "environment.mixed_precision", "off"),
+        (
+            {"environment__mixed_precision_dtype": "float16"},
+            "environment.mixed_precision",
+            "float16",
+        ),
+        ({"environment__compile_model": True}, "environment.compile_model", True),
+        ({"environment__use_fsdp": True}, "environment.use_fsdp", True),
         ({"training__lora": False}, "general.method", "full_fine_tuning"),
         ({"training__gradient_clip": 1.5}, "training.max_grad_norm", 1.5),
         ({"training__lora_target_modules": "q, v"}, "lora.target_modules", ("q", "v")),
@@ -150,7 +158,7 @@ def test_units_and_words_are_converted(changes: dict[str, Any], path: str, value
     ("changes", "name"),
     [
         ({"dataset__personalize": True}, "dataset.personalize"),
-        ({"environment__use_fsdp": True}, "environment.use_fsdp"),
+        ({"environment__use_deepspeed": True}, "environment.use_deepspeed"),
         ({"architecture__pretrained": False}, "architecture.pretrained"),
         ({"architecture__pretrained_weights": "a.pth"}, "architecture.pretrained_weights"),
         ({"training__loss_function": "DPOLoss"}, "training.loss_function"),
