@@ -266,9 +266,7 @@ def limits_for(hooks: TrainingHooks, environment: Environment) -> TrainingLimits
     return environment.training_limits if hooks.from_request else UNLIMITED
 
 
-def _start(
-    options: TrainingOptions, environment: Environment, hooks: TrainingHooks
-) -> Path | None:
+def _start(options: TrainingOptions, environment: Environment, hooks: TrainingHooks) -> Path | None:
     if options.start_from is None:
         return None
     return find_start(

@@ -7,7 +7,7 @@
     worker.lock         held by the worker while it lives
     metrics.jsonl       the training's progress, one JSON object per line
     worker.log          whatever the worker wrote to stdout and stderr
-    run/                checkpoints, removed when the job is complete, and predictions
+    run/                checkpoints and predictions; removed when the job is complete
     model/              the tuned model, until it is moved to its final place
     outcome.json        how it ended, written last
 """
@@ -160,10 +160,11 @@ class JobFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def remove_data(self) -> None:
-        """Remove what only a job that is to go on needs; log, progress and predictions stay."""
+        """Remove what only a job that is to go on needs, and every text of a record; log and
+        progress stay."""
         self.train_file.unlink(missing_ok=True)
         self.validation_file.unlink(missing_ok=True)
-        shutil.rmtree(self.run_folder / CHECKPOINTS_FOLDER, ignore_errors=True)
+        shutil.rmtree(self.run_folder, ignore_errors=True)
         shutil.rmtree(self.staged_model, ignore_errors=True)
 
     def remove_unfinished(self) -> None:

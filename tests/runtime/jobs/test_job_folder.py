@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from luthier.errors import ConflictError
 from luthier.runtime.jobs.base import TrainingSpec
 from luthier.runtime.jobs.job_folder import JobFolder, Outcome
 
@@ -53,7 +56,28 @@ def test_data_and_an_unfinished_model_are_removed_and_the_log_stays(tmp_path):
     folder, _ = make(tmp_path, num_validation_records=1)
     folder.log_file.write_text("log")
     folder.staged_model.mkdir()
+    (folder.run_folder / "checkpoints" / "step-000000001").mkdir(parents=True)
+    assert folder.has_checkpoint
+    folder.remove_unfinished()
+    assert folder.has_checkpoint and folder.train_file.exists()
+    assert not folder.staged_model.exists()
     folder.remove_data()
     assert sorted(path.name for path in folder.path.iterdir()) == ["job.json", "worker.log"]
     folder.remove()
     assert not folder.path.exists()
+
+
+def test_a_job_has_one_worker_at_a_time(tmp_path):
+    folder, _ = make(tmp_path)
+    with folder.locked(), pytest.raises(ConflictError, match="is running"), folder.locked():
+        pass
+    with folder.locked():
+        pass
+
+
+def test_the_outcome_of_an_earlier_run_can_be_forgotten(tmp_path):
+    folder, _ = make(tmp_path)
+    folder.forget_outcome()
+    folder.write_outcome(Outcome("training_failed", "killed"))
+    folder.forget_outcome()
+    assert folder.read_outcome() is None
