@@ -168,6 +168,18 @@ class Engine(ABC):
             EngineError: If the engine is closed or dead.
         """
 
+    def keeps_deltas(self, adapter: Adapter) -> bool:
+        """Whether the engine needs nothing of an adapter but its ``linear_deltas``, once, which it
+        keeps as long as it has room. Changes nothing; thread-safe.
+
+        Args:
+            adapter: Of a request to come.
+
+        Returns:
+            False if each of the adapter's requests needs its tensors.
+        """
+        return False
+
     @abstractmethod
     def status(self) -> EngineStatus:
         """How the engine is doing. Changes nothing; thread-safe."""

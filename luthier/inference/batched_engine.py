@@ -17,6 +17,7 @@ from collections.abc import Iterable
 import alog
 import torch
 
+from luthier.adapters.base import Adapter
 from luthier.errors import EngineError, InvalidInputError, LuthierError
 from luthier.inference.adapter_pool import PoolStatus
 from luthier.inference.arrivals import Arrivals
@@ -136,6 +137,10 @@ class BatchedEngine(Engine):
             num_running += beside.status().num_running
             num_waiting += beside.status().num_waiting
         return EngineStatus(not detail, num_running, num_waiting, detail)
+
+    def keeps_deltas(self, adapter: Adapter) -> bool:
+        """Whether the pass adds all that the adapter does; see ``Engine``."""
+        return self._arrivals.takes(adapter)
 
     def adapter_status(self) -> PoolStatus:
         """Which deltas are where, for metrics. Thread-safe."""

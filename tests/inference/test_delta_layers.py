@@ -124,6 +124,7 @@ def test_loras_run_in_the_batch_and_not_beside_it(
     sampling = SamplingParams(max_new_tokens=3)
     for adapter in loras.values():
         list(engine.submit(GenerationRequest((5, 6, 7), sampling, adapter)))
+        assert engine.keeps_deltas(adapter)
     assert engine._whole_models is None
 
 
@@ -146,6 +147,7 @@ def test_what_cannot_share_a_pass_runs_beside_the_batch_and_gives_the_same(
     base = AutoModelForCausalLM.from_pretrained(tiny_causal_dir)
     theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
     sampling = SamplingParams(max_new_tokens=8, min_new_tokens=8)
+    assert not engine.keeps_deltas(adapter)
     chunks = list(engine.submit(GenerationRequest((5, 6, 7), sampling, adapter)))
     expected = theirs.generate(
         input_ids=torch.tensor([[5, 6, 7]]), attention_mask=torch.ones(1, 3, dtype=torch.long),

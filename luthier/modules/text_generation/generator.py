@@ -117,9 +117,9 @@ class TextGenerator:
 
     def shelve(self) -> None:
         """Leave the adapter's tensors on disk until a request needs them; its folder must stay as
-        it is. One that was not read from a folder, or that brings more than deltas, stays."""
+        it is. One that was not read from a folder, or of which the engine needs more, stays."""
         adapter, folder = self._adapter, self._adapter_folder
-        if adapter is not None and folder is not None and adapter.delta_layers():
+        if adapter is not None and folder is not None and self.engine.keeps_deltas(adapter):
             self._adapter = StoredAdapter(adapter, folder, base_model=self.base_model)
 
     def release(self) -> None:
