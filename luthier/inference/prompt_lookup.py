@@ -52,7 +52,9 @@ class PromptLookup:
             return each
         num_left = row.largest_size - row.num_positions
         num_guesses = min(self._max_tokens, row.max_drafted, num_left - 1)
-        drafted = tuple(_seen_by(row).continuation(num_guesses))
+        # After a wrong guess only a longer match is worth another.
+        min_match = 2 if row.max_drafted > 1 else 3
+        drafted = tuple(_seen_by(row).continuation(num_guesses, min_match=min_match))
         if not drafted or not self._memory.grow(row, row.num_positions + len(drafted)):
             return each
         return dataclasses.replace(each, count=1 + len(drafted), drafted=drafted)

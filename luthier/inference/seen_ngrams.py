@@ -27,12 +27,21 @@ class SeenNgrams:
                     self._next_place[tuple(self._token_ids[place - size :])] = place
             self._token_ids.append(token_id)
 
-    def continuation(self, max_tokens: int) -> Sequence[int]:
+    def continuation(self, max_tokens: int, *, min_match: int = 2) -> Sequence[int]:
         """What followed the text's last tokens where they were seen before; empty if never.
 
         Where that reaches the text's end, the text goes round in circles, and so does this.
+
+        Args:
+            max_tokens: Tokens to give.
+            min_match: Last tokens that must be the same, 2 or 3.
+
+        Returns:
+            ``max_tokens`` or none.
         """
         for size in _NGRAM_SIZES:
+            if size < min_match:
+                break
             place = self._next_place.get(tuple(self._token_ids[-size:]))
             if place is not None:
                 following = self._token_ids[place : place + max_tokens]

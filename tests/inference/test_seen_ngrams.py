@@ -29,6 +29,15 @@ def test_the_continuation_is_that_of_the_latest_and_longest_match() -> None:
     assert len(seen) == 400
 
 
+def test_a_longer_match_can_be_asked_for() -> None:
+    seen = SeenNgrams()
+    seen.extend([1, 2, 9, 8, 1, 2])
+    assert list(seen.continuation(2)) == [9, 8]
+    assert list(seen.continuation(2, min_match=3)) == []
+    seen.extend([9])
+    assert list(seen.continuation(2, min_match=3)) == [8, 1]
+
+
 def test_a_text_without_a_match_has_no_continuation() -> None:
     seen = SeenNgrams()
     assert list(seen.continuation(4)) == []
