@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from fixtures.echo_runtime import WORKER_ENVIRONMENT
 
-from luthier.errors import CapacityError, JobNotFoundError
+from luthier.errors import CapacityError, ConflictError, JobNotFoundError
 from luthier.runtime.jobs.base import Job, JobState, TrainingSpec
 from luthier.runtime.jobs.executor import LocalProcessExecutor
 from luthier.runtime.jobs.job_folder import JobFolder
@@ -196,3 +196,15 @@ def _is_alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+async def test_a_job_that_failed_keeps_its_data_and_runs_again_once(bench):
+    folder = bench.submit("fails")
+    first = await bench.until(JobState.ERRORED)
+    assert folder.train_file.exists() and not folder.staged_model.exists()
+    bench.executor.submit(first)
+    assert bench.store.get("job").reasons == ()
+    with pytest.raises(ConflictError, match="cannot become QUEUED"):
+        bench.executor.submit(first)
+    again = await bench.until(JobState.ERRORED)
+    assert again.reasons == first.reasons and again.started_at > first.finished_at
