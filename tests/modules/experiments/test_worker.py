@@ -140,3 +140,26 @@ def test_experiments_are_not_run_together_under_torchrun(
     one = request(tmp_path, "train")["options"]
     with pytest.raises(InvalidInputError, match="not under torchrun"):
         do({"command": "train_many", "options": {"experiments": [one]}}, io.StringIO())
+
+
+def test_another_number_of_processes_than_torchruns_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request(tmp_path, "train")
+    asked["options"]["environment"] = {"num_processes": 2}
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(InvalidInputError, match="is 2, but torchrun started 3"):
+        do(asked, io.StringIO())
+
+
+@pytest.mark.slow
+def test_two_processes_leave_one_model_and_one_set_of_events(
+    tmp_path: Path, tiny_base_models_dir: Path
+) -> None:
+    asked = request(tmp_path, "train")
+    asked["options"]["environment"] = {"num_processes": 2}
+    environ = {"BASE_MODELS_DIR": str(tiny_base_models_dir), "OMP_NUM_THREADS": "1"}
+    last = in_a_process(asked, environ)
+    assert last["event"] == "done", last
+    assert (tmp_path / "models" / "m" / "config.yml").is_file()
+    assert last["num_steps"] == 3
