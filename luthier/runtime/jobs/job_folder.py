@@ -4,7 +4,7 @@
     job.json            the spec
     train.jsonl         one train record per line; removed when the job is complete
     validation.jsonl    likewise, if there are any
-    worker.lock         held by the worker while it lives
+    worker.lock         held by the worker while it lives; removed when the job is complete
     metrics.jsonl       the training's progress, one JSON object per line
     worker.log          whatever the worker wrote to stdout and stderr
     run/                checkpoints and predictions; removed when the job is complete
@@ -95,6 +95,10 @@ class JobFolder:
         """The tuned model before it is moved to its final place."""
         return self.path / "model"
 
+    @property
+    def _lock_file(self) -> Path:
+        return self.path / "worker.lock"
+
     def create(
         self, spec: TrainingSpec, train: Iterable[Record], validation: Iterable[Record] = ()
     ) -> None:
@@ -148,7 +152,7 @@ class JobFolder:
         Raises:
             ConflictError: If another process holds it.
         """
-        with (self.path / "worker.lock").open("w") as file:
+        with self._lock_file.open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -164,6 +168,7 @@ class JobFolder:
         progress stay."""
         self.train_file.unlink(missing_ok=True)
         self.validation_file.unlink(missing_ok=True)
+        self._lock_file.unlink(missing_ok=True)
         shutil.rmtree(self.run_folder, ignore_errors=True)
         shutil.rmtree(self.staged_model, ignore_errors=True)
 

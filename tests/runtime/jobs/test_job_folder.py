@@ -56,6 +56,8 @@ def test_data_and_an_unfinished_model_are_removed_and_the_log_stays(tmp_path):
     folder, _ = make(tmp_path, num_validation_records=1)
     folder.log_file.write_text("log")
     folder.staged_model.mkdir()
+    with folder.locked():
+        pass
     (folder.run_folder / "checkpoints" / "step-000000001").mkdir(parents=True)
     assert folder.has_checkpoint
     folder.remove_unfinished()
