@@ -130,17 +130,20 @@ class FairQueue:
             del self._tenants[row.tenant]
         return True
 
-    def next(self, passed: Container[Flow] = ()) -> BatchRow | None:
+    def next(
+        self, passed: Container[Flow] = (), passed_tenants: Container[str] = ()
+    ) -> BatchRow | None:
         """Whose turn it is.
 
         Args:
             passed: Tenants with adapters that are not asked.
+            passed_tenants: Tenants none of whose adapters is asked.
 
         Returns:
             A row, which still waits; None if nobody else does.
         """
-        for tenant in sorted(self._tenants.values(), key=lambda each: each.taken):
-            row = self._next_of(tenant, passed)
+        for name, tenant in sorted(self._tenants.items(), key=lambda each: each[1].taken):
+            row = None if name in passed_tenants else self._next_of(tenant, passed)
             if row is not None:
                 return row
         return None

@@ -158,9 +158,10 @@ class Scheduler:
     def _admit(self) -> None:
         """Let rows in while there is room, or while there are flows that must make way."""
         passed: set[Flow] = set()
+        passed_tenants: set[str] = set()
         followers: list[BatchRow] = []
         while len(followers) < self._rules.max_rows:
-            row = self.waiting.next(passed)
+            row = self.waiting.next(passed, passed_tenants)
             if row is None:
                 break
             if self._follows_another(row):
@@ -168,10 +169,12 @@ class Scheduler:
                 followers.append(row)
             elif self._make_way(row):
                 self._start(row)
-            elif self._num_missing(row) > 0 and row.flow not in _flows(self.running):
+            elif row.flow in _flows(self.running):
+                passed.add(row.flow)
+            elif self._num_missing(row) > 0:
                 break  # what becomes free is kept for it, or smaller ones would always come first
             else:
-                passed.add(row.flow)
+                passed_tenants.add(row.tenant)  # no other flow of it has a better claim to a slot
         for row in followers:
             self.waiting.put_back(row, is_next=False)
 
