@@ -56,6 +56,24 @@ def test_another_dtype_is_another_copy(store):
     assert store.num_loaded == 2
 
 
+def test_a_quantised_copy_is_a_copy_of_its_own(store, tiny_seq2seq_base):
+    leases = [
+        store.acquire("tiny-causal", quantization=word) for word in (None, "none", "nf4", "nf4")
+    ]
+    plain, also_plain, quantised, also_quantised = (lease.base_model for lease in leases)
+    assert plain is also_plain
+    assert quantised is also_quantised
+    assert [plain.quantization, quantised.quantization] == ["none", "nf4"]
+    assert store.num_loaded == 2
+    for lease in leases:
+        lease.release()
+    assert store.num_loaded == 0
+    store.add(tiny_seq2seq_base)
+    with store.acquire(tiny_seq2seq_base.name, quantization="int8") as in_memory:
+        assert in_memory.quantization == "int8"
+        assert in_memory.embedding_weight is tiny_seq2seq_base.embedding_weight
+
+
 def test_the_last_release_frees_the_copy(store):
     first = store.acquire("tiny-causal")
     second = store.acquire("tiny-causal")

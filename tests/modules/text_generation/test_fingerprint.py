@@ -45,3 +45,13 @@ def test_another_precision_cannot_be_compared_and_passes(base_model):
 @pytest.mark.parametrize("config", [{}, {"base_model_fingerprint": 5}])
 def test_without_a_mark_nothing_is_compared(base_model, config):
     require_same_base(config, base_model)
+
+
+def test_a_quantised_base_has_a_mark_of_its_own_and_is_not_compared(tiny_causal_base):
+    quantised = tiny_causal_base.quantised("nf4")
+    mark = fingerprint(quantised)
+    assert mark.startswith("float32+nf4:")
+    require_same_base({"base_model_fingerprint": mark}, tiny_causal_base)
+    require_same_base({"base_model_fingerprint": mark}, quantised)
+    with pytest.raises(ArtifactError):
+        require_same_base({"base_model_fingerprint": "float32+nf4:00"}, quantised)
