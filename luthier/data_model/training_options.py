@@ -478,8 +478,8 @@ class TrainingOptions:
     use_fsdp: bool = _setting(
         False,
         "bool",
-        "Several processes keep a share of the weights each, and borrow the others' layer by "
-        "layer: less memory, more traffic. Rows are padded then.",
+        "Several processes keep a share each of what full fine-tuning learns, its gradients and "
+        "the optimizer's state, and borrow the others' layer by layer. Rows are padded then.",
         is_bookkeeping=True,
     )
     compile_model: bool = _setting(
