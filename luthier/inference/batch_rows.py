@@ -9,7 +9,12 @@ import torch
 
 from luthier.inference.channels import Channel
 from luthier.inference.kv_cache import KvRange
-from luthier.inference.prefix_cache import PREFIX_BLOCK_TOKENS, PrefixBlock, chained_key
+from luthier.inference.prefix_cache import (
+    PREFIX_BLOCK_TOKENS,
+    PrefixBlock,
+    chained_key,
+    tenants_key,
+)
 from luthier.inference.seen_ngrams import SeenNgrams
 from luthier.inference.sequences import GeneratedSequence
 
@@ -82,6 +87,9 @@ class BatchRow:
     def prefix_blocks(self) -> Sequence[PrefixBlock]:
         """The whole blocks of its positions so far, by name; the virtual tokens are the first.
 
+        Text is shared within a tenant only: how soon an answer comes must not tell one tenant what
+        another has asked. The virtual tokens of an adapter are everybody's.
+
         Behind an encoder there is at most a prefix that the adapter brings: what a decoder makes of
         tokens depends on what was read.
         """
@@ -95,6 +103,8 @@ class BatchRow:
             if stop > self.num_positions:
                 break
             parent = blocks[-1].key if blocks else self.adapter_key
+            if start == self.num_virtual:
+                parent = tenants_key(parent, self.sequence.request.tenant)
             key = chained_key(parent, self.token_ids(start, stop))
             blocks.append(PrefixBlock(key, start, stop))
         return blocks

@@ -7,6 +7,7 @@ chained, so that one lookup per block finds the longest known prefix:
 ```
     adapter's content hash ──► H(., tokens 0-15) ──► H(., tokens 16-31) ──► ...
     (names the virtual tokens)   first block            second block
+      and the tenant's name
 ```
 
 An adapter that was tuned again in place has another content hash, so nothing made with its old
@@ -54,6 +55,19 @@ def chained_key(parent: str, token_ids: Iterable[int]) -> str:
     """
     ids = array("q", token_ids)
     return hashlib.blake2b(parent.encode() + b"\0" + ids.tobytes(), digest_size=32).hexdigest()
+
+
+def tenants_key(parent: str, tenant: str) -> str:
+    """What the first tokens of a tenant's prompt come after.
+
+    Args:
+        parent: As for ``chained_key``.
+        tenant: "" is the tenant of all who name none.
+
+    Returns:
+        A name that no other tenant has.
+    """
+    return chained_key(f"{parent} of {tenant}", ()) if tenant else parent
 
 
 class PrefixCache:

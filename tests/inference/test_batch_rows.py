@@ -39,3 +39,24 @@ def test_logits_are_needed_at_the_end_and_for_a_measured_prompt(causal_base: Bas
     assert RowSlice(row, 0, 3).num_logits == 1
     measured = row_of(causal_base, None, input_tokens=True, token_ranks=True)
     assert RowSlice(measured, 0, 2).num_logits == 2
+
+
+def test_tenants_share_an_adapters_prefix_and_no_text(
+    causal_base: BaseModel, make_prompt: Callable[..., Adapter]
+) -> None:
+    adapter = make_prompt(causal_base, seed=1, num_virtual_tokens=2)
+
+    def keys(tenant: str) -> list[str]:
+        request = GenerationRequest(tuple(range(20, 60)), SamplingParams(), adapter, tenant=tenant)
+        sequence = GeneratedSequence(
+            request,
+            prompt=prepare_prompt(causal_base, request),
+            vocabulary=Vocabulary(causal_base.tokenizer, frozenset()),
+            prior_token_ids=request.input_ids,
+        )
+        return [block.key for block in BatchRow(sequence, adapter_key="k").prefix_blocks()]
+
+    assert keys("a") == keys("a")
+    assert len(keys("a")) == len(keys("b")) == len(keys("")) == 3
+    assert keys("a")[0] == keys("b")[0] == keys("")[0] == "k"
+    assert not set(keys("a")[1:]) & set(keys("b")[1:] + keys("")[1:])
