@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import alog
-import torch
-from torch import nn
 
 from luthier.adapters.base import Adapter
-from luthier.adapters.lora_layers import LoraFactors
 from luthier.errors import CapacityError, ConflictError, EngineError, LuthierError
 from luthier.inference.delta_tables import DeltaTables
+from luthier.inference.host_deltas import HostDeltas
 
 log = alog.use_channel(__name__)
 
@@ -100,7 +98,7 @@ class AdapterPool:
         self._max_bytes = max_device_bytes
         self._num_bytes = 0
         self._num_loads = 0
-        self._host = _HostTier(0 if tables.device.type == "cpu" else max_host_bytes)
+        self._host = HostDeltas(0 if tables.device.type == "cpu" else max_host_bytes)
         self._changed = threading.Condition(threading.RLock())
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._coming: deque[str] = deque()
@@ -275,57 +273,3 @@ class AdapterPool:
             entry = self._entries.pop(key)
         for pin in list(entry.pins):
             pin.when_ready(error)
-
-
-class _HostTier:
-    """Deltas in host memory, the least recently used dropped first. Used by one thread."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._entries: OrderedDict[str, Mapping[str, LoraFactors]] = OrderedDict()
-        self.num_bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: str) -> Mapping[str, LoraFactors] | None:
-        deltas = self._entries.get(key)
-        if deltas is not None:
-            self._entries.move_to_end(key)
-        return deltas
-
-    def put(self, key: str, deltas: Mapping[str, LoraFactors]) -> None:
-        num_bytes = _bytes_of(deltas)
-        if num_bytes > self._max_bytes:
-            return
-        self._entries[key] = {path: _on_host(factors) for path, factors in deltas.items()}
-        self.num_bytes += num_bytes
-        while self.num_bytes > self._max_bytes:
-            _, dropped = self._entries.popitem(last=False)
-            self.num_bytes -= _bytes_of(dropped)
-
-
-def _tensors_of(factors: LoraFactors) -> list[torch.Tensor]:
-    every = (
-        factors.lora_a, factors.lora_b, factors.magnitude, factors.start_a, factors.start_b,
-    )  # fmt: skip
-    return [tensor for tensor in every if tensor is not None]
-
-
-def _bytes_of(deltas: Mapping[str, LoraFactors]) -> int:
-    return sum(tensor.nbytes for each in deltas.values() for tensor in _tensors_of(each))
-
-
-def _on_host(factors: LoraFactors) -> LoraFactors:
-    def moved(tensor: torch.Tensor) -> nn.Parameter:
-        return nn.Parameter(tensor.detach().cpu(), requires_grad=False)
-
-    start_a, start_b = factors.start_a, factors.start_b
-    return replace(
-        factors,
-        lora_a=moved(factors.lora_a),
-        lora_b=moved(factors.lora_b),
-        magnitude=None if factors.magnitude is None else moved(factors.magnitude),
-        start_a=None if start_a is None else start_a.cpu(),
-        start_b=None if start_b is None else start_b.cpu(),
-    )
