@@ -129,6 +129,8 @@ class LocalProcessExecutor(JobExecutor):
             log.info("training started: job_id=%s", job.job_id)
             returncode = await self._work(run)
             state, reasons = _ending(run, returncode)
+            # Before anybody is told: what is told may be resumed, or looked into, at once.
+            await asyncio.to_thread(_tidy, JobFolder(job.folder), state)
         except Exception as error:
             log.error("training not started: job_id=%s", job.job_id, exc_info=error)
             state, reasons = JobState.ERRORED, (f"{LuthierError.code}: the training did not start",)
@@ -138,10 +140,6 @@ class LocalProcessExecutor(JobExecutor):
         with contextlib.suppress(ConflictError):
             self._store.move(job.job_id, state, reasons=reasons)
         log.info("training ended: job_id=%s state=%s", job.job_id, state.name)
-        # What did not complete can be resumed, so its records and checkpoints stay for a while.
-        folder = JobFolder(job.folder)
-        is_complete = state is JobState.COMPLETED
-        await asyncio.to_thread(folder.remove_data if is_complete else folder.remove_unfinished)
         self._start_next()
 
     async def _work(self, run: _Run) -> int:
@@ -169,6 +167,17 @@ class LocalProcessExecutor(JobExecutor):
         except TimeoutError:
             _signal_session(process, signal.SIGKILL)
             await process.wait()
+
+
+def _tidy(folder: JobFolder, state: JobState) -> None:
+    """Remove what nobody needs; what did not complete keeps what it can be resumed from."""
+    try:
+        if state is JobState.COMPLETED:
+            folder.remove_data()
+        else:
+            folder.remove_unfinished()
+    except OSError as error:
+        log.warning("files of a training stay: job_id=%s", folder.path.name, exc_info=error)
 
 
 def _command(folder: Path) -> tuple[str, ...]:
