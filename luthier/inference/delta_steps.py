@@ -22,11 +22,11 @@ from luthier.inference.delta_tables import (
     rescaled,
 )
 
-#: Rank times tokens of an adapter up to which gathering is the faster way (benchmarks measured it
-#: on a CPU: the kernels read memory at a third of the speed of a product).
+#: Rank times tokens of an adapter up to which gathering is the faster way: measured on a CPU with
+#: AVX-512, where the gathering kernels read large adapters from memory at half a product's speed.
 _MAX_GATHERED_ROWS = 16
-#: Adapters from which on gathering, which costs as much as three products, pays.
-_MIN_GATHERED_ADAPTERS = 4
+#: Adapters from which on gathering, which has a cost of its own, beats a product for each.
+MIN_GATHERED_ADAPTERS = 12
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def choose_spans(counts: Mapping[str, int], tables: DeltaTables) -> list[Adapter
     small = {
         key for key, count in counts.items() if count * tables.max_rank(key) <= _MAX_GATHERED_ROWS
     }
-    if len(small) < _MIN_GATHERED_ADAPTERS:
+    if len(small) < MIN_GATHERED_ADAPTERS:
         small = set()
     spans = [AdapterSpan(key, count, key in small) for key, count in counts.items()]
     return sorted(spans, key=lambda span: (not span.is_gathered, span.key))

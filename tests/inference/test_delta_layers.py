@@ -18,6 +18,7 @@ from luthier.adapters.lora_building import create_lora
 from luthier.adapters.storage import save_adapter
 from luthier.data_model.lora import LoraConfig
 from luthier.data_model.sampling import SamplingParams
+from luthier.inference import delta_steps
 from luthier.inference.base import GenerationChunk, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.delta_layers import DeltaLayers
@@ -83,13 +84,16 @@ def logprobs(model: Any, ids: list[int]) -> torch.Tensor:
     return logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("seed", "min_gathered"), [(0, delta_steps.MIN_GATHERED_ADAPTERS), (1, 1)])
 def test_a_batch_of_any_adapters_gives_each_row_what_peft_gives_it_alone(
     seed: int,
+    min_gathered: int,
+    monkeypatch: pytest.MonkeyPatch,
     engine: BatchedEngine,
     loras: dict[str, LoraAdapter],
     peft_models: dict[str, Any],
 ) -> None:
+    monkeypatch.setattr(delta_steps, "MIN_GATHERED_ADAPTERS", min_gathered)
     rng = random.Random(seed)
     names = [*loras, "", *rng.choices([*loras, ""], k=9)]
     rng.shuffle(names)

@@ -97,14 +97,14 @@ def test_only_many_adapters_with_little_each_are_gathered() -> None:
     tables = DeltaTables(
         {"one": nn.Linear(IN, OUT)}, dtype=torch.float32, device=torch.device("cpu")
     )
-    for key in "abcdefgh":
+    for key in "abcdefghijklmn":
         factors = LoraFactors(
             nn.Parameter(torch.randn(4, IN)), nn.Parameter(torch.randn(OUT, 4)), scaling=1.0
         )
         tables.place(key, {"one": factors})
-    little = dict.fromkeys("hgfedc", 1)
+    little = dict.fromkeys("nmlkjihgfedc", 1)
     assert choose_spans({"a": 40, "b": 5, **little}, tables) == [
-        *(AdapterSpan(key, 1, True) for key in "cdefgh"),
+        *(AdapterSpan(key, 1, True) for key in "cdefghijklmn"),
         AdapterSpan("a", 40, False),
         AdapterSpan("b", 5, False),
     ]
