@@ -76,7 +76,7 @@ def test_an_h2o_experiment_is_reported_and_trained(run, data, here, tiny_base_mo
     assert result.out == "tuned small: models/small\n"
     assert "an experiment of H2O LLM Studio: " in result.err
     assert "mapped   training.lora_r = 2: lora.rank = 2" in result.err
-    assert "ignored  prediction.num_beams = 1: num_beams: given with each request" in result.err
+    assert "ignored  prediction.num_beams = 1: replaced: num_beams: given with " in result.err
     assert "8 rows, 4 updates" in result.err
     assert "step 4/4  loss " in result.err
     saved = here / "models" / "small" / "adapter" / "adapter_config.json"
