@@ -103,7 +103,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         registered = register(base, arguments.registered, Path(folder), rank=arguments.rank)
         adapter_bytes = sum(t.nbytes for t in registered[0].peft_state().values())
-        options = EngineOptions(max_adapter_bytes=arguments.hot * adapter_bytes)
+        # What is kept of prompts has a limit of its own and would be counted with the adapters.
+        options = EngineOptions(max_adapter_bytes=arguments.hot * adapter_bytes, max_prefix_bytes=0)
         engine = BatchedEngine(base, options)
         drawn = draw_by_zipf(
             arguments.requests, len(registered), exponent=arguments.exponent, seed=arguments.seed

@@ -182,8 +182,7 @@ class DeltaTable:
         """Move all rows together, with room for ``size`` more at the end and some to grow."""
         old = self.content
         num_used = sum(rows.stop - rows.start for rows in old.rows.values())
-        # What nobody has written to costs no memory on a CPU.
-        num_rows = num_used + size + (num_used + size) // 4
+        num_rows = _roomy(num_used + size, old.a.device)
         new = TableContent(
             a=old.a.new_empty(num_rows, old.a.shape[1]), b=old.b.new_empty(num_rows, old.b.shape[1])
         )
@@ -288,3 +287,12 @@ def rescaled(output: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | Non
         [N, out].
     """
     return output * scale if bias is None else (output - bias) * scale + bias
+
+
+def _roomy(num_rows: int, device: torch.device) -> int:
+    """How many rows a table shall have that needs ``num_rows``.
+
+    What nobody has written to costs no memory on a CPU, while blocks that were outgrown may stay
+    with the process. On other devices every row costs.
+    """
+    return max(1024, 2 * num_rows) if device.type == "cpu" else num_rows + num_rows // 4
