@@ -5,28 +5,24 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.stored_adapter import StoredAdapter
 from luthier.data_model.caller import current_caller
 from luthier.data_model.generation import (
-    FinishReason,
     GeneratedTextResult,
     GeneratedTextStreamResult,
-    GeneratedToken,
     ProducerId,
     Token,
     TokenizationResults,
-    TokenStreamDetails,
 )
 from luthier.data_model.sampling import SamplingParams
 from luthier.errors import InvalidInputError
-from luthier.inference.base import Engine, GenerationChunk, GenerationRequest, TokenStream
-from luthier.inference.base import Token as EngineToken
+from luthier.inference.base import Engine, GenerationRequest
 from luthier.inference.registry import engine_for
 from luthier.modules.environment import Environment
+from luthier.modules.text_generation.growing_answer import GrowingAnswer
 from luthier.modules.text_generation.text_joining import TextJoiner, drops_first_space
 from luthier.resources.base_model import BaseModel
 from luthier.resources.cleanup import run_soon
@@ -145,7 +141,7 @@ class TextGenerator:
             for chunk in answer.stream:
                 answer.add(chunk)
         finally:
-            answer.stream.cancel()
+            answer.cancel()
         return answer.result()
 
     def run_many(self, text: str, sampling: SamplingParams, *, n: int) -> list[GeneratedTextResult]:
@@ -162,7 +158,7 @@ class TextGenerator:
         Raises:
             LuthierError: As for ``run``.
         """
-        answers: list[_Answer] = []
+        answers: list[GrowingAnswer] = []
         try:
             answers.extend(self._submit_many(text, sampling, n))
             for answer in answers:
@@ -185,7 +181,7 @@ class TextGenerator:
         Returns:
             As ``run_many``.
         """
-        answers: list[_Answer] = []
+        answers: list[GrowingAnswer] = []
         try:
             answers.extend(await asyncio.to_thread(self._submit_many, text, sampling, n))
             for answer in answers:
@@ -209,7 +205,7 @@ class TextGenerator:
         Returns:
             An iterator; dropping it ends the generation.
         """
-        return _pieces(self._submit(text, sampling))
+        return self._submit(text, sampling).pieces()
 
     async def arun(self, text: str, sampling: SamplingParams) -> GeneratedTextResult:
         """``run`` on an event loop: nothing blocks, and cancelling the task frees the row.
@@ -226,7 +222,7 @@ class TextGenerator:
             async for chunk in answer.stream:
                 answer.add(chunk)
         finally:
-            answer.stream.cancel()
+            answer.cancel()
         return answer.result()
 
     async def arun_stream_out(
@@ -250,7 +246,7 @@ class TextGenerator:
                 if piece is not None:
                     yield piece
         finally:
-            answer.stream.cancel()
+            answer.cancel()
 
     def run_tokenizer(self, text: str) -> TokenizationResults:
         """Split a text into the base model's tokens; the verbalizer is not applied.
@@ -283,12 +279,12 @@ class TextGenerator:
             return self.run_tokenizer(text)
         return await asyncio.to_thread(self.run_tokenizer, text)
 
-    def _submit(self, text: str, sampling: SamplingParams) -> _Answer:
+    def _submit(self, text: str, sampling: SamplingParams) -> GrowingAnswer:
         return self._submit_prompt(self._prompt(text, sampling), sampling)
 
-    def _submit_many(self, text: str, sampling: SamplingParams, n: int) -> list[_Answer]:
+    def _submit_many(self, text: str, sampling: SamplingParams, n: int) -> list[GrowingAnswer]:
         prompt = self._prompt(text, sampling)
-        answers: list[_Answer] = []
+        answers: list[GrowingAnswer] = []
         try:
             for each in sampling.several(n, self._environment.sampling_limits):
                 answers.append(self._submit_prompt(prompt, each))
@@ -297,7 +293,7 @@ class TextGenerator:
             raise
         return answers
 
-    async def _asubmit(self, text: str, sampling: SamplingParams) -> _Answer:
+    async def _asubmit(self, text: str, sampling: SamplingParams) -> GrowingAnswer:
         if len(_checked_text(text)) <= _MAX_CHARS_ON_LOOP:
             return self._submit(text, sampling)
         prompt = await asyncio.to_thread(self._prompt, text, sampling)
@@ -314,7 +310,7 @@ class TextGenerator:
             )
         return prompt
 
-    def _submit_prompt(self, prompt: EncodedPrompt, sampling: SamplingParams) -> _Answer:
+    def _submit_prompt(self, prompt: EncodedPrompt, sampling: SamplingParams) -> GrowingAnswer:
         base_model = self._lease.base_model
         caller = current_caller()
         request = GenerationRequest(
@@ -326,7 +322,7 @@ class TextGenerator:
         )
         # A seq2seq model's output never starts with its input, so there is nothing to preserve.
         preserves = sampling.preserve_input_text and base_model.kind == "causal"
-        return _Answer(
+        return GrowingAnswer(
             stream=self.engine.submit(request),
             sampling=sampling,
             prompt_text=prompt.text if preserves else "",
@@ -343,125 +339,12 @@ def _release_elsewhere(lease: BaseModelLease) -> None:
     run_soon(lease.release)
 
 
-def _cancel_all(answers: list[_Answer]) -> None:
+def _cancel_all(answers: list[GrowingAnswer]) -> None:
     for answer in answers:
-        answer.stream.cancel()
+        answer.cancel()
 
 
 def _checked_text(text: object) -> str:
     if not isinstance(text, str):
         raise InvalidInputError(f"'text' must be a string, got {type(text).__name__}")
     return text
-
-
-def _pieces(answer: _Answer) -> Iterator[GeneratedTextStreamResult]:
-    try:
-        if answer.has_preamble:
-            yield answer.preamble()
-        for chunk in answer.stream:
-            piece = answer.piece(chunk)
-            if piece is not None:
-                yield piece
-    finally:
-        answer.stream.cancel()
-
-
-@dataclass
-class _Answer:
-    """One request's answer, while it grows.
-
-    Args:
-        stream: The engine's.
-        sampling: What was asked.
-        prompt_text: What comes before the generated text; "" if it is not to be given back.
-        prompt_tokens: Length of the prompt.
-        producer_id: Named in every result.
-        joiner: Sees all text, the prompt's first.
-    """
-
-    stream: TokenStream
-    sampling: SamplingParams
-    prompt_text: str
-    prompt_tokens: int
-    producer_id: ProducerId
-    joiner: TextJoiner
-
-    def __post_init__(self) -> None:
-        # The prompt goes first through the joiner, for a stream as for a whole text.
-        self._texts = [self.joiner.prompt(self.prompt_text)]
-        self._tokens: list[EngineToken] = []
-        self._input_tokens: list[EngineToken] = []
-        self._last = GenerationChunk(text="", input_token_count=self.prompt_tokens)
-
-    def add(self, chunk: GenerationChunk) -> None:
-        """Take the next chunk of a result that is given back whole."""
-        self._texts.append(self._text_of(chunk))
-        self._tokens.extend(chunk.tokens)
-        self._input_tokens.extend(chunk.input_tokens)
-        self._last = chunk
-
-    def result(self) -> GeneratedTextResult:
-        """The whole answer, after the last chunk."""
-        last = self._last
-        return GeneratedTextResult(
-            generated_text="".join(self._texts),
-            generated_tokens=last.generated_token_count,
-            finish_reason=FinishReason[last.finish_reason.name],
-            producer_id=self.producer_id,
-            input_token_count=last.input_token_count,
-            seed=last.seed,
-            tokens=_reported(self._tokens) if self._reports_tokens else None,
-            input_tokens=_reported(self._input_tokens) if self.sampling.input_tokens else None,
-        )
-
-    @property
-    def has_preamble(self) -> bool:
-        """True if the stream starts with the prompt."""
-        return bool(self._texts[0])
-
-    def preamble(self) -> GeneratedTextStreamResult:
-        """The stream's first item: the prompt."""
-        return self._item(self._texts[0], self._last, tokens=None)
-
-    def piece(self, chunk: GenerationChunk) -> GeneratedTextStreamResult | None:
-        """A chunk as an item of the stream; None if there is nothing to say yet."""
-        text = self._text_of(chunk)
-        has_news = text or chunk.is_last or chunk.input_tokens
-        if not has_news and not (self._reports_tokens and chunk.tokens):
-            return None
-        return self._item(
-            text, chunk, tokens=_reported(chunk.tokens) if self._reports_tokens else None
-        )
-
-    def _text_of(self, chunk: GenerationChunk) -> str:
-        first_piece = chunk.tokens[0].text if chunk.tokens else ""
-        text = self.joiner.push(chunk.text, first_piece=first_piece)
-        return text + self.joiner.flush() if chunk.is_last else text
-
-    def _item(
-        self, text: str, chunk: GenerationChunk, *, tokens: list[GeneratedToken] | None
-    ) -> GeneratedTextStreamResult:
-        return GeneratedTextStreamResult(
-            generated_text=text,
-            tokens=tokens,
-            details=TokenStreamDetails(
-                finish_reason=FinishReason[chunk.finish_reason.name],
-                generated_tokens=chunk.generated_token_count,
-                seed=chunk.seed,
-                input_token_count=chunk.input_token_count,
-            ),
-            producer_id=self.producer_id,
-            input_tokens=_reported(chunk.input_tokens) if chunk.input_tokens else None,
-        )
-
-    @property
-    def _reports_tokens(self) -> bool:
-        """Asking for log-probabilities or ranks alone means those of the generated tokens."""
-        wants_detail = self.sampling.token_logprobs or self.sampling.token_ranks
-        return self.sampling.generated_tokens or (wants_detail and not self.sampling.input_tokens)
-
-
-def _reported(tokens: list[EngineToken] | tuple[EngineToken, ...]) -> list[GeneratedToken]:
-    return [
-        GeneratedToken(text=token.text, logprob=token.logprob, rank=token.rank) for token in tokens
-    ]
