@@ -29,6 +29,7 @@ from luthier.inference.packed_positions import PackedPositions
 from luthier.inference.relative_positions import RelativePositions
 from luthier.inference.row_forward import decoder_start_token_id, positions_change_with_length
 from luthier.inference.runner import Runner
+from luthier.inference.split_products import split_products
 from luthier.resources.base_model import BaseModel
 
 _PROBE_INPUTS = (5, 3)
@@ -103,6 +104,7 @@ class EncoderDecoderRunner(Runner):
         self._model = with_packed_attention(
             base_model.model, name=NAME, attention=encoder_decoder_attention
         )
+        split_products(self._model)
         self._delta_layers = DeltaLayers(self._model)
         self._reading_layers: set[str] = set()
         self._embed = self._model.get_input_embeddings()

@@ -22,6 +22,7 @@ from luthier.inference.packed_attention import (
 )
 from luthier.inference.row_forward import positions_change_with_length
 from luthier.inference.runner import Runner
+from luthier.inference.split_products import split_products
 from luthier.resources.base_model import BaseModel
 
 log = alog.use_channel(__name__)
@@ -57,6 +58,7 @@ class PackedRunner(Runner):
         _require_packable(base_model)
         self._device, self._dtype = base_model.device, base_model.dtype
         self._model = with_packed_attention(base_model.model)
+        split_products(self._model)
         if uses_alibi(self._model):
             AlibiAttention(self._model)
         self._delta_layers = DeltaLayers(self._model)
