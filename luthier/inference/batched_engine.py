@@ -73,7 +73,12 @@ class BatchedEngine(Engine):
             max_kv_bytes=self._options.max_kv_bytes,
             max_rows=self._options.max_running,
             max_prefix_bytes=self._options.max_prefix_bytes,
+            merging=self._options.merging,
         )
+        self.is_rounded = self._options.weights == "int8"
+        if self.is_rounded and not self._runner.use_int8_weights():
+            self.is_rounded = False
+            log.warning("Base model %s keeps its float weights", base_model.name)
         self._scheduler = Scheduler(
             self._runner.memory, self._options.scheduling_on(base_model.device)
         )
@@ -153,6 +158,7 @@ class BatchedEngine(Engine):
             self._state.notify_all()
         if self._thread is not threading.current_thread():
             self._thread.join()
+            self._runner.close()
         self._arrivals.close()
         if self._whole_models is not None:
             self._whole_models.close()

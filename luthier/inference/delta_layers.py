@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from luthier.inference.batch_rows import RowInput, RowSlice
 from luthier.inference.delta_steps import AdapterSpan, LayerStep, choose_spans, plan_step
 from luthier.inference.delta_tables import DeltaTables
+from luthier.inference.merged_adapter import HotAdapter, MergedLayer, MergeOptions
 
 #: Tokens of one row in a pass.
 Part = TypeVar("Part", bound="RowSlice | RowInput")
@@ -32,7 +33,7 @@ class DeltaLinear(nn.Module):
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
-        self.step: LayerStep | None = None
+        self.step: LayerStep | MergedLayer | None = None
         self.seen_shapes: list[tuple[int, ...]] | None = None
 
     @property
@@ -49,9 +50,11 @@ class DeltaLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The base layer's output with the step's deltas."""
-        output: torch.Tensor = self.base(x)
-        if self.step is not None:
-            self.step.add(output[0], x[0], self.bias)
+        step = self.step
+        layer = step.layer if isinstance(step, MergedLayer) else self.base
+        output: torch.Tensor = layer(x)
+        if isinstance(step, LayerStep):
+            step.add(output[0], x[0], self.bias)
         elif self.seen_shapes is not None:
             self.seen_shapes.append(tuple(x.shape))
         return output
@@ -65,9 +68,10 @@ class DeltaLayers:
 
     Args:
         model: A network of its own, whose tensors are shared; its layers are replaced.
+        merging: When the adapter that all rows use is merged.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, merging: MergeOptions | None = None) -> None:
         head = model.get_output_embeddings()
         self._layers = {
             path: DeltaLinear(layer)
@@ -79,7 +83,9 @@ class DeltaLayers:
             model.set_submodule(path, layer)
         embeddings: torch.Tensor = model.get_input_embeddings().weight
         self.tables = DeltaTables({}, dtype=embeddings.dtype, device=embeddings.device)
+        self._merging = merging or MergeOptions()
         self._usable: dict[str, nn.Module] = {}
+        self._hot = HotAdapter(self._usable, self.tables, self._merging)
         self._planned_for: tuple[object, ...] = ()
         self._plan: dict[str, LayerStep] = {}
 
@@ -109,6 +115,7 @@ class DeltaLayers:
             layer.seen_shapes = None
         like = self.tables
         self.tables = DeltaTables(self._usable, dtype=like.dtype, device=like.device)
+        self._hot = HotAdapter(self._usable, self.tables, self._merging)
 
     def arrange(self, slices: Sequence[Part]) -> tuple[list[Part], list[AdapterSpan]]:
         """Put slices of one adapter together, and those with deltas first.
@@ -146,7 +153,7 @@ class DeltaLayers:
             num_tokens: All of a pass.
             paths: The layers that see these tokens; None is all.
         """
-        plan = self._plan_for(spans, num_tokens)
+        plan = self._hot.layers_for(spans, num_tokens) or self._plan_for(spans, num_tokens)
         used = [path for path in plan if paths is None or path in paths]
         for path in used:
             self._layers[path].step = plan[path]
@@ -156,7 +163,11 @@ class DeltaLayers:
             for path in used:
                 self._layers[path].step = None
 
-    def _plan_for(self, spans: Sequence[AdapterSpan], num_tokens: int) -> dict[str, LayerStep]:
+    def close(self) -> None:
+        """Let a merged copy go. No pass may run meanwhile."""
+        self._hot.close()
+
+    def _plan_for(self, spans: Sequence[AdapterSpan], num_tokens: int) -> Mapping[str, LayerStep]:
         """The last plan if it still fits: rows join and leave less often than steps are made."""
         wanted = (self.tables.version, num_tokens, *spans)
         if wanted != self._planned_for:

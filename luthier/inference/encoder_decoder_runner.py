@@ -24,6 +24,7 @@ from luthier.inference.delta_layers import DeltaLayers
 from luthier.inference.delta_steps import AdapterSpan
 from luthier.inference.kv_cache import KvShape
 from luthier.inference.kv_memory import KvMemory
+from luthier.inference.merged_adapter import MergeOptions
 from luthier.inference.packed_attention import PackedRow, with_packed_attention
 from luthier.inference.packed_positions import PackedPositions
 from luthier.inference.relative_positions import RelativePositions
@@ -82,6 +83,7 @@ class EncoderDecoderRunner(Runner):
         max_kv_bytes: Size of the arena.
         max_rows: Rows at the same time, at most.
         max_prefix_bytes: Not used: what a decoder makes of tokens depends on what was read.
+        merging: When the adapter that all rows use is merged; None is never.
 
     Raises:
         NotSupportedError: If the model cannot be run this way; the message says why.
@@ -94,6 +96,7 @@ class EncoderDecoderRunner(Runner):
         max_kv_bytes: int,
         max_rows: int,
         max_prefix_bytes: int = 0,
+        merging: MergeOptions | None = None,
     ) -> None:
         decoder_start_token_id(base_model)
         if positions_change_with_length(base_model.model):
@@ -105,7 +108,7 @@ class EncoderDecoderRunner(Runner):
             base_model.model, name=NAME, attention=encoder_decoder_attention
         )
         split_products(self._model)
-        self._delta_layers = DeltaLayers(self._model)
+        self._delta_layers = DeltaLayers(self._model, merging)
         self._reading_layers: set[str] = set()
         self._embed = self._model.get_input_embeddings()
         self._encoder, self._decoder = self._model.get_encoder(), self._model.get_decoder()
@@ -164,6 +167,10 @@ class EncoderDecoderRunner(Runner):
             for each, part in zip(slices, logits, strict=True)
             if each.num_logits
         ]
+
+    def close(self) -> None:
+        """Let a merged adapter go; see ``Runner``."""
+        self._delta_layers.close()
 
     def _make_room(
         self, base_model: BaseModel, shape: KvShape, *, max_kv_bytes: int, max_rows: int

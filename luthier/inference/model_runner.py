@@ -12,8 +12,10 @@ from luthier.errors import NotSupportedError
 from luthier.inference.alibi_attention import AlibiAttention, uses_alibi
 from luthier.inference.batch_rows import RowSlice, SliceLogits
 from luthier.inference.delta_layers import DeltaLayers
+from luthier.inference.int8_weights import use_int8_weights
 from luthier.inference.kv_cache import KvShape
 from luthier.inference.kv_memory import KvMemory
+from luthier.inference.merged_adapter import MergeOptions
 from luthier.inference.packed_attention import (
     PackedBatch,
     PackedRow,
@@ -42,6 +44,7 @@ class PackedRunner(Runner):
         max_kv_bytes: Size of the arena.
         max_rows: Rows at the same time, at most.
         max_prefix_bytes: Of what is kept of soft prompts and other prefixes, for rows to come.
+        merging: When the adapter that all rows use is merged; None is never.
 
     Raises:
         NotSupportedError: If the model cannot be run this way; the message says why.
@@ -54,6 +57,7 @@ class PackedRunner(Runner):
         max_kv_bytes: int,
         max_rows: int,
         max_prefix_bytes: int = 0,
+        merging: MergeOptions | None = None,
     ) -> None:
         _require_packable(base_model)
         self._device, self._dtype = base_model.device, base_model.dtype
@@ -61,7 +65,7 @@ class PackedRunner(Runner):
         split_products(self._model)
         if uses_alibi(self._model):
             AlibiAttention(self._model)
-        self._delta_layers = DeltaLayers(self._model)
+        self._delta_layers = DeltaLayers(self._model, merging)
         self._embed = self._model.get_input_embeddings()
         shape = self._probe(base_model)
         num_tokens = max_kv_bytes // shape.bytes_per_token(self._dtype)
@@ -76,6 +80,10 @@ class PackedRunner(Runner):
         )
         #: Low-rank deltas that rows may use, by the adapter's key.
         self.deltas = self._delta_layers.tables
+
+    def use_int8_weights(self) -> int:
+        """Multiply by int8 weights from now on; see ``Runner``."""
+        return use_int8_weights(self._model)
 
     def run(self, slices: Sequence[RowSlice]) -> list[SliceLogits]:
         """Compute the slices and store their keys and values.
@@ -103,6 +111,10 @@ class PackedRunner(Runner):
         measured = [each for each in slices if each.num_logits]
         parts = output.logits[0].split([each.num_logits for each in measured]) if measured else ()
         return [SliceLogits(*pair) for pair in zip(measured, parts, strict=True)]
+
+    def close(self) -> None:
+        """Let a merged adapter go; see ``Runner``."""
+        self._delta_layers.close()
 
     def _pack(self, slices: Sequence[RowSlice]) -> tuple[PackedBatch, list[int]]:
         """The attention's view of a step, and the indices of the tokens whose logits are needed."""

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from luthier.errors import CapacityError, InvalidInputError
+from luthier.errors import CapacityError, ConfigError, InvalidInputError
+from luthier.inference.merged_adapter import MergeOptions
 from luthier.inference.scheduler import SchedulingRules
 
 #: The key that stands for all tenants without a weight of their own.
 OTHER_TENANTS = "__default__"
+#: What an engine may multiply by.
+WEIGHTS = ("float", "int8")
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,16 @@ class EngineOptions:
         max_adapter_bytes: Low-rank deltas of adapters beside the base on the device, in bytes.
         max_host_adapter_bytes: Those kept in host memory for the next time, in bytes; not used
             where the device is the CPU.
+        merge_after_steps: Steps in a row whose rows all have one LoRA after which it is merged, and
+            without it after which the merged copy is dropped; 0 merges none.
+        max_merged_bytes: Of the merged copy of the layers that it changes, in bytes; one that would
+            take more is not merged.
         max_step_tokens: Tokens that one step of the batched engine computes; None is what suits
             the device. Fewer mean steadier streams, more mean faster prompts; two for each of
             ``max_running`` are always used.
         prompt_lookup_tokens: Tokens that a greedy row of a causal model guesses in a step, at most,
             by what followed its last tokens before; 0 is none.
+        weights: ``float`` as they are; ``int8`` is faster on CPUs and says about the same.
     """
 
     max_running: int = 32
@@ -55,8 +63,16 @@ class EngineOptions:
     max_prefix_bytes: int = 2**29
     max_adapter_bytes: int = 2**30
     max_host_adapter_bytes: int = 2**32
+    merge_after_steps: int = 0
+    max_merged_bytes: int = 0
     max_step_tokens: int | None = None
     prompt_lookup_tokens: int = 0
+    weights: str = "float"
+
+    def __post_init__(self) -> None:
+        if self.weights not in WEIGHTS:
+            words = ", ".join(WEIGHTS)
+            raise ConfigError(f"'weights' must be one of {words}, got {self.weights!r}")
 
     def step_tokens_on(self, device: torch.device) -> int:
         """``max_step_tokens``, or the device's own: a core is busy with far fewer than a GPU."""
@@ -74,6 +90,11 @@ class EngineOptions:
             ageing_steps=self.ageing_steps,
             weight_of=lambda tenant: self.tenant_weights.get(tenant, default),
         )
+
+    @property
+    def merging(self) -> MergeOptions:
+        """The part of the options that says when an adapter is merged."""
+        return MergeOptions(self.merge_after_steps, self.max_merged_bytes)
 
     def check_priority(self, priority: int) -> None:
         """Refuse a request whose priority is out of bounds.

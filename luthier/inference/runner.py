@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from luthier.inference.batch_rows import RowSlice, SliceLogits
 from luthier.inference.delta_tables import DeltaTables
 from luthier.inference.kv_memory import KvMemory
+from luthier.inference.merged_adapter import MergeOptions
 from luthier.resources.base_model import BaseModel
 
 
@@ -30,6 +31,7 @@ class Runner(ABC):
         max_kv_bytes: int,
         max_rows: int,
         max_prefix_bytes: int = 0,
+        merging: MergeOptions | None = None,
     ) -> None:
         """Take a model and see whether it can be run.
 
@@ -38,6 +40,7 @@ class Runner(ABC):
             max_kv_bytes: Of keys and values.
             max_rows: Rows at the same time, at most.
             max_prefix_bytes: Of what may be kept of prefixes, for rows to come.
+            merging: When the adapter that all rows use is merged; None is never.
 
         Raises:
             NotSupportedError: If the model cannot be run this way; the message says why.
@@ -53,6 +56,14 @@ class Runner(ABC):
         """
         return
 
+    def use_int8_weights(self) -> int:
+        """Multiply by int8 weights from now on; see ``int8_weights``.
+
+        Returns:
+            How many layers do; 0 if this runner cannot.
+        """
+        return 0
+
     @abstractmethod
     def run(self, slices: Sequence[RowSlice]) -> list[SliceLogits]:
         """Compute the slices and store their keys and values; running them again gives the same.
@@ -64,3 +75,7 @@ class Runner(ABC):
         Returns:
             The logits of those slices that need any.
         """
+
+    def close(self) -> None:
+        """End what was begun beside the passes. No pass may run meanwhile. Idempotent."""
+        return
