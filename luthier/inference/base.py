@@ -150,7 +150,13 @@ class EngineStatus:
 
 
 class Engine(ABC):
-    """Generates for one base model."""
+    """Generates for one base model.
+
+    Attributes:
+        is_rounded: Whether it multiplies by other numbers than the model's own, to be quicker.
+    """
+
+    is_rounded: bool = False
 
     @abstractmethod
     def submit(self, request: GenerationRequest) -> TokenStream:
