@@ -40,7 +40,7 @@ def test_frozen_layers_keep_their_bits_and_all_others_learn(tiny_causal_base: Ba
     ("changes", "message"),
     [
         ({"freeze_layers": ("embde",)}, "'freeze_layers' names 'embde', which is in the name of"),
-        ({"freeze_layers": ("",)}, "'freeze_layers' must not hold an empty name"),
+        ({"freeze_layers": ("",)}, r"'freeze_layers\[0\]' must not be empty"),
         ({"freeze_layers": ("weight",)}, "'freeze_layers' freezes all 21 parameters"),
         (
             {"differential_learning_rate_layers": ("backbone",)},
