@@ -10,6 +10,9 @@ from luthier.adapters.soft_prompt import SoftPrompt
 from luthier.data_model.lora import LoraConfig
 from luthier.errors import ArtifactError
 from luthier.inference.base import GenerationRequest
+from luthier.inference.batched_engine import BatchedEngine
+from luthier.inference.int8_weights import multiplies_exactly
+from luthier.inference.options import EngineOptions
 from luthier.inference.registry import engine_for
 from luthier.modules import LoraTuning
 from luthier.modules.text_generation.conformance import check_conformance
@@ -25,6 +28,8 @@ def base(here, name):
 
 class Misled:
     """An engine that serves another adapter than the one it is asked for."""
+
+    is_rounded = False
 
     def __init__(self, engine, other):
         self._engine, self._other = engine, other
@@ -81,6 +86,16 @@ def test_an_engine_that_computes_something_else_is_found(base):
     misled = Misled(engine_for(base), random_lora(base, seed=4))
     with pytest.raises(ArtifactError, match="the engine and the training code disagree"):
         check_conformance(base, random_lora(base, seed=3), misled)
+
+
+@pytest.mark.skipif(not multiplies_exactly(), reason="this CPU has no exact int8 products")
+@pytest.mark.parametrize("name", ["tiny-causal"])
+def test_rounded_weights_are_allowed_to_say_something_else(base):
+    engine = BatchedEngine(base, EngineOptions(weights="int8"))
+    check_conformance(base, random_lora(base), engine)
+    with pytest.raises(ArtifactError, match="has no effect"):
+        check_conformance(base, create_lora(base.model, LoraConfig(rank=4), seed=1), engine)
+    engine.close()
 
 
 @pytest.mark.parametrize("name", ["tiny-causal"])
