@@ -17,6 +17,7 @@ LOG_LEVELS = (
     "debug4",
 )  # fmt: skip
 TORCH_DTYPES = ("float32", "bfloat16", "float16")
+ENGINE_WEIGHTS = ("float", "int8")
 MAX_INT = 2**63 - 1
 
 #: The key that stands for "all others" in ``training_data_limit``.
@@ -148,6 +149,7 @@ class InferenceConfig:
     turn_tokens: PositiveInt
     max_step_tokens: CountOrZero
     prompt_lookup_tokens: Annotated[int, Bounds(0, 64)]
+    weights: Annotated[str, Choice(ENGINE_WEIGHTS)]
     max_kv_bytes: PositiveInt
     max_prefix_bytes: CountOrZero
     num_threads: PositiveInt

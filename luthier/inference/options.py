@@ -94,6 +94,8 @@ class EngineOptions:
     @property
     def merging(self) -> MergeOptions:
         """The part of the options that says when an adapter is merged."""
+        if self.weights != "float":  # a merged copy is float: it would say something else
+            return MergeOptions()
         return MergeOptions(self.merge_after_steps, self.max_merged_bytes)
 
     def check_priority(self, priority: int) -> None:

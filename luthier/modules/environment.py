@@ -146,6 +146,7 @@ def _engine_options(config: Config) -> EngineOptions:
         turn_tokens=inference.turn_tokens,
         max_step_tokens=inference.max_step_tokens or None,
         prompt_lookup_tokens=inference.prompt_lookup_tokens,
+        weights=inference.weights,
         max_kv_bytes=inference.max_kv_bytes,
         max_prefix_bytes=inference.max_prefix_bytes,
         num_threads=inference.num_threads,

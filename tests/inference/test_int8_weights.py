@@ -86,6 +86,11 @@ def test_a_cpu_that_would_overflow_is_refused(monkeypatch: pytest.MonkeyPatch) -
         use_int8_weights(make_llama())
 
 
+def test_no_adapter_is_merged_into_float_weights() -> None:
+    options = EngineOptions(weights="int8", merge_after_steps=8, max_merged_bytes=2**30)
+    assert options.merging.after_steps == 0
+
+
 def test_unknown_weights_are_refused() -> None:
     with pytest.raises(ConfigError, match="'int4'"):
         EngineOptions(weights="int4")
