@@ -9,10 +9,14 @@ The same prompts (greedy, lengths fixed beforehand, all there at once) go to
   on q,v or on all linear layers, every fourth a soft prompt of 8 to 100 tokens;
 - ``lora_qv``, ``lora_all``: likewise, LoRAs only;
 - ``peft_mixed``: PEFT's ``generate`` with ``adapter_names``, padded batches of 8 (``--with-peft``);
-- ``peft_switching``: PEFT's ``set_adapter`` before each request (``--with-peft``).
+- ``peft_switching``: PEFT's ``set_adapter`` before each request (``--with-peft``);
+- ``one_qv``, ``one_all``, instead of all these (``--one-adapter``): one LoRA for all requests, of
+  rank 8 on q,v and of rank 16 on all linear layers, never merged;
+- ``merged_qv``, ``merged_all``: likewise, by an engine that has merged it.
 
 Each repeat runs them in turns. The program fails if the engine's tokens differ from those of PEFT
-with one adapter at a time. Prints one line of JSON; on a shared machine read the CPU seconds.
+with one adapter at a time, or merged ones from unmerged ones. Prints one line of JSON; on a shared
+machine read the CPU seconds.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +57,7 @@ from luthier.adapters.storage import save_adapter
 from luthier.data_model.lora import LoraConfig
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference.base import Engine, GenerationRequest
+from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.options import EngineOptions
 from luthier.inference.registry import close_all, engine_for
 from luthier.resources.base_model import BaseModel
@@ -62,13 +68,17 @@ RANKS = (4, 8, 16, 32, 64)
 PROMPT_LENGTHS = (8, 16, 24, 32, 48, 64, 80, 100)
 TARGETS = {"qv": ("q_proj", "v_proj"), "all": None}
 BARE = "bare"
+#: Of the one LoRA for all requests.
+ONE_RANK = {"qv": 8, "all": 16}
 
 
-def make_loras(base: BaseModel, count: int, *, targets: str) -> list[LoraAdapter]:
+def make_loras(
+    base: BaseModel, count: int, *, targets: str, ranks: Sequence[int] = RANKS
+) -> list[LoraAdapter]:
     """Random ones, strong enough to change what the model says."""
     made = []
     for index in range(count):
-        config = LoraConfig(rank=RANKS[index % len(RANKS)], target_modules=TARGETS[targets])
+        config = LoraConfig(rank=ranks[index % len(ranks)], target_modules=TARGETS[targets])
         adapter = create_lora(base.model, config, seed=index)
         generator = torch.Generator().manual_seed(index)
         with torch.no_grad():
@@ -99,6 +109,12 @@ def warm_up(engine: Engine, requests: list[GenerationRequest], adapters: list[An
     short = [replace(r, input_ids=r.input_ids[:2], sampling=one) for r in requests]
     for stream in [engine.submit(request) for request in each_to(short, adapters)]:
         list(stream)
+
+
+def merging_engine(base: BaseModel) -> Engine:
+    """One that merges an adapter as soon as it can."""
+    options = EngineOptions(merge_after_steps=1, max_merged_bytes=4 << 30)
+    return BatchedEngine(base, options)
 
 
 class PeftSide:
@@ -170,10 +186,17 @@ def main() -> int:
         base = make_tiny_base()
     else:
         base = BaseModelStore(BaseModelSources()).acquire(arguments.base_model).base_model
-    engine = engine_for(base, options=EngineOptions(max_adapter_bytes=4 << 30))
+    engine = engine_for(base, options=EngineOptions(max_adapter_bytes=4 << 30, merge_after_steps=0))
     adapters: dict[str, list[Any]] = {BARE: [None] * arguments.requests}
     peft_sides: dict[str, PeftSide] = {}
+    engines: dict[str, Engine] = {}
     for targets in arguments.targets:
+        if arguments.one_adapter:
+            (lora,) = make_loras(base, 1, targets=targets, ranks=[ONE_RANK[targets]])
+            for name in (f"one_{targets}", f"merged_{targets}"):
+                adapters[name] = [lora] * arguments.requests
+            engines[f"merged_{targets}"] = merging_engine(base)
+            continue
         loras = make_loras(base, arguments.requests, targets=targets)
         adapters[f"mixed_{targets}"] = with_soft_prompts(base, loras)
         adapters[f"lora_{targets}"] = list(loras)
@@ -182,15 +205,24 @@ def main() -> int:
     timings = {name: Timings() for name in adapters}
     for targets in peft_sides:
         timings |= {f"peft_{way}_{targets}": Timings() for way in ("mixed", "switching")}
-    for each in adapters.values():
-        warm_up(engine, make_requests(base, arguments, [None], turn=-1), each)
+    for name, each in adapters.items():
+        warm_up(engines.get(name, engine), make_requests(base, arguments, [None], turn=-1), each)
     agreement: dict[str, float] = {}
     for turn in range(arguments.repeats):
         bare = make_requests(base, arguments, [None], turn=turn)
         answers: dict[str, Answers] = {}
         for name, each in adapters.items():
             requests, own = each_to(bare, each), timings[name]
-            answers[name] = measure(lambda r=requests, t=own: run_engine(engine, r, t), own)
+            runner = engines.get(name, engine)
+            answers[name] = measure(lambda e=runner, r=requests, t=own: run_engine(e, r, t), own)
+        for name in engines:
+            same = [
+                a == b
+                for a, b in zip(
+                    answers[name], answers[f"one_{name.rpartition('_')[2]}"], strict=True
+                )
+            ]
+            agreement[name] = min(agreement.get(name, 1.0), round(sum(same) / len(same), 3))
         for targets, side in peft_sides.items():
             for way, run in (("mixed", side.mixed), ("switching", side.switching)):
                 name = f"peft_{way}_{targets}"
@@ -215,6 +247,8 @@ def main() -> int:
         "times_peft_wall": times_peft(timings, "wall"),
     }
     print(json.dumps(result))
+    for each_engine in engines.values():
+        each_engine.close()
     close_all()
     return 0 if all(agreement[name] == 1.0 for name in agreement if "peft" not in name) else 1
 
@@ -227,7 +261,7 @@ def shares(timings: dict[str, Timings], clock: str) -> dict[str, float]:
             statistics.median(b / o for b, o in zip(bare, getattr(each, clock), strict=True)), 3
         )
         for name, each in timings.items()
-        if name.startswith(("mixed", "lora"))
+        if name.startswith(("mixed", "lora", "one", "merged"))
     }
 
 
@@ -253,6 +287,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--longest-answer", type=int, default=128)
     parser.add_argument("--tiny", action="store_true", help="a random model: a smoke run")
+    parser.add_argument("--one-adapter", action="store_true", help="for all requests")
     parser.add_argument("--with-peft", action="store_true", help="takes minutes")
     return parser.parse_args()
 

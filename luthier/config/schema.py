@@ -134,6 +134,8 @@ class AdaptersConfig:
 
     max_device_bytes: PositiveInt
     max_host_bytes: CountOrZero
+    merge_after_steps: CountOrZero
+    max_merged_bytes: CountOrZero
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,12 @@ from transformers.pytorch_utils import Conv1D
 from luthier.adapters.lora_layers import oriented_weight
 from luthier.inference.delta_steps import AdapterSpan
 from luthier.inference.delta_tables import DeltaTables, Product
+from luthier.inference.split_products import SplitLinear
 
 log = alog.use_channel(__name__)
+
+#: Layers that are done by a product with their weight.
+_MERGEABLE = (nn.Linear, SplitLinear, Conv1D)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class MergeOptions:
 
     Args:
         after_steps: Passes in a row whose rows all have it before it is merged, and without it
-            before the merged copy is dropped; 0 merges none.
+            before the merged copy is dropped; 0 merges none. Weights of 16 bits are never merged:
+            they would lose part of the delta.
         max_bytes: Of the merged copy; an adapter that would take more is not merged.
     """
 
@@ -133,12 +138,9 @@ class HotAdapter:
         if is_busy or self._merged is not None or key == self._refused:
             return
         products = _products_of(self._tables, key)
-        num_bytes = sum(oriented_weight(self._layers[path]).nbytes for path in products)
-        if num_bytes > self._options.max_bytes:
-            log.debug(
-                "adapter not merged: key=%s, %d bytes, at most %d",
-                key, num_bytes, self._options.max_bytes,
-            )  # fmt: skip
+        obstacle = self._obstacle(products)
+        if obstacle:
+            log.debug("adapter not merged: key=%s, %s", key, obstacle)
             self._refused = key
             return
         self._num_unused = 0
@@ -146,6 +148,19 @@ class HotAdapter:
             target=self._make, args=(key, products), name="adapter-merging", daemon=True
         )
         self._thread.start()
+
+    def _obstacle(self, products: Mapping[str, Product]) -> str:
+        """Why deltas cannot be merged, or ""."""
+        layers = [self._layers[path] for path in products]
+        odd = {type(layer).__name__ for layer in layers if type(layer) not in _MERGEABLE}
+        if odd:
+            return f"a {min(odd)} does not multiply by its weight"
+        if self._tables.dtype.itemsize < torch.float32.itemsize:
+            return f"weights are {self._tables.dtype}"
+        num_bytes = sum(oriented_weight(layer).nbytes for layer in layers)
+        if num_bytes > self._options.max_bytes:
+            return f"it takes {num_bytes} bytes, at most {self._options.max_bytes} may be taken"
+        return ""
 
     def _make(self, key: str, products: Mapping[str, Product]) -> None:
         try:

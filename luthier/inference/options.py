@@ -63,8 +63,8 @@ class EngineOptions:
     max_prefix_bytes: int = 2**29
     max_adapter_bytes: int = 2**30
     max_host_adapter_bytes: int = 2**32
-    merge_after_steps: int = 0
-    max_merged_bytes: int = 0
+    merge_after_steps: int = 128
+    max_merged_bytes: int = 2**30
     max_step_tokens: int | None = None
     prompt_lookup_tokens: int = 0
     weights: str = "float"

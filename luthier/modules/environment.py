@@ -152,6 +152,8 @@ def _engine_options(config: Config) -> EngineOptions:
         num_threads=inference.num_threads,
         max_adapter_bytes=inference.adapters.max_device_bytes,
         max_host_adapter_bytes=inference.adapters.max_host_bytes,
+        merge_after_steps=inference.adapters.merge_after_steps,
+        max_merged_bytes=inference.adapters.max_merged_bytes,
     )
 
 

@@ -39,6 +39,7 @@ TIGHT = EngineOptions(
     max_prefix_bytes=128 * BYTES_PER_TOKEN,
     max_step_tokens=24,
     max_adapter_bytes=60_000,
+    merge_after_steps=2,
     turn_tokens=5,
     ageing_steps=3,
 )
