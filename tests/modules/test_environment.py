@@ -57,6 +57,7 @@ def test_every_option_of_an_engine_can_be_set_from_outside():
         "INFERENCE_TURN_TOKENS": "9",
         "INFERENCE_MAX_STEP_TOKENS": "50",
         "INFERENCE_PROMPT_LOOKUP_TOKENS": "8",
+        "INFERENCE_WEIGHTS": "int8",
         "INFERENCE_MAX_KV_BYTES": "1000",
         "INFERENCE_MAX_PREFIX_BYTES": "0",
         "INFERENCE_NUM_THREADS": "2",
