@@ -104,7 +104,11 @@ def main() -> int:
         registered = register(base, arguments.registered, Path(folder), rank=arguments.rank)
         adapter_bytes = sum(t.nbytes for t in registered[0].peft_state().values())
         # What is kept of prompts has a limit of its own and would be counted with the adapters.
-        options = EngineOptions(max_adapter_bytes=arguments.hot * adapter_bytes, max_prefix_bytes=0)
+        options = EngineOptions(
+            max_adapter_bytes=arguments.hot * adapter_bytes,
+            max_prefix_bytes=0,
+            merge_after_steps=0,  # the one adapter would be merged: other work, not more of it
+        )
         engine = BatchedEngine(base, options)
         drawn = draw_by_zipf(
             arguments.requests, len(registered), exponent=arguments.exponent, seed=arguments.seed
