@@ -10,7 +10,12 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from luthier.adapters.lora import LoraAdapter
 from luthier.adapters.lora_building import create_lora
@@ -274,3 +279,30 @@ def ask(
     num_new = rng.randint(8, longest)
     sampling = SamplingParams(max_new_tokens=num_new, min_new_tokens=num_new)
     return name, ids, engine.submit(GenerationRequest(ids, sampling, loras.get(name)))
+
+
+def test_encoder_and_decoder_run_on_merged_weights_too(
+    seq2seq_base: BaseModel, tiny_seq2seq_dir: Path
+) -> None:
+    model = AutoModelForSeq2SeqLM.from_pretrained(tiny_seq2seq_dir).double().eval()
+    base = BaseModel.from_memory(model, seq2seq_base.tokenizer, name="tiny-seq2seq")
+    adapter = lora_for(model, LoraConfig(rank=4))
+    sampling = SamplingParams(max_new_tokens=12, min_new_tokens=12)
+    requests = [GenerationRequest((5 + i, 6, 7), sampling, adapter) for i in range(3)]
+    answers = {}
+    for after_steps in (0, 1):
+        engine = BatchedEngine(base, EngineOptions(merge_after_steps=after_steps))
+        hot = engine._runner._delta_layers._hot  # type: ignore[attr-defined]
+        for _ in range(2):
+            streams = [engine.submit(each) for each in requests]
+            tokens = [[t.token_id for chunk in s for t in chunk.tokens] for s in streams]
+            if hot._thread is not None:
+                hot._thread.join()
+        assert (hot._merged is not None) == bool(after_steps)
+        answers[after_steps] = tokens
+        engine.close()
+    bare = model.generate(
+        torch.tensor([[5, 6, 7]]), max_new_tokens=12, min_new_tokens=12, do_sample=False
+    )
+    assert answers[1] == answers[0]
+    assert answers[1][0] != bare[0, 1:].tolist()
