@@ -10,7 +10,10 @@ While every row has one and the same adapter, its delta need not be added token 
 
 A pass with any other row adds deltas as ever: both ways are the same function, rounded elsewhere,
 so keys and values stay valid. Whether merging will pay is not known beforehand; a copy is made only
-after, and kept only for, as many passes as are worth about its price.
+after a number of passes, and dropped after as many without it. Measured with SmolLM2-135M on one
+core, 8 and 32 rows:
+merged is as quick as the bare base, which saves 4 to 17 % of the CPU time; merging a LoRA of rank 8
+on q,v (0.03 s) is worth 3 to 6 passes, of rank 16 on all linear layers (0.27 s) 11 to 15.
 """
 
 from __future__ import annotations
