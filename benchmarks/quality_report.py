@@ -101,6 +101,6 @@ def _draw(report: dict[str, Any], path: Path) -> None:
         panel.set_title(TITLES[task], loc="left", fontsize=10)
         panel.set_xlim(0, 109)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[-1][0].set_xlabel("exact answers on the test file, %  (dashed: the commonest label)")
+    panels[-1][0].set_xlabel("exact answers, %  (dashed: the commonest label)")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
