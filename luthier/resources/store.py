@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -60,6 +62,18 @@ class BaseModelLease:
             self._base_model = None
         if self._key is not None:
             self._store._release(self._key)
+
+    @contextmanager
+    def kept_if_no_error(self) -> Iterator[BaseModel]:
+        """Release if the block raises; after it, whoever was given the lease releases it.
+
+        Yields:
+            The shared copy.
+        """
+        with ExitStack() as stack:
+            stack.callback(self.release)
+            yield self.base_model
+            stack.pop_all()
 
     def __enter__(self) -> BaseModel:
         return self.base_model

@@ -177,3 +177,15 @@ def test_an_unknown_name_leaves_nothing_behind(store):
     with pytest.raises(BaseModelNotFoundError):
         store.acquire("no-such-model", from_request=True)
     assert store.num_loaded == 0
+
+
+def test_a_lease_is_kept_by_a_block_that_succeeds_and_released_by_one_that_fails(store):
+    kept = store.acquire("tiny-causal")
+    with kept.kept_if_no_error() as base_model:
+        assert base_model is kept.base_model
+    assert store.num_loaded == 1
+    with pytest.raises(KeyboardInterrupt), kept.kept_if_no_error():
+        raise KeyboardInterrupt
+    with pytest.raises(ConflictError):
+        kept.base_model  # noqa: B018
+    assert store.num_loaded == 0

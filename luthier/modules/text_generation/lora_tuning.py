@@ -189,12 +189,9 @@ class LoraTuning(TextModule, ModuleBase):
             **kwargs,
         )
         lease = plan.acquire()
-        try:
+        with lease.kept_if_no_error():
             adapter = plan.make_adapter(lease.base_model)
             result = plan.tune(lease.base_model, adapter)
-        except BaseException:
-            lease.release()
-            raise
         generator = _generator(
             lease, adapter, plan.environment, style=plan.prompt_style(lease.base_model)
         )
@@ -237,15 +234,12 @@ class LoraTuning(TextModule, ModuleBase):
         """
         here = environment()
         lease = lease_base_model(base_model, here)
-        try:
+        with lease.kept_if_no_error():
             if not isinstance(adapter, Adapter):
                 adapter = load_adapter(Path(adapter), base_model=lease.base_model)
             generator = _generator(
                 lease, _require_lora(adapter), here, style=PromptStyle(verbalizer)
             )
-        except BaseException:
-            lease.release()
-            raise
         return cls(generator)
 
     @classmethod
@@ -261,7 +255,7 @@ class LoraTuning(TextModule, ModuleBase):
             here,
             quantization=text_of(config, QUANTIZATION_KEY, default=NONE),
         )
-        try:
+        with lease.kept_if_no_error():
             require_same_base(config, lease.base_model)
             adapter = _require_lora(load_adapter(adapter_folder, base_model=lease.base_model))
             generator = _generator(
@@ -272,9 +266,6 @@ class LoraTuning(TextModule, ModuleBase):
                 adapter_folder=adapter_folder,
                 cleans_up_spaces=wants_clean_spaces(config),
             )
-        except BaseException:
-            lease.release()
-            raise
         return cls(generator, history=TrainingHistory.read(folder, config))
 
     def save(self, model_path: AnyPath) -> None:

@@ -169,12 +169,9 @@ class PeftPromptTuning(TextModule, ModuleBase):
             **kwargs,
         )
         lease = plan.acquire()
-        try:
+        with lease.kept_if_no_error():
             adapter = plan.make_adapter(lease.base_model)
             result = plan.tune(lease.base_model, adapter)
-        except BaseException:
-            lease.release()
-            raise
         generator = _generator(
             lease, adapter, plan.environment, style=plan.prompt_style(lease.base_model)
         )
@@ -221,14 +218,11 @@ class PeftPromptTuning(TextModule, ModuleBase):
         """
         here = environment()
         lease = lease_base_model(base_model, here)
-        try:
+        with lease.kept_if_no_error():
             if not isinstance(adapter, Adapter):
                 adapter = load_adapter(Path(adapter), base_model=lease.base_model)
             prompt = _require_prompt(adapter)
             generator = _generator(lease, prompt, here, style=PromptStyle(verbalizer))
-        except BaseException:
-            lease.release()
-            raise
         return cls(generator, tuning_type=_tuning_type_of(prompt))
 
     @classmethod
@@ -249,7 +243,7 @@ class PeftPromptTuning(TextModule, ModuleBase):
             here,
             quantization=text_of(config, QUANTIZATION_KEY, default=NONE),
         )
-        try:
+        with lease.kept_if_no_error():
             require_same_base(config, lease.base_model)
             adapter = _require_prompt(load_adapter(adapter_folder, base_model=lease.base_model))
             generator = _generator(
@@ -259,9 +253,6 @@ class PeftPromptTuning(TextModule, ModuleBase):
                 style=style_of(config),
                 cleans_up_spaces=wants_clean_spaces(config),
             )
-        except BaseException:
-            lease.release()
-            raise
         return cls(
             generator,
             tuning_type=_tuning_type_of(adapter),
@@ -277,7 +268,7 @@ class PeftPromptTuning(TextModule, ModuleBase):
         lease = lease_saved_base_model(
             archive.base_model_name, base_model, here, dtype=_half_precision(archive.torch_dtype)
         )
-        try:
+        with lease.kept_if_no_error():
             generator = _generator(
                 lease,
                 _require_prompt(archive.make_adapter(lease.base_model)),
@@ -285,9 +276,6 @@ class PeftPromptTuning(TextModule, ModuleBase):
                 style=PromptStyle(archive.verbalizer or DEFAULT_VERBALIZER),
                 cleans_up_spaces=True,
             )
-        except BaseException:
-            lease.release()
-            raise
         return cls(generator, history=TrainingHistory(lines=tuple(archive.training_logs)))
 
     def save(self, model_path: AnyPath) -> None:
