@@ -36,9 +36,9 @@ from torch import nn
 from training_rows import read_rows, verbalizer_for
 
 from luthier.adapters.base import Adapter
-from luthier.adapters.lora_building import create_lora
+from luthier.adapters.lora.building import create_lora
 from luthier.adapters.module_tree import own_module_tree
-from luthier.adapters.soft_prompt import SoftPrompt
+from luthier.adapters.prompts.soft_prompt import SoftPrompt
 from luthier.data_model.lora import LoraConfig
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.data_model.training_options import TrainingOptions

@@ -30,15 +30,20 @@ from tiny_model import make_tiny_base
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference.base import GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
-from luthier.inference.int8_weights import use_int8_weights
 from luthier.inference.options import EngineOptions
-from luthier.inference.packed_attention import with_packed_attention
+from luthier.inference.runners.int8_weights import use_int8_weights
+from luthier.inference.runners.packed_attention import with_packed_attention
 from luthier.resources.base_model import BaseModel
 from luthier.resources.names import BaseModelSources
 from luthier.resources.store import BaseModelStore
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXTS = ("README.md", "docs/architecture.md", "CONTRIBUTING.md", "luthier/inference/kv_cache.py")
+TEXTS = (
+    "README.md",
+    "docs/architecture.md",
+    "CONTRIBUTING.md",
+    "luthier/inference/memory/kv_cache.py",
+)
 SIDES = ("float", "int8")
 
 

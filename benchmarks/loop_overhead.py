@@ -36,8 +36,8 @@ from training_rows import read_rows, verbalizer_for
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.full_weights import FullWeights
-from luthier.adapters.lora_building import create_lora
-from luthier.adapters.soft_prompt import SoftPrompt
+from luthier.adapters.lora.building import create_lora
+from luthier.adapters.prompts.soft_prompt import SoftPrompt
 from luthier.data_model.lora import LoraConfig
 from luthier.data_model.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel

@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from machine import describe_machine
 
-from luthier.adapters.lora_building import create_lora
-from luthier.adapters.lora_layers import LoraFactors, LoraLinear
+from luthier.adapters.lora.building import create_lora
+from luthier.adapters.lora.layers import LoraFactors, LoraLinear
 from luthier.data_model.lora import LoraConfig
 from luthier.resources.names import BaseModelSources
 from luthier.resources.store import BaseModelStore

@@ -39,7 +39,7 @@ import itertools
 from machine import describe_machine
 from tiny_model import make_tiny_base
 
-from luthier.adapters.soft_prompt import SoftPrompt
+from luthier.adapters.prompts.soft_prompt import SoftPrompt
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference.base import Engine, GenerationRequest
 from luthier.inference.registry import close_all, engine_for

@@ -50,8 +50,8 @@ from serving import (
 from tiny_model import make_tiny_base
 
 from luthier.adapters.base import Adapter
-from luthier.adapters.lora import LoraAdapter
-from luthier.adapters.lora_building import create_lora
+from luthier.adapters.lora.building import create_lora
+from luthier.adapters.lora.lora import LoraAdapter
 from luthier.adapters.module_tree import own_module_tree
 from luthier.adapters.storage import save_adapter
 from luthier.data_model.lora import LoraConfig

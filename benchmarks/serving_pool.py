@@ -31,7 +31,7 @@ from machine import describe_machine
 from serving import Answers, Timings, make_requests, measure, rates, run_engine
 from tiny_model import make_tiny_base
 
-from luthier.adapters.lora_building import create_lora
+from luthier.adapters.lora.building import create_lora
 from luthier.adapters.storage import load_adapter, save_adapter
 from luthier.adapters.stored_adapter import StoredAdapter
 from luthier.data_model.lora import LoraConfig

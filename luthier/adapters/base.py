@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from luthier.adapters.lora_layers import LoraFactors
+from luthier.adapters.lora.layers import LoraFactors
 
 
 @dataclass(frozen=True)

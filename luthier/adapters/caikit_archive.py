@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import yaml
 
-from luthier.adapters.soft_prompt import BaseModelKind, PromptPlace, SoftPrompt
+from luthier.adapters.prompts.soft_prompt import BaseModelKind, PromptPlace, SoftPrompt
 from luthier.errors import ArtifactError, InvalidInputError, NotSupportedError
 from luthier.files.names import check_name, resolve_inside
 from luthier.files.tensor_files import require_finite

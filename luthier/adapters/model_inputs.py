@@ -21,7 +21,7 @@ from torch import nn
 from transformers import Cache, PreTrainedModel
 
 from luthier.adapters.base import Adapter, SoftPromptTensors
-from luthier.adapters.key_values import prefix_cache
+from luthier.adapters.prompts.key_values import prefix_cache
 
 if TYPE_CHECKING:
     from luthier.resources.base_model import BaseModel

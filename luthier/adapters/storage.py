@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import save_file
 
 from luthier.adapters.base import Adapter
-from luthier.adapters.key_values import prefix_shape_of
-from luthier.adapters.lora_building import read_lora
-from luthier.adapters.lora_peft import PEFT_TYPE as LORA_TYPE
-from luthier.adapters.prefix_tuning import PREFIX_TUNING_TYPE
-from luthier.adapters.prompt_reading import PROMPT_TYPES, read_prefix, read_prompt
-from luthier.adapters.soft_prompt import PEFT_TASK_TYPES
+from luthier.adapters.lora.building import read_lora
+from luthier.adapters.lora.peft_format import PEFT_TYPE as LORA_TYPE
+from luthier.adapters.prompts.key_values import prefix_shape_of
+from luthier.adapters.prompts.prefix_tuning import PREFIX_TUNING_TYPE
+from luthier.adapters.prompts.prompt_reading import PROMPT_TYPES, read_prefix, read_prompt
+from luthier.adapters.prompts.soft_prompt import PEFT_TASK_TYPES
 from luthier.errors import ArtifactError, InvalidInputError, NotSupportedError, UnsafeWeightsError
 from luthier.files.atomic_folder import check_manifest, write_folder_atomically, write_manifest
 from luthier.files.tensor_files import read_safetensors, require_finite

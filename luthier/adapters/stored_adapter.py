@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.adapters.base import Adapter, SoftPromptTensors
-from luthier.adapters.lora_layers import LoraFactors
+from luthier.adapters.lora.layers import LoraFactors
 from luthier.adapters.storage import load_adapter
 from luthier.errors import ArtifactError
 

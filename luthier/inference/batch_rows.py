@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from luthier.inference.channels import Channel
-from luthier.inference.kv_cache import KvRange
-from luthier.inference.prefix_cache import (
+from luthier.inference.memory.kv_cache import KvRange
+from luthier.inference.memory.prefix_cache import (
     PREFIX_BLOCK_TOKENS,
     PrefixBlock,
     chained_key,
     tenants_key,
 )
-from luthier.inference.seen_ngrams import SeenNgrams
+from luthier.inference.sampling.seen_ngrams import SeenNgrams
 from luthier.inference.sequences import GeneratedSequence
 
 

@@ -19,8 +19,6 @@ import torch
 
 from luthier.adapters.base import Adapter
 from luthier.errors import EngineError, InvalidInputError, LuthierError
-from luthier.inference.adapter_pool import PoolStatus
-from luthier.inference.arrivals import Arrivals
 from luthier.inference.base import (
     Engine,
     EngineStatus,
@@ -30,18 +28,20 @@ from luthier.inference.base import (
 )
 from luthier.inference.batch_rows import BatchRow, RowSlice, SliceLogits
 from luthier.inference.channels import ChannelStream, Item, deliver
-from luthier.inference.encoder_decoder_runner import EncoderDecoderRunner
-from luthier.inference.kv_cache import BLOCK_TOKENS
-from luthier.inference.model_defaults import model_defaults
-from luthier.inference.model_runner import PackedRunner
+from luthier.inference.deltas.adapter_pool import PoolStatus
+from luthier.inference.memory.kv_cache import BLOCK_TOKENS
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
-from luthier.inference.prompt_lookup import PromptLookup
 from luthier.inference.prompts import Prompt, prepare_prompt
-from luthier.inference.row_forward import decoder_start_token_id, prior_token_ids
-from luthier.inference.runner import Runner
-from luthier.inference.sampler import likeliest
-from luthier.inference.scheduler import Scheduler
+from luthier.inference.runners.base import Runner
+from luthier.inference.runners.encoder_decoder_runner import EncoderDecoderRunner
+from luthier.inference.runners.model_runner import PackedRunner
+from luthier.inference.runners.row_forward import decoder_start_token_id, prior_token_ids
+from luthier.inference.sampling.model_defaults import model_defaults
+from luthier.inference.sampling.prompt_lookup import PromptLookup
+from luthier.inference.sampling.sampler import likeliest
+from luthier.inference.scheduling.arrivals import Arrivals
+from luthier.inference.scheduling.scheduler import Scheduler
 from luthier.inference.sequences import GeneratedSequence, Vocabulary
 from luthier.resources.base_model import BaseModel
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from luthier.errors import CapacityError, ConfigError, InvalidInputError
-from luthier.inference.merged_adapter import MergeOptions
-from luthier.inference.scheduler import SchedulingRules
+from luthier.inference.deltas.merged_adapter import MergeOptions
+from luthier.inference.scheduling.scheduler import SchedulingRules
 
 #: The key that stands for all tenants without a weight of their own.
 OTHER_TENANTS = "__default__"

@@ -25,15 +25,15 @@ from luthier.inference.base import (
     TokenStream,
 )
 from luthier.inference.channels import Channel, ChannelStream, deliver
-from luthier.inference.model_defaults import model_defaults
 from luthier.inference.options import EngineOptions
 from luthier.inference.prompts import prepare_prompt
-from luthier.inference.row_forward import (
+from luthier.inference.runners.row_forward import (
     RowForward,
     positions_change_with_length,
     prior_token_ids,
     row_forward,
 )
+from luthier.inference.sampling.model_defaults import model_defaults
 from luthier.inference.sequences import GeneratedSequence, Vocabulary
 from luthier.resources.base_model import BaseModel
 

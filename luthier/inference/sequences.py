@@ -14,10 +14,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from luthier.inference.base import FinishReason, GenerationChunk, GenerationRequest, Token
-from luthier.inference.beam_search import BeamSearch, Hypothesis
-from luthier.inference.model_defaults import NO_DEFAULTS, ModelDefaults
 from luthier.inference.prompts import Prompt
-from luthier.inference.sampler import Sampler, logprob_and_rank
+from luthier.inference.sampling.beam_search import BeamSearch, Hypothesis
+from luthier.inference.sampling.model_defaults import NO_DEFAULTS, ModelDefaults
+from luthier.inference.sampling.sampler import Sampler, logprob_and_rank
 from luthier.inference.streaming import IncrementalDetokenizer, StopMatcher
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from luthier.errors import ArtifactError
-from luthier.training.sharding import share_like
-from luthier.training.state import copied
+from luthier.training.checkpointing.state import copied
+from luthier.training.processes.sharding import share_like
 
 
 class BestSoFar:

@@ -13,7 +13,7 @@ from luthier.training.data.collation import TokenBatch
 from luthier.training.data.examples import IGNORED_LABEL, Example, TrainingData
 from luthier.training.metrics.base import Metric, ScoredRow
 from luthier.training.metrics.loss import Loss
-from luthier.training.network import TrainingNetwork
+from luthier.training.networks.network import TrainingNetwork
 from luthier.training.results import EvaluationPoint
 
 #: From what the model reads, as token ids, to what it writes now; as many texts as rows, in order.

@@ -23,11 +23,11 @@ import torch
 
 from luthier.errors import InvalidInputError
 from luthier.resources.base_model import BaseModel
-from luthier.training.fused_network import FusedNetwork, FusedPart, why_not_fused
 from luthier.training.job import TuningJob
 from luthier.training.learner import MicroBatch
 from luthier.training.loop import open_run
-from luthier.training.parallel import current_group
+from luthier.training.networks.fused_network import FusedNetwork, FusedPart, why_not_fused
+from luthier.training.processes.parallel import current_group
 from luthier.training.results import TrainingResult
 from luthier.training.run import Steps, TrainingRun
 

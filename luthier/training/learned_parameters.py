@@ -11,7 +11,7 @@ from torch import nn
 from luthier.adapters.base import Adapter
 from luthier.data_model.training_options import TrainingOptions
 from luthier.errors import ArtifactError, InvalidInputError
-from luthier.training.sharding import share_like
+from luthier.training.processes.sharding import share_like
 
 _HALF = (torch.bfloat16, torch.float16)
 _MASTER_KEY = "::master"

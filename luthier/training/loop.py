@@ -21,18 +21,18 @@ from luthier.training.callbacks.checkpoint_writer import CheckpointWriter
 from luthier.training.callbacks.predictions_file import PREDICTIONS_FOLDER, PredictionsFile
 from luthier.training.callbacks.progress_bar import ProgressBar
 from luthier.training.callbacks.tracker_feed import TrackerFeed
-from luthier.training.checkpoints import find_checkpoint, read_checkpoint
+from luthier.training.checkpointing.checkpoints import find_checkpoint, read_checkpoint
 from luthier.training.data.examples import TrainingData
 from luthier.training.data.tokenization import TrainRecord
-from luthier.training.embedding_noise import embedding_noise_of
 from luthier.training.evaluation import Generate
 from luthier.training.job import TuningJob, never
 from luthier.training.learner import Learner
 from luthier.training.metrics.ai_judge import Judge
 from luthier.training.metrics.base import Metric
 from luthier.training.metrics.registry import make_metrics
-from luthier.training.parallel import current_group
+from luthier.training.networks.embedding_noise import embedding_noise_of
 from luthier.training.preparation import read_data, settle_options
+from luthier.training.processes.parallel import current_group
 from luthier.training.results import TrainingResult
 from luthier.training.run import TrainingRun
 from luthier.training.trackers.registry import make_trackers

@@ -11,7 +11,7 @@ from torch import nn
 
 from luthier.data_model.training_options import TrainingOptions
 from luthier.errors import ArtifactError, NotSupportedError
-from luthier.training.sharding import share_like
+from luthier.training.processes.sharding import share_like
 
 #: H2O LLM Studio's; torch has 0.99.
 _RMSPROP_SMOOTHING = 0.9

@@ -24,7 +24,7 @@ from luthier.training.data.tokenization import (
     tokenize_records,
 )
 from luthier.training.data.verbalizer import Verbalizer
-from luthier.training.parallel import current_group
+from luthier.training.processes.parallel import current_group
 
 log = alog.use_channel(__name__)
 

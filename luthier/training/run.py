@@ -32,6 +32,8 @@ from luthier.training.callbacks.base import (
     StepEvent,
     TrainingCallback,
 )
+from luthier.training.checkpointing.resuming import Course, StateKeeper
+from luthier.training.checkpointing.state import ResumePoint, TrainingState
 from luthier.training.data.bucketing import (
     Batch,
     Window,
@@ -54,10 +56,8 @@ from luthier.training.learner import Learner, MicroBatch
 from luthier.training.metrics.base import Metric, ScoredRow
 from luthier.training.objective import num_units
 from luthier.training.optimization import learning_rate_at
-from luthier.training.parallel import ALONE, ProcessGroup
+from luthier.training.processes.parallel import ALONE, ProcessGroup
 from luthier.training.results import LossPoint, TrainingResult
-from luthier.training.resuming import Course, StateKeeper
-from luthier.training.state import ResumePoint, TrainingState
 from luthier.training.updater import Updater
 
 log = alog.use_channel(__name__)

@@ -18,15 +18,15 @@ from luthier.training.learned_parameters import (
     choose_learned,
     requiring_gradients,
 )
-from luthier.training.mixed_precision import LossScale
+from luthier.training.networks.mixed_precision import LossScale
 from luthier.training.optimization import (
     build_optimizer,
     optimizer_tensors,
     restore_optimizer,
     set_learning_rate,
 )
-from luthier.training.parallel import ProcessGroup
-from luthier.training.sharding import whole_tensor
+from luthier.training.processes.parallel import ProcessGroup
+from luthier.training.processes.sharding import whole_tensor
 
 #: Of torch's ``clip_grads_with_norm_``.
 _CLIP_EPSILON = 1e-6

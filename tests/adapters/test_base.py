@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from luthier.adapters.full_weights import FullWeights
-from luthier.adapters.initialisation import make_adapter
 from luthier.adapters.model_inputs import prepare_inputs
+from luthier.adapters.prompts.initialisation import make_adapter
 from luthier.data_model.tuning import TuningType
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ from peft import (
 
 from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.model_inputs import prepare_inputs
-from luthier.adapters.multitask_soft_prompt import MultitaskSoftPrompt
-from luthier.adapters.soft_prompt import SoftPrompt
+from luthier.adapters.prompts.multitask_soft_prompt import MultitaskSoftPrompt
+from luthier.adapters.prompts.soft_prompt import SoftPrompt
 
 P = 5
 TEXTS = ["Message: hello", "My package never arrived and nobody answers the phone", "x"]

@@ -19,10 +19,10 @@ from peft import (
 from safetensors.torch import load_file, save_file
 
 from luthier.adapters.full_weights import FullWeights
-from luthier.adapters.initialisation import make_adapter
 from luthier.adapters.model_inputs import prepare_inputs
-from luthier.adapters.multitask_soft_prompt import MultitaskSoftPrompt
-from luthier.adapters.soft_prompt import SoftPrompt
+from luthier.adapters.prompts.initialisation import make_adapter
+from luthier.adapters.prompts.multitask_soft_prompt import MultitaskSoftPrompt
+from luthier.adapters.prompts.soft_prompt import SoftPrompt
 from luthier.adapters.storage import load_adapter, save_adapter
 from luthier.data_model.tuning import PromptOutputModelType, TuningType
 from luthier.errors import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from luthier.adapters.lora_building import create_lora
+from luthier.adapters.lora.building import create_lora
 from luthier.adapters.storage import load_adapter, save_adapter
 from luthier.adapters.stored_adapter import StoredAdapter
 from luthier.data_model.lora import LoraConfig

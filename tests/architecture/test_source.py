@@ -93,7 +93,7 @@ BROAD_HANDLERS = {
     "training/fused.py": "job process",
     "inference/plain_engine.py": "engine step",
     "inference/batched_engine.py": "engine step",
-    "inference/adapter_pool.py": "background task",
+    "inference/deltas/adapter_pool.py": "background task",
 }
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from luthier.adapters.base import Adapter, SoftPromptTensors
-from luthier.adapters.soft_prompt import PromptPlace, SoftPrompt
+from luthier.adapters.prompts.soft_prompt import PromptPlace, SoftPrompt
 from luthier.resources.base_model import BaseModel
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier.adapters.base import Adapter
-from luthier.adapters.lora_building import create_lora
+from luthier.adapters.lora.building import create_lora
 from luthier.data_model.lora import LoraConfig
 from luthier.data_model.sampling import SAMPLING, SamplingParams
 from luthier.inference.base import FinishReason, GenerationChunk, GenerationRequest, TokenStream

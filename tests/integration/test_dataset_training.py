@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.adapters.lora_building import create_lora
+from luthier.adapters.lora.building import create_lora
 from luthier.data_model.dataset import Dataset, load_dataset
 from luthier.data_model.dataset_options import DatasetOptions
 from luthier.data_model.lora import LoraConfig

@@ -16,7 +16,11 @@ from pathlib import Path
 import pytest
 from fixtures.killable_training import load, outcome_of, train
 
-from luthier.training.checkpoints import CHECKPOINTS_FOLDER, list_checkpoints, read_checkpoint
+from luthier.training.checkpointing.checkpoints import (
+    CHECKPOINTS_FOLDER,
+    list_checkpoints,
+    read_checkpoint,
+)
 
 
 class _Trainings:

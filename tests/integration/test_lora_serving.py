@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from luthier.adapters.base import Adapter
-from luthier.adapters.lora import LoraAdapter
-from luthier.adapters.lora_building import create_lora
-from luthier.adapters.soft_prompt import SoftPrompt
+from luthier.adapters.lora.building import create_lora
+from luthier.adapters.lora.lora import LoraAdapter
+from luthier.adapters.prompts.soft_prompt import SoftPrompt
 from luthier.data_model.lora import LoraConfig
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference.base import Engine, GenerationRequest

@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from luthier.adapters.lora_building import create_lora
+from luthier.adapters.lora.building import create_lora
 from luthier.data_model.lora import LoraConfig
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.data_model.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.collation import TokenBatch
 from luthier.training.loop import tune
-from luthier.training.network import TrainingNetwork
+from luthier.training.networks.network import TrainingNetwork
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {},

@@ -20,7 +20,7 @@ from luthier.resources.base_model import BaseModel
 from luthier.training.data.collation import TokenBatch, collate
 from luthier.training.data.examples import Example
 from luthier.training.loop import tune
-from luthier.training.network import TrainingNetwork
+from luthier.training.networks.network import TrainingNetwork
 
 NUM_STEPS = 20
 RECORDS = [

@@ -13,7 +13,7 @@ from peft import PeftModel, get_peft_model
 from peft.utils.loftq_utils import _low_rank_decomposition
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from luthier.adapters.lora_building import create_lora
+from luthier.adapters.lora.building import create_lora
 from luthier.adapters.storage import load_adapter, save_adapter
 from luthier.data_model.lora import LoraConfig
 from luthier.data_model.sampling import SamplingParams
@@ -24,7 +24,7 @@ from luthier.inference.plain_engine import PlainEngine
 from luthier.modules import LoraTuning, PeftPromptTuning, TextGeneration
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.collation import TokenBatch
-from luthier.training.network import TrainingNetwork
+from luthier.training.networks.network import TrainingNetwork
 
 WORDS = ("int8", "nf4", "fp4")
 KINDS: dict[str, dict[str, Any]] = {"lora": {}, "dora": {"use_dora": True}}

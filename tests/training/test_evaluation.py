@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from luthier.adapters.soft_prompt import SoftPrompt
+from luthier.adapters.prompts.soft_prompt import SoftPrompt
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.data_model.training_options import TrainingOptions
 from luthier.errors import InvalidInputError, TrainingFailedError
 from luthier.resources.base_model import BaseModel
 from luthier.training.callbacks.metrics_file import MetricsFile
-from luthier.training.checkpoints import list_checkpoints
+from luthier.training.checkpointing.checkpoints import list_checkpoints
 from luthier.training.data.examples import Example
 from luthier.training.evaluation import is_evaluation_due, split_example
 from luthier.training.loop import tune

@@ -21,7 +21,7 @@ from luthier.errors import (
 )
 from luthier.resources.base_model import BaseModel
 from luthier.training.callbacks.base import StartEvent, StepEvent, TrainingCallback
-from luthier.training.checkpoints import list_checkpoints
+from luthier.training.checkpointing.checkpoints import list_checkpoints
 from luthier.training.fused import Outcome, share_out, tune_many
 from luthier.training.job import TuningJob
 from luthier.training.loop import tune

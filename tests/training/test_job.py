@@ -1,6 +1,6 @@
 """What a job is unless it says otherwise."""
 
-from luthier.adapters.soft_prompt import SoftPrompt
+from luthier.adapters.prompts.soft_prompt import SoftPrompt
 from luthier.data_model.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel
 from luthier.training.job import TuningJob

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from luthier.adapters.lora_building import create_lora
-from luthier.adapters.soft_prompt import SoftPrompt
+from luthier.adapters.lora.building import create_lora
+from luthier.adapters.prompts.soft_prompt import SoftPrompt
 from luthier.data_model.lora import LoraConfig
 from luthier.data_model.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel

@@ -10,9 +10,9 @@ import torch
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.full_weights import FullWeights
-from luthier.adapters.lora_building import create_lora
-from luthier.adapters.multitask_soft_prompt import MultitaskSoftPrompt
-from luthier.adapters.soft_prompt import PromptPlace, SoftPrompt
+from luthier.adapters.lora.building import create_lora
+from luthier.adapters.prompts.multitask_soft_prompt import MultitaskSoftPrompt
+from luthier.adapters.prompts.soft_prompt import PromptPlace, SoftPrompt
 from luthier.data_model.lora import LoraConfig
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.data_model.training_options import TrainingOptions

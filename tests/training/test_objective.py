@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from luthier.adapters.soft_prompt import SoftPrompt
+from luthier.adapters.prompts.soft_prompt import SoftPrompt
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.data_model.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel

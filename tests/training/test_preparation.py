@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from luthier.adapters.full_weights import FullWeights
-from luthier.adapters.soft_prompt import SoftPrompt
+from luthier.adapters.prompts.soft_prompt import SoftPrompt
 from luthier.data_model.conversations import ChatMessage, ChatTrainRecord
 from luthier.data_model.dataset_options import DatasetOptions
 from luthier.data_model.records import GenerationTrainRecord

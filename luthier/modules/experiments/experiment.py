@@ -14,9 +14,9 @@ import torch
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.full_weights import FullWeights
-from luthier.adapters.initialisation import make_adapter
-from luthier.adapters.lora_building import create_lora
-from luthier.adapters.source_prompt import (
+from luthier.adapters.lora.building import create_lora
+from luthier.adapters.prompts.initialisation import make_adapter
+from luthier.adapters.prompts.source_prompt import (
     SourcePrompt,
     read_source_prompt,
     resolve_source_prompt,
@@ -57,8 +57,8 @@ from luthier.training.callbacks.metrics_file import MetricsFile
 from luthier.training.data.prompt_style import PromptStyle
 from luthier.training.job import TuningJob
 from luthier.training.loop import learn
-from luthier.training.parallel import current_group
 from luthier.training.preparation import settle_options
+from luthier.training.processes.parallel import current_group
 from luthier.training.results import TrainingResult
 
 log = alog.use_channel(__name__)

@@ -45,9 +45,9 @@ from luthier.modules.experiments.experiment import (
 )
 from luthier.modules.experiments.together import ExperimentOutcome, train_many
 from luthier.training.callbacks.base import StartEvent, StepEvent, TrainingCallback
-from luthier.training.launched_process import read_request, reporting, write_answer
-from luthier.training.launching import launch
-from luthier.training.parallel import joined
+from luthier.training.processes.launched_process import read_request, reporting, write_answer
+from luthier.training.processes.launching import launch
+from luthier.training.processes.parallel import joined
 from luthier.training.results import EvaluationPoint, TrainingResult
 
 COMMANDS = ("train", "dry_run", "train_many")

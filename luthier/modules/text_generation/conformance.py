@@ -19,7 +19,7 @@ from luthier.inference.base import Engine, GenerationRequest, Token
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.collation import collate
 from luthier.training.data.examples import IGNORED_LABEL, Example
-from luthier.training.network import TrainingNetwork
+from luthier.training.networks.network import TrainingNetwork
 
 #: Long and short, words and signs; what they say does not matter.
 PINNED_TEXTS = ("Hello", "The order of 12 May has not arrived yet. What can I do?")

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from luthier.adapters.lora import LoraAdapter
-from luthier.adapters.lora_building import create_lora
+from luthier.adapters.lora.building import create_lora
+from luthier.adapters.lora.lora import LoraAdapter
 from luthier.data_model.lora import (
     LOFTQ_INIT,
     LORA_OPTION_ALIASES,

@@ -12,8 +12,8 @@ from caikit.core.data_model import DataStream
 from caikit.interfaces.nlp.tasks import TextGenerationTask, TokenizationTask
 
 from luthier.adapters.base import Adapter
-from luthier.adapters.lora import LoraAdapter
-from luthier.adapters.lora_merge import save_merged
+from luthier.adapters.lora.lora import LoraAdapter
+from luthier.adapters.lora.merge import save_merged
 from luthier.adapters.storage import load_adapter, save_adapter
 from luthier.adapters.stored_adapter import StoredAdapter
 from luthier.data_model.generation import (

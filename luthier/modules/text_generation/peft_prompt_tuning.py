@@ -14,8 +14,8 @@ from caikit.interfaces.nlp.tasks import TextGenerationTask, TokenizationTask
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.caikit_archive import is_caikit_archive, read_caikit_archive
-from luthier.adapters.initialisation import AnyPrompt
-from luthier.adapters.soft_prompt import PEFT_TASK_TYPES
+from luthier.adapters.prompts.initialisation import AnyPrompt
+from luthier.adapters.prompts.soft_prompt import PEFT_TASK_TYPES
 from luthier.adapters.storage import load_adapter, save_adapter
 from luthier.data_model.generation import (
     GeneratedTextResult,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from luthier.adapters.initialisation import AnyPrompt, make_adapter
-from luthier.adapters.source_prompt import (
+from luthier.adapters.prompts.initialisation import AnyPrompt, make_adapter
+from luthier.adapters.prompts.source_prompt import (
     SourcePrompt,
     read_source_prompt,
     resolve_source_prompt,

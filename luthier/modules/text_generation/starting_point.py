@@ -13,7 +13,7 @@ import torch
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.caikit_archive import is_caikit_archive, read_caikit_archive
-from luthier.adapters.lora import LoraAdapter
+from luthier.adapters.lora.lora import LoraAdapter
 from luthier.adapters.storage import CONFIG_NAME, load_adapter
 from luthier.data_model.lora import LoraConfig
 from luthier.errors import ArtifactError, InvalidInputError, NotFoundError

@@ -51,7 +51,7 @@ from luthier.resources.hardware import parse_device, pick_mixed_precision, pick_
 from luthier.resources.names import BaseModelLocation, resolve_base_model
 from luthier.resources.store import BaseModelLease
 from luthier.training.callbacks.base import TrainingCallback
-from luthier.training.checkpoints import find_checkpoint, read_checkpoint
+from luthier.training.checkpointing.checkpoints import find_checkpoint, read_checkpoint
 from luthier.training.data.prompt_style import PromptStyle
 from luthier.training.data.verbalizer import DEFAULT_VERBALIZER, Verbalizer
 from luthier.training.loop import tune

@@ -27,7 +27,7 @@ from typing import Any
 
 from luthier.errors import ConflictError
 from luthier.runtime.jobs.base import TrainingSpec
-from luthier.training.checkpoints import CHECKPOINTS_FOLDER, list_checkpoints
+from luthier.training.checkpointing.checkpoints import CHECKPOINTS_FOLDER, list_checkpoints
 
 Record = Mapping[str, Any]
 

@@ -23,10 +23,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from luthier.data_model.training_options import TrainingOptions
+from luthier.training.checkpointing.state import ResumePoint
 from luthier.training.data.examples import TruncationReport
 from luthier.training.evaluation import Evaluation
 from luthier.training.results import EvaluationPoint, TrainingResult
-from luthier.training.state import ResumePoint
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from luthier.data_model.training_options import TrainingOptions
 from luthier.errors import ConflictError
 from luthier.files.atomic_folder import write_folder_atomically
 from luthier.training.callbacks.base import StartEvent, TrainingCallback
-from luthier.training.checkpoints import (
+from luthier.training.checkpointing.checkpoints import (
     CHECKPOINTS_FOLDER,
     checkpoint_folder,
     delete_checkpoint,
@@ -20,7 +20,7 @@ from luthier.training.checkpoints import (
     list_checkpoints,
     write_checkpoint,
 )
-from luthier.training.state import ResumePoint
+from luthier.training.checkpointing.state import ResumePoint
 
 log = alog.use_channel(__name__)
 

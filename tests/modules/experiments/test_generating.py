@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from luthier.adapters.full_weights import FullWeights
-from luthier.adapters.lora_building import create_lora
+from luthier.adapters.lora.building import create_lora
 from luthier.data_model.lora import LoraConfig
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.data_model.training_options import TrainingOptions

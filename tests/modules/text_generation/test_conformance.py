@@ -5,15 +5,15 @@ import torch
 from fixtures.train_rows import QUICK, ROWS
 
 from luthier.adapters.full_weights import FullWeights
-from luthier.adapters.lora_building import create_lora
-from luthier.adapters.soft_prompt import SoftPrompt
+from luthier.adapters.lora.building import create_lora
+from luthier.adapters.prompts.soft_prompt import SoftPrompt
 from luthier.data_model.lora import LoraConfig
 from luthier.errors import ArtifactError
 from luthier.inference.base import GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
-from luthier.inference.int8_weights import multiplies_exactly
 from luthier.inference.options import EngineOptions
 from luthier.inference.registry import engine_for
+from luthier.inference.runners.int8_weights import multiplies_exactly
 from luthier.modules import LoraTuning
 from luthier.modules.text_generation.conformance import check_conformance
 

@@ -14,7 +14,7 @@ from fixtures.train_rows import QUICK, ROWS, VERBALIZER
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import luthier
-from luthier.adapters.lora import LoraAdapter
+from luthier.adapters.lora.lora import LoraAdapter
 from luthier.errors import (
     ArtifactError,
     CancelledError,

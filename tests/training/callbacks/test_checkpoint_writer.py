@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.adapters.soft_prompt import SoftPrompt
+from luthier.adapters.prompts.soft_prompt import SoftPrompt
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.data_model.training_options import TrainingOptions
 from luthier.errors import ConflictError
 from luthier.resources.base_model import BaseModel
-from luthier.training.checkpoints import list_checkpoints
+from luthier.training.checkpointing.checkpoints import list_checkpoints
 from luthier.training.loop import tune
 from luthier.training.results import TrainingResult
 

@@ -1,0 +1,1 @@
+"""LoRA, rsLoRA and DoRA."""

@@ -1,0 +1,223 @@
+"""LoRA adapters made for a model: new ones, and PEFT's saved ones."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from luthier.adapters.lora.initialisation import starting_factors
+from luthier.adapters.lora.layers import LoraFactors, oriented_weight
+from luthier.adapters.lora.lora import LoraAdapter, SavedModule
+from luthier.adapters.lora.peft_format import check_state, read_config
+from luthier.adapters.lora.targets import (
+    LoraTarget,
+    find_targets,
+    portable_target_names,
+    saved_module_paths,
+    unfrozen_parameters,
+)
+from luthier.data_model.lora import DEFAULT_INIT, LoraConfig, LoraLimits
+
+
+def create_lora(
+    model: PreTrainedModel,
+    config: LoraConfig,
+    *,
+    seed: int,
+    limits: LoraLimits | None = None,
+    original: PreTrainedModel | None = None,
+) -> LoraAdapter:
+    """A new adapter, ready to be trained.
+
+    The same model, config and seed give the same tensors; for the starts that PEFT draws, those
+    that PEFT gives after ``torch.manual_seed(seed)``.
+
+    Args:
+        model: The base model's network; not changed.
+        config: What is asked for.
+        seed: Of the random starts.
+        limits: Caps; the class's defaults if None.
+        original: For ``loftq``: the model before it was quantised; only read.
+
+    Returns:
+        Factors in fp32, or fp64 for such a base, on the base's device.
+
+    Raises:
+        InvalidInputError: If the config cannot be meant, or does not fit the model.
+        NotSupportedError: If it needs what is not offered.
+    """
+    config.validate(limits or LoraLimits())
+    targets = find_targets(model, config)
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    factors = {
+        path: _new_factors(model, config, target, generator, original=original)
+        for path, target in targets.items()
+    }
+    return _adapter(model, config, targets, factors, _saved_modules(model, config))
+
+
+def read_lora(
+    content: Mapping[str, Any],
+    state: Mapping[str, torch.Tensor],
+    model: PreTrainedModel,
+    *,
+    limits: LoraLimits | None = None,
+) -> LoraAdapter:
+    """An adapter as PEFT saved it.
+
+    Args:
+        content: ``adapter_config.json``, parsed.
+        state: ``adapter_model.safetensors``.
+        model: The base model's network; not changed.
+        limits: Caps; the class's defaults if None.
+
+    Returns:
+        An adapter that gives PEFT's logits.
+
+    Raises:
+        ArtifactError: If config or tensors are not exactly those of a LoRA for this model.
+        NotSupportedError: If it needs what is not offered.
+    """
+    config = read_config(content, task_type=_task_type(model), limits=limits)
+    targets = find_targets(model, config, is_strict=False)
+    saved = _saved_modules(model, config, is_strict=False)
+    tensors = check_state(state, _expected_shapes(config, targets, saved))
+    factors = {
+        path: _read_factors(model, config, target, tensors) for path, target in targets.items()
+    }
+    for path, module in saved.items():
+        own = {name: tensors[f"{path}.{name}"] for name in module.network.state_dict()}
+        module.network.load_state_dict(own)
+    return _adapter(model, config, targets, factors, saved)
+
+
+def _adapter(
+    model: PreTrainedModel,
+    config: LoraConfig,
+    targets: Mapping[str, LoraTarget],
+    factors: Mapping[str, LoraFactors],
+    saved: Mapping[str, SavedModule],
+) -> LoraAdapter:
+    return LoraAdapter(
+        config=config,
+        task_type=_task_type(model),
+        target_names=portable_target_names(model, config, targets),
+        is_transposed=all(target.is_transposed for target in targets.values()),
+        factors=factors,
+        saved=saved,
+    )
+
+
+def _new_factors(
+    model: PreTrainedModel,
+    config: LoraConfig,
+    target: LoraTarget,
+    generator: torch.Generator,
+    *,
+    original: PreTrainedModel | None = None,
+) -> LoraFactors:
+    layer = model.get_submodule(target.path)
+    start = starting_factors(
+        layer,
+        target,
+        scaling=config.scaling(target.rank, target.alpha),
+        initialisation=config.initialisation,
+        generator=generator,
+        original=None if original is None else original.get_submodule(target.path),
+    )
+    device, dtype = layer.weight.device, factor_dtype(model)
+    lora_a = start.lora_a.to(device=device, dtype=dtype).contiguous()
+    lora_b = start.lora_b.to(device=device, dtype=dtype).contiguous()
+    factors = LoraFactors(
+        lora_a=nn.Parameter(lora_a),
+        lora_b=nn.Parameter(lora_b, requires_grad=start.trains_b),
+        scaling=config.scaling(target.rank, target.alpha),
+        start_a=lora_a.clone() if start.is_subtracted else None,
+        start_b=lora_b.clone() if start.is_subtracted else None,
+        trains_b=start.trains_b,
+    )
+    if not config.use_dora:
+        return factors
+    weight = oriented_weight(layer).to(dtype)
+    lora_a, lora_b = (tensor.detach() for tensor in factors.stacked())
+    lengths = torch.linalg.norm(weight + factors.scaling * lora_b @ lora_a, dim=1)
+    return dataclasses.replace(factors, magnitude=nn.Parameter(lengths))
+
+
+def _read_factors(
+    model: PreTrainedModel,
+    config: LoraConfig,
+    target: LoraTarget,
+    tensors: Mapping[str, torch.Tensor],
+) -> LoraFactors:
+    device, dtype = model.get_submodule(target.path).weight.device, factor_dtype(model)
+
+    def read(name: str) -> nn.Parameter:
+        tensor = tensors[f"{target.path}.{name}"]
+        return nn.Parameter(tensor.detach().to(device=device, dtype=dtype, copy=True))
+
+    factors = LoraFactors(
+        lora_a=read("lora_A.weight"),
+        lora_b=read("lora_B.weight"),
+        scaling=config.scaling(target.rank, target.alpha),
+        magnitude=read("lora_magnitude_vector") if config.use_dora else None,
+    )
+    if config.initialisation == DEFAULT_INIT:
+        return factors
+    # PEFT takes the first delta of PiSSA and OLoRA out of the base weight when it loads them.
+    plain = dataclasses.replace(config, use_dora=False)
+    start = _new_factors(model, plain, target, torch.Generator().manual_seed(0))
+    return dataclasses.replace(factors, start_a=start.start_a, start_b=start.start_b)
+
+
+def _saved_modules(
+    model: PreTrainedModel, config: LoraConfig, *, is_strict: bool = True
+) -> dict[str, SavedModule]:
+    """Copies of the modules that are trained beside the deltas."""
+    unfrozen = unfrozen_parameters(model, config, is_strict=is_strict)
+    paths = saved_module_paths(model, config, is_strict=is_strict)
+    # One memo for what shall stay tied: unfreeze_layers means parameters, wherever they are used,
+    # and a model's embeddings are one. modules_to_save means modules, as in PEFT.
+    memo: dict[int, Any] = {}
+    saved: dict[str, SavedModule] = {}
+    for path in paths:
+        base = model.get_submodule(path)
+        stays_tied = is_strict and (path in unfrozen or isinstance(base, nn.Embedding))
+        network = copy.deepcopy(base, memo if stays_tied else {})
+        names = {name for name, _ in network.named_parameters()}
+        learned = unfrozen.get(path, frozenset(names))
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name in learned)
+        saved[path] = SavedModule(network, learned)
+    return saved
+
+
+def _expected_shapes(
+    config: LoraConfig, targets: Mapping[str, LoraTarget], saved: Mapping[str, SavedModule]
+) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, target in targets.items():
+        shapes[f"{path}.lora_A.weight"] = (target.rank, target.in_features)
+        shapes[f"{path}.lora_B.weight"] = (target.out_features, target.rank)
+        if config.use_dora:
+            shapes[f"{path}.lora_magnitude_vector"] = (target.out_features,)
+    for path, module in saved.items():
+        for name, tensor in module.network.state_dict().items():
+            shapes[f"{path}.{name}"] = tuple(tensor.shape)
+    return shapes
+
+
+def factor_dtype(model: PreTrainedModel) -> torch.dtype:
+    """What deltas for this model are learned in: fp32 beside half precision, as in PEFT."""
+    dtype: torch.dtype = model.dtype
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
+
+
+def _task_type(model: PreTrainedModel) -> str:
+    return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"

@@ -1,0 +1,257 @@
+"""LoRA: low-rank deltas beside the linear layers of a frozen base model.
+
+rsLoRA is another scaling, DoRA a learned length per output; PiSSA and OLoRA are starts. The base
+model is never touched: ``tuned_model`` puts the deltas into layers of its own around the base's
+tensors, so any number of adapters, and the bare base, run side by side in any threads.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from luthier.adapters.base import Adapter, SoftPromptTensors
+from luthier.adapters.lora.layers import LoraFactors, LoraLinear, versions_of
+from luthier.adapters.lora.peft_format import TENSOR_PREFIX, write_config
+from luthier.adapters.module_tree import own_module_tree
+from luthier.data_model.lora import LoraConfig
+
+_B_SUFFIX = ".lora_B.weight"
+
+
+@dataclass(frozen=True, eq=False)
+class SavedModule:
+    """A module that is trained whole, or in part, in the base's place.
+
+    Args:
+        network: The copy. Parameters that several modules share are shared by their copies too.
+        learned: Names of its parameters that training may change.
+    """
+
+    network: nn.Module
+    learned: frozenset[str]
+
+
+class LoraAdapter(Adapter):
+    """The deltas of one tuning, and the modules that are trained whole beside them.
+
+    Made by ``lora_building.create_lora`` and ``lora_building.read_lora``.
+
+    Args:
+        config: Validated.
+        task_type: ``CAUSAL_LM`` or ``SEQ_2_SEQ_LM``.
+        target_names: ``target_modules`` as PEFT shall read it.
+        is_transposed: Whether the target layers' weights are [in, out], as GPT-2's.
+        factors: Layer path to delta, in the order of the model; at least one.
+        saved: Module path to the module in its place.
+    """
+
+    method: ClassVar[str] = "lora"
+
+    def __init__(
+        self,
+        *,
+        config: LoraConfig,
+        task_type: str,
+        target_names: list[str] | str,
+        is_transposed: bool,
+        factors: Mapping[str, LoraFactors],
+        saved: Mapping[str, SavedModule],
+    ) -> None:
+        self.config = config
+        self.task_type = task_type
+        self.factors = dict(factors)
+        self.saved = dict(saved)
+        self._target_names = target_names
+        self._is_transposed = is_transposed
+        self._moved: tuple[tuple[object, ...], Self] | None = None
+        self._trees: WeakKeyDictionary[PreTrainedModel, PreTrainedModel] = WeakKeyDictionary()
+        self._hashed: tuple[tuple[int, ...], str] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether training draws random numbers."""
+        return self.config.dropout > 0
+
+    def learning_rate_factor(self, name: str) -> float:
+        """LoRA+: B may learn faster than A and all else.
+
+        Args:
+            name: As ``named_parameters`` gives it.
+
+        Returns:
+            ``lora_plus_ratio`` for B, 1 otherwise. (PEFT gives vectors the rate of B as well; the
+            paper does not.)
+
+        Source:
+            Hayou et al. 2024, arXiv 2402.12354.
+        """
+        return self.config.lora_plus_ratio if name.endswith(_B_SUFFIX) else 1.0
+
+    @property
+    def max_rank(self) -> int:
+        """The largest rank of any layer, as serving sees it: twice R for PiSSA and OLoRA."""
+        return max(factors.stacked()[0].shape[0] for factors in self.factors.values())
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Factors, magnitudes, and the learned parameters of whole modules, shared ones once.
+
+        Names are PEFT's without its prefix: ``<layer>.lora_A.weight`` …
+        """
+        for path, factors in self.factors.items():
+            yield f"{path}.lora_A.weight", factors.lora_a
+            if factors.trains_b:
+                yield f"{path}.lora_B.weight", factors.lora_b
+            if factors.magnitude is not None:
+                yield f"{path}.lora_magnitude_vector", factors.magnitude
+        seen: set[int] = set()
+        for path, module in self.saved.items():
+            for name, parameter in module.network.named_parameters():
+                if name in module.learned and id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield f"{path}.{name}", parameter
+
+    def soft_prompt(self) -> SoftPromptTensors:
+        """None: the input stays as it is."""
+        return SoftPromptTensors()
+
+    def linear_deltas(self) -> Mapping[str, LoraFactors]:
+        """The deltas, unless whole modules were trained beside them."""
+        return {} if self.saved else self.factors
+
+    def content_hash(self) -> str:
+        """As ``Adapter.content_hash``, kept while no tensor changes: each request asks for it."""
+        versions = versions_of(*self._changing_tensors())
+        if versions is None:
+            return super().content_hash()
+        if self._hashed is None or self._hashed[0] != versions:
+            self._hashed = (versions, super().content_hash())
+        return self._hashed[1]
+
+    def tuned_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The base's network with the deltas in it, made at the first call (some milliseconds).
+
+        Its layers are its own, its tensors the base's and this adapter's: what training changes in
+        the adapter is seen at once. Thread-safe.
+
+        Args:
+            model: The base's network; not changed.
+
+        Returns:
+            The same object at every call.
+        """
+        with self._lock:
+            tree = self._trees.get(model)
+            if tree is None:
+                tree = self._trees[model] = self._build_tree(model)
+            return tree
+
+    def peft_config(self) -> dict[str, Any]:
+        """PEFT's ``LoraConfig`` for the untouched base model, whatever the start was."""
+        return write_config(
+            self.config,
+            task_type=self.task_type,
+            target_modules=self._target_names,
+            modules_to_save=self.saved,
+            is_transposed=self._is_transposed,
+            is_stacked=self._is_stacked,
+        )
+
+    def peft_state(self) -> Mapping[str, torch.Tensor]:
+        """``base_model.model.<layer>.lora_A.weight`` …; for PiSSA and OLoRA of twice the rank."""
+        state: dict[str, torch.Tensor] = {}
+        for path, factors in self.factors.items():
+            lora_a, lora_b = factors.stacked()
+            state[f"{path}.lora_A.weight"] = lora_a
+            state[f"{path}.lora_B.weight"] = lora_b
+            if factors.magnitude is not None:
+                state[f"{path}.lora_magnitude_vector"] = factors.magnitude
+        seen: set[int] = set()
+        for path, module in self.saved.items():
+            for name, tensor in module.network.state_dict().items():
+                # A safetensors file has no room for one tensor under two names.
+                is_shared = tensor.data_ptr() in seen
+                seen.add(tensor.data_ptr())
+                state[f"{path}.{name}"] = tensor.clone() if is_shared else tensor
+        return {TENSOR_PREFIX + name: tensor.detach() for name, tensor in state.items()}
+
+    def to(self, *, device: torch.device, dtype: torch.dtype) -> Self:
+        """A copy on ``device`` in ``dtype`` (self if nothing changes).
+
+        The last copy is kept while no tensor changes, so that serving one adapter in the precision
+        of its base does not copy it for each request.
+        """
+        tensors = self._changing_tensors()
+        if all(t.device == device and t.dtype == dtype for t in tensors):
+            return self
+        state = (device, dtype, versions_of(*tensors))
+        with self._lock:
+            if self._moved is None or self._moved[0] != state or state[-1] is None:
+                self._moved = (state, self._copied(device=device, dtype=dtype))
+            return self._moved[1]
+
+    def _copied(self, *, device: torch.device, dtype: torch.dtype) -> Self:
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.detach().to(device=device, dtype=dtype, copy=True)
+
+        memo: dict[int, Any] = {}
+        return type(self)(
+            config=self.config,
+            task_type=self.task_type,
+            target_names=self._target_names,
+            is_transposed=self._is_transposed,
+            factors={path: _moved(factors, move) for path, factors in self.factors.items()},
+            saved={
+                path: replace(
+                    module,
+                    network=copy.deepcopy(module.network, memo).to(device=device, dtype=dtype),
+                )
+                for path, module in self.saved.items()
+            },
+        )
+
+    def _changing_tensors(self) -> list[torch.Tensor]:
+        """All that may change after the adapter was made, some twice."""
+        tensors: list[torch.Tensor] = []
+        for factors in self.factors.values():
+            tensors += (factors.lora_a, factors.lora_b)
+        return [*tensors, *(parameter for _, parameter in self.named_parameters())]
+
+    def _hashed_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self.peft_state().items()
+
+    def _settings(self) -> list[object]:
+        return [self.peft_config()]
+
+    @property
+    def _is_stacked(self) -> bool:
+        return any(factors.start_a is not None for factors in self.factors.values())
+
+    def _build_tree(self, model: PreTrainedModel) -> PreTrainedModel:
+        tree = own_module_tree(model)
+        for path, factors in self.factors.items():
+            layer = LoraLinear(tree.get_submodule(path), factors, dropout=self.config.dropout)
+            tree.set_submodule(path, layer)
+        for path, module in self.saved.items():
+            tree.set_submodule(path, module.network)
+        return tree
+
+
+def _moved(factors: LoraFactors, move: Callable[[torch.Tensor], torch.Tensor]) -> LoraFactors:
+    return replace(
+        factors,
+        lora_a=nn.Parameter(move(factors.lora_a)),
+        lora_b=nn.Parameter(move(factors.lora_b)),
+        magnitude=None if factors.magnitude is None else nn.Parameter(move(factors.magnitude)),
+        start_a=None if factors.start_a is None else move(factors.start_a),
+        start_b=None if factors.start_b is None else move(factors.start_b),
+    )

@@ -1,0 +1,1 @@
+"""Adapters before the input: soft prompts and prefixes."""

@@ -1,0 +1,1 @@
+"""Adapters of the rows of a step, from disk to the pass."""

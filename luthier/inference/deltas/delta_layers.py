@@ -1,0 +1,181 @@
+"""Linear layers that add, token by token, the low-rank delta of the token's adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from luthier.inference.batch_rows import RowInput, RowSlice
+from luthier.inference.deltas.delta_steps import AdapterSpan, LayerStep, choose_spans, plan_step
+from luthier.inference.deltas.delta_tables import DeltaTables
+from luthier.inference.deltas.merged_adapter import HotAdapter, MergedLayer, MergeOptions
+
+#: Tokens of one row in a pass.
+Part = TypeVar("Part", bound="RowSlice | RowInput")
+
+
+class DeltaLinear(nn.Module):
+    """A frozen linear layer of the batched engine's network, and the place for deltas.
+
+    Args:
+        base: ``nn.Linear`` or ``Conv1D``; kept, shared, not changed.
+
+    Shape:
+        forward: [1, N, in] -> [1, N, out].
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.step: LayerStep | MergedLayer | None = None
+        self.seen_shapes: list[tuple[int, ...]] | None = None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The base layer's weight; some models look at its dtype."""
+        weight: torch.Tensor = self.base.weight  # type: ignore[assignment]
+        return weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The base layer's bias."""
+        bias: torch.Tensor | None = self.base.bias  # type: ignore[assignment]
+        return bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The base layer's output with the step's deltas."""
+        step = self.step
+        layer = step.layer if isinstance(step, MergedLayer) else self.base
+        output: torch.Tensor = layer(x)
+        if isinstance(step, LayerStep):
+            step.add(output[0], x[0], self.bias)
+        elif self.seen_shapes is not None:
+            self.seen_shapes.append(tuple(x.shape))
+        return output
+
+
+class DeltaLayers:
+    """The linear layers of a network, wrapped in place, and the deltas that they can add.
+
+    Made in three moves, because what a layer sees is learned from a pass: the layers are wrapped,
+    ``watching`` looks at a pass, and then ``tables`` takes deltas of the layers that qualify.
+
+    Args:
+        model: A network of its own, whose tensors are shared; its layers are replaced.
+        merging: When the adapter that all rows use is merged.
+    """
+
+    def __init__(self, model: PreTrainedModel, merging: MergeOptions | None = None) -> None:
+        head = model.get_output_embeddings()
+        self._layers = {
+            path: DeltaLinear(layer)
+            for path, layer in model.named_modules()
+            # The head sees only the tokens whose logits are needed.
+            if isinstance(layer, nn.Linear | Conv1D) and layer is not head
+        }
+        for path, layer in self._layers.items():
+            model.set_submodule(path, layer)
+        embeddings: torch.Tensor = model.get_input_embeddings().weight
+        self.tables = DeltaTables({}, dtype=embeddings.dtype, device=embeddings.device)
+        self._merging = merging or MergeOptions()
+        self._usable: dict[str, nn.Module] = {}
+        self._hot = HotAdapter(self._usable, self.tables, self._merging)
+        self._planned_for: tuple[object, ...] = ()
+        self._plan: dict[str, LayerStep] = {}
+
+    @contextmanager
+    def watching(self, num_tokens: int) -> Iterator[set[str]]:
+        """Learn from one pass of ``num_tokens`` tokens which layers see every token just once.
+
+        Only those can have deltas, if their weights are plain numbers in the model's precision: an
+        expert, for one, sees some tokens in an order of its own. Layers that an earlier pass found
+        stay usable.
+
+        Args:
+            num_tokens: More than other parts of the pass see.
+
+        Yields:
+            A set that holds the paths of the layers found, once the pass is over.
+        """
+        found: set[str] = set()
+        for layer in self._layers.values():
+            layer.seen_shapes = []
+        yield found
+        for path, layer in self._layers.items():
+            sees_all = [shape[:-1] for shape in layer.seen_shapes or ()] == [(1, num_tokens)]
+            if sees_all and _is_plain(layer.weight, self.tables.dtype):
+                self._usable[path] = layer.base
+                found.add(path)
+            layer.seen_shapes = None
+        like = self.tables
+        self.tables = DeltaTables(self._usable, dtype=like.dtype, device=like.device)
+        self._hot = HotAdapter(self._usable, self.tables, self._merging)
+
+    def arrange(self, slices: Sequence[Part]) -> tuple[list[Part], list[AdapterSpan]]:
+        """Put slices of one adapter together, and those with deltas first.
+
+        Args:
+            slices: Of a step, in any order; or what an encoder reads for rows.
+
+        Returns:
+            The slices, and the spans of adapters that they begin with.
+        """
+        by_key: dict[str, list[Part]] = {}
+        others = []
+        for each in slices:
+            if self.tables.has(each.row.adapter_key):
+                by_key.setdefault(each.row.adapter_key, []).append(each)
+            else:
+                others.append(each)
+        counts = {key: sum(each.count for each in own) for key, own in by_key.items()}
+        spans = choose_spans(counts, self.tables)
+        arranged = [each for span in spans for each in by_key[span.key]]
+        return [*arranged, *others], spans
+
+    @contextmanager
+    def adding(
+        self,
+        spans: Sequence[AdapterSpan],
+        *,
+        num_tokens: int,
+        paths: Collection[str] | None = None,
+    ) -> Iterator[None]:
+        """Let the layers add deltas to the tokens of the passes made meanwhile.
+
+        Args:
+            spans: Of the first tokens, from ``arrange``.
+            num_tokens: All of a pass.
+            paths: The layers that see these tokens; None is all.
+        """
+        plan = self._hot.layers_for(spans, num_tokens) or self._plan_for(spans, num_tokens)
+        used = [path for path in plan if paths is None or path in paths]
+        for path in used:
+            self._layers[path].step = plan[path]
+        try:
+            yield
+        finally:
+            for path in used:
+                self._layers[path].step = None
+
+    def close(self) -> None:
+        """Let a merged copy go. No pass may run meanwhile."""
+        self._hot.close()
+
+    def _plan_for(self, spans: Sequence[AdapterSpan], num_tokens: int) -> Mapping[str, LayerStep]:
+        """The last plan if it still fits: rows join and leave less often than steps are made."""
+        wanted = (self.tables.version, num_tokens, *spans)
+        if wanted != self._planned_for:
+            self._plan = plan_step(self.tables, spans, num_tokens=num_tokens) if spans else {}
+            self._planned_for = wanted
+        return self._plan
+
+
+def _is_plain(weight: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether a weight is not quantised; libraries that do keep theirs in subclasses."""
+    return type(weight) in (torch.Tensor, nn.Parameter) and weight.dtype == dtype

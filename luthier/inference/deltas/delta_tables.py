@@ -1,0 +1,298 @@
+"""Low-rank deltas of many adapters, laid so that one step can use any mix of them.
+
+Each linear layer has one table; an adapter takes as many of its rows as its rank there, in one
+piece. Nothing is padded to a common rank, and nothing is copied when rows join or leave a batch.
+
+```
+    layer's table        A, [N, in]        B, [N, out]
+    adapter X, rank 2    a0                s·b0            s: its scaling, and DoRA's scale
+                         a1                s·b1
+    adapter Y, rank 1    a0                s·b0
+              (DoRA)     not used          magnitude / norm of W + s·B·A
+    free                 ...               ...
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from luthier.adapters.lora.layers import LoraFactors, oriented_weight, squares_added
+
+
+@dataclass(frozen=True)
+class DeltaRows:
+    """Where the delta of one adapter lies in a table.
+
+    Args:
+        start: First row.
+        rank: R: rows of A and B.
+        has_scale: Whether one more row of B scales the layer's own output, as DoRA asks.
+    """
+
+    start: int
+    rank: int
+    has_scale: bool
+
+    @property
+    def stop(self) -> int:
+        """One past the last row, the scale's included."""
+        return self.start + self.rank + self.has_scale
+
+
+@dataclass(frozen=True)
+class Product:
+    """One adapter's delta in a table, for tokens that all take it: views of its rows.
+
+    Args:
+        a_transposed: [in, R].
+        b: [R, out].
+        scale: DoRA's, [out], or None.
+    """
+
+    a_transposed: torch.Tensor
+    b: torch.Tensor
+    scale: torch.Tensor | None
+
+    def add(self, output: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Add the delta.
+
+        Args:
+            output: The layer's for these tokens, [N, out]; changed.
+            x: Its input, [N, in].
+            bias: The layer's, [out].
+        """
+        if self.scale is not None:
+            output.copy_(rescaled(output, self.scale, bias))
+        output.addmm_(torch.mm(x, self.a_transposed), self.b)
+
+
+@dataclass
+class TableContent:
+    """One state of a table's memory; replaced as a whole, so a step that holds it can finish.
+
+    Args:
+        a: [N, in].
+        b: [N, out].
+        rows: By adapter.
+        products: Likewise.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    rows: dict[str, DeltaRows] = field(default_factory=dict)
+    products: dict[str, Product] = field(default_factory=dict)
+
+    def add(self, key: str, rows: DeltaRows) -> None:
+        """Let an adapter's rows be found."""
+        end = rows.start + rows.rank
+        scale = self.b[end] if rows.has_scale else None
+        self.products[key] = Product(self.a[rows.start : end].t(), self.b[rows.start : end], scale)
+        self.rows[key] = rows
+
+    def remove(self, key: str) -> None:
+        """Forget an adapter; no effect if it has no rows."""
+        self.rows.pop(key, None)
+        self.products.pop(key, None)
+
+
+class DeltaTable:
+    """The deltas of one linear layer. One thread writes at a time; another may read meanwhile.
+
+    Args:
+        layer: ``nn.Linear`` or ``Conv1D``; read, never changed.
+        dtype: What deltas are computed in.
+        device: Where.
+    """
+
+    def __init__(self, layer: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:
+        self._layer = layer
+        out_features, in_features = oriented_weight(layer).shape
+        self.content = TableContent(
+            a=torch.empty(0, in_features, dtype=dtype, device=device),
+            b=torch.empty(0, out_features, dtype=dtype, device=device),
+        )
+        self._squares: torch.Tensor | None = None
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of A and B."""
+        content = self.content
+        return (content.a.shape[1] + content.b.shape[1]) * content.a.itemsize
+
+    @torch.no_grad()
+    def place(self, key: str, factors: LoraFactors) -> bool:
+        """Store an adapter's delta.
+
+        Args:
+            key: The adapter's; not in the table yet.
+            factors: Its delta of this layer.
+
+        Returns:
+            True if all rows had to be moved to larger memory.
+        """
+        lora_a, lora_b = (tensor.to(self.content.a) for tensor in factors.stacked())
+        scale = self._dora_scale(factors)
+        rank = lora_a.shape[0]
+        size = rank + (scale is not None)
+        start = self._gap(size)
+        is_moved = start is None
+        if start is None:
+            start = self._rebuild(size)
+        content = self.content
+        content.a[start : start + rank] = lora_a
+        rows = content.b[start : start + rank]
+        rows.copy_(lora_b.T)
+        rows.mul_(factors.scaling)
+        if scale is not None:
+            rows.mul_(scale)
+            content.a[start + rank] = 0
+            content.b[start + rank] = scale
+        content.add(key, DeltaRows(start, rank, has_scale=scale is not None))
+        return is_moved
+
+    def remove(self, key: str) -> None:
+        """Give an adapter's rows free; no effect if it has none."""
+        self.content.remove(key)
+
+    def _dora_scale(self, factors: LoraFactors) -> torch.Tensor | None:
+        if factors.magnitude is None:
+            return None
+        lora_a, lora_b = factors.stacked()
+        weight = oriented_weight(self._layer).to(lora_a.dtype)
+        if self._squares is None:
+            self._squares = weight.square().sum(dim=1)
+        added = squares_added(weight, lora_a, lora_b, factors.scaling)
+        return (factors.magnitude / (self._squares + added).sqrt()).to(self.content.b)
+
+    def _gap(self, size: int) -> int | None:
+        """The lowest free place of ``size`` rows."""
+        start = 0
+        for taken in sorted(self.content.rows.values(), key=lambda rows: rows.start):
+            if taken.start - start >= size:
+                return start
+            start = taken.stop
+        return start if len(self.content.a) - start >= size else None
+
+    def _rebuild(self, size: int) -> int:
+        """Move all rows together, with room for ``size`` more at the end and some to grow."""
+        old = self.content
+        num_used = sum(rows.stop - rows.start for rows in old.rows.values())
+        num_rows = _roomy(num_used + size, old.a.device)
+        new = TableContent(
+            a=old.a.new_empty(num_rows, old.a.shape[1]), b=old.b.new_empty(num_rows, old.b.shape[1])
+        )
+        start = 0
+        for key, rows in sorted(old.rows.items(), key=lambda item: item[1].start):
+            moved = DeltaRows(start, rows.rank, rows.has_scale)
+            new.a[start : moved.stop] = old.a[rows.start : rows.stop]
+            new.b[start : moved.stop] = old.b[rows.start : rows.stop]
+            new.add(key, moved)
+            start = moved.stop
+        self.content = new
+        return start
+
+
+class DeltaTables:
+    """The tables of all layers of a model.
+
+    Args:
+        layers: Linear layers by path.
+        dtype: What deltas are computed in.
+        device: Where.
+    """
+
+    def __init__(
+        self, layers: Mapping[str, nn.Module], *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._layers = dict(layers)
+        self.dtype, self.device = dtype, device
+        self.by_path: dict[str, DeltaTable] = {}
+        #: Changes whenever a plan made before may hold on to memory that is no longer used.
+        self.version = 0
+        self._max_ranks: dict[str, int] = {}
+
+    def has(self, key: str) -> bool:
+        """Whether the adapter is stored."""
+        return key in self._max_ranks
+
+    def max_rank(self, key: str) -> int:
+        """The largest rank of a stored adapter in any layer."""
+        return self._max_ranks[key]
+
+    def takes(self, paths: frozenset[str]) -> bool:
+        """Whether deltas of all these layers can be stored."""
+        return paths <= self._layers.keys()
+
+    def num_bytes(self, factors: Mapping[str, LoraFactors]) -> int:
+        """What an adapter takes here."""
+        total = 0
+        for each in factors.values():
+            rank, in_features = each.lora_a.shape
+            rank *= 2 if each.start_a is not None else 1
+            size = rank + (each.magnitude is not None)
+            total += size * (in_features + each.lora_b.shape[0]) * self.dtype.itemsize
+        return total
+
+    def place(self, key: str, factors: Mapping[str, LoraFactors]) -> None:
+        """Store an adapter; call it from one thread at a time.
+
+        Args:
+            key: The adapter's; not stored yet.
+            factors: By layer path.
+
+        Raises:
+            NotSupportedError: If DoRA meets a quantised layer.
+        """
+        try:
+            for path, each in factors.items():
+                if self._table(path).place(key, each):
+                    self.version += 1
+        except BaseException:
+            self.remove(key)
+            raise
+        self._max_ranks[key] = max(
+            table.content.rows[key].rank for path, table in self.by_path.items() if path in factors
+        )
+
+    def remove(self, key: str) -> None:
+        """Give an adapter's rows free; no effect if it has none. No step may use it any more."""
+        self._max_ranks.pop(key, None)
+        self.version += 1
+        for table in self.by_path.values():
+            table.remove(key)
+
+    def _table(self, path: str) -> DeltaTable:
+        table = self.by_path.get(path)
+        if table is None:
+            table = DeltaTable(self._layers[path], dtype=self.dtype, device=self.device)
+            # A new mapping: the engine's thread may be reading the old one.
+            self.by_path = {**self.by_path, path: table}
+        return table
+
+
+def rescaled(output: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """A layer's output as DoRA wants it: it scales what the weights give, not the bias.
+
+    Args:
+        output: [N, out]; not changed.
+        scale: [out], or [N, out].
+        bias: [out], or None.
+
+    Returns:
+        [N, out].
+    """
+    return output * scale if bias is None else (output - bias) * scale + bias
+
+
+def _roomy(num_rows: int, device: torch.device) -> int:
+    """How many rows a table shall have that needs ``num_rows``.
+
+    What nobody has written to costs no memory on a CPU, while blocks that were outgrown may stay
+    with the process. On other devices every row costs.
+    """
+    return max(1024, 2 * num_rows) if device.type == "cpu" else num_rows + num_rows // 4

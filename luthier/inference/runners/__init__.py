@@ -1,0 +1,1 @@
+"""What runs a model over the rows of a step."""

@@ -1,0 +1,163 @@
+"""Packed rows for models whose scores fall with distance (ALiBi): Bloom and MPT.
+
+Their attention layers compute everything themselves, so each gets a forward pass of its own here:
+the model's projections, our attention. What a key adds to a score is its distance times the head's
+slope; softmax does not mind a constant, so one row of numbers serves every query:
+
+```
+    added to the scores of a row with T tokens:   slope · [1 - T, ..., -1, 0]
+```
+
+Source:
+    Press et al. 2022, https://arxiv.org/abs/2108.12409
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedModel
+from transformers.models.bloom.modeling_bloom import BloomAttention, BloomForCausalLM
+from transformers.models.mpt.modeling_mpt import MptAttention, MptForCausalLM
+
+from luthier.inference.runners.packed_attention import PackedBatch, ShapeProbe
+
+_SMALLEST_TABLE = 256
+
+
+def uses_alibi(model: PreTrainedModel) -> bool:
+    """True for the models that ``AlibiAttention`` knows."""
+    return isinstance(model, BloomForCausalLM | MptForCausalLM)
+
+
+class AlibiAttention:
+    """Attention of a network's layers on packed rows, installed when it is made.
+
+    Args:
+        model: A network of its own for which ``uses_alibi`` holds; its layers are changed, and it
+            takes the step as ``packed_batch`` from now on.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._slopes = _slopes_of(model)
+        self._table = self._slopes[:, None] * 0
+        self._no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=model.device)
+        self._step: PackedBatch | ShapeProbe = ShapeProbe()
+        model.register_forward_pre_hook(self._take_step, with_kwargs=True)
+        for module in model.modules():
+            if isinstance(module, BloomAttention):
+                module.forward = functools.partial(_bloom_forward, module, self)
+            elif isinstance(module, MptAttention):
+                module.forward = functools.partial(_mpt_forward, module, self)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        """Attend row by row.
+
+        Args:
+            layer: Its index.
+            query: [1, H, N, Dh].
+            key: [1, H, N, Dh].
+            value: [1, H, N, Dh].
+            scaling: Of the scores.
+
+        Returns:
+            [1, N, H · Dh].
+        """
+        step = self._step
+        if isinstance(step, ShapeProbe):
+            step.by_layer[layer] = (key.shape[1], key.shape[3], value.shape[3])
+            step.windows[layer] = None
+            bias = self._bias(query.shape[2], query.shape[2], None, query.dtype)
+            out = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling)
+            return out.transpose(1, 2).flatten(2)
+        keys, values = step.arena.write(layer, step.slots, key[0], value[0])
+        outputs = []
+        for row in step.rows:
+            span = slice(row.kv_start, row.kv_end)
+            one = scaled_dot_product_attention(
+                query[:, :, row.first : row.first + row.count],
+                keys[None, :, span],
+                values[None, :, span],
+                attn_mask=self._bias(row.count, row.kv_end - row.kv_start, row.mask, query.dtype),
+                scale=scaling,
+            )
+            outputs.append(one.transpose(1, 2))
+        return torch.cat(outputs, dim=1).flatten(2)
+
+    def _bias(
+        self, num_new: int, num_seen: int, mask: torch.Tensor | None, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """What is added to the scores of the last ``num_new`` of ``num_seen`` tokens."""
+        if self._table.shape[1] < num_seen or self._table.dtype != dtype:
+            size = max(_SMALLEST_TABLE, 1 << (num_seen - 1).bit_length())
+            distances = torch.arange(1 - size, 1, device=self._slopes.device)
+            self._table = (self._slopes[:, None] * distances).to(dtype)
+        bias = self._table[None, :, None, self._table.shape[1] - num_seen :]
+        if num_new == 1:
+            return bias
+        if mask is None:
+            ones = torch.ones(num_new, num_seen, dtype=torch.bool, device=bias.device)
+            mask = ones.tril(diagonal=num_seen - num_new)
+        return bias.masked_fill(~mask, float("-inf"))
+
+    def _take_step(
+        self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """These models hand nothing on to their layers, and know no positions."""
+        others = dict(kwargs)
+        self._step = others.pop("packed_batch")
+        others.pop("position_ids", None)
+        if isinstance(model, MptForCausalLM):  # it must have a mask, and takes any of four axes
+            others["attention_mask"] = self._no_mask
+        return args, others
+
+
+def _slopes_of(model: PreTrainedModel) -> torch.Tensor:
+    """Each head's slope as the model makes it, [H]."""
+    stack: Any = model.transformer
+    device = model.device
+    if isinstance(model, BloomForCausalLM):
+        ones = torch.ones(1, 2, device=device)
+        row = stack.build_alibi_tensor(ones, stack.num_heads, dtype=torch.float32)
+    else:
+        row = stack.build_mpt_alibi_tensor(stack.num_heads, 2, device=device)
+    row = row.reshape(-1, 2).float()
+    slopes: torch.Tensor = row[:, 1] - row[:, 0]
+    return slopes
+
+
+def _bloom_forward(
+    layer: Any,
+    attention: AlibiAttention,
+    hidden_states: torch.Tensor,
+    residual: torch.Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    query, key, value = layer._reshape(layer.query_key_value(hidden_states))
+    mixed = attention.attend(layer.layer_idx, query, key, value, layer.inv_norm_factor)
+    return residual + layer.dense(mixed), None
+
+
+def _mpt_forward(
+    layer: Any, attention: AlibiAttention, hidden_states: torch.Tensor, *args: Any, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    joint = layer.Wqkv(hidden_states)
+    if layer.clip_qkv:
+        joint = joint.clamp(min=-layer.clip_qkv, max=layer.clip_qkv)
+    query, key, value = (
+        part.unflatten(2, (layer.n_heads, layer.head_dim)).transpose(1, 2)
+        for part in joint.chunk(3, dim=2)
+    )
+    mixed = attention.attend(layer.layer_idx, query, key, value, layer.softmax_scale)
+    return layer.out_proj(mixed), None

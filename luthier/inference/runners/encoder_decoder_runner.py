@@ -1,0 +1,339 @@
+"""Encoder-decoder models in the batched engine: read once, then decode with everybody else."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import torch
+from transformers.modeling_outputs import BaseModelOutput
+
+from luthier.errors import NotSupportedError
+from luthier.inference.batch_rows import RowInput, RowSlice, SliceLogits
+from luthier.inference.deltas.delta_layers import DeltaLayers
+from luthier.inference.deltas.delta_steps import AdapterSpan
+from luthier.inference.deltas.merged_adapter import MergeOptions
+from luthier.inference.memory.kv_cache import KvShape
+from luthier.inference.memory.kv_memory import KvMemory
+from luthier.inference.runners.base import Runner
+from luthier.inference.runners.cross_attention import (
+    NAME,
+    DecoderStep,
+    EncoderStep,
+    ReadingStep,
+    encoder_decoder_attention,
+    reading_cache,
+    stand_in_cache,
+)
+from luthier.inference.runners.packed_attention import PackedRow, with_packed_attention
+from luthier.inference.runners.packed_positions import PackedPositions
+from luthier.inference.runners.relative_positions import RelativePositions
+from luthier.inference.runners.row_forward import (
+    decoder_start_token_id,
+    positions_change_with_length,
+)
+from luthier.inference.runners.split_products import split_products
+from luthier.resources.base_model import BaseModel
+
+_PROBE_INPUTS = (5, 3)
+_PROBE_OUTPUTS = (4, 2)
+#: What a network of another design may say to arguments that it does not expect.
+_FOREIGN_ERRORS = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Input:
+    """Encoder input of one row: [E, D], and where what is read of it starts in the arena."""
+
+    embeddings: torch.Tensor
+    kv_start: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Decoder input of one row in a step.
+
+    Args:
+        embeddings: [n, D].
+        start: Position of the first.
+        kv_start: Where the row's range starts.
+        encoder_span: Where its encoder range starts and ends.
+    """
+
+    embeddings: torch.Tensor
+    start: int
+    kv_start: int
+    encoder_span: tuple[int, int]
+
+
+class EncoderDecoderRunner(Runner):
+    """Runs a seq2seq model on rows laid end to end: encoders of new rows, decoders of all.
+
+    Works for any model that takes its attention from outside and keeps what the encoder said in an
+    ``EncoderDecoderCache``; whether it gives the model's own logits is measured when it is made.
+
+    Args:
+        base_model: A seq2seq one. Its weights are shared, not copied.
+        max_kv_bytes: Size of the arena.
+        max_rows: Rows at the same time, at most.
+        max_prefix_bytes: Not used: what a decoder makes of tokens depends on what was read.
+        merging: When the adapter that all rows use is merged; None is never.
+
+    Raises:
+        NotSupportedError: If the model cannot be run this way; the message says why.
+    """
+
+    def __init__(
+        self,
+        base_model: BaseModel,
+        *,
+        max_kv_bytes: int,
+        max_rows: int,
+        max_prefix_bytes: int = 0,
+        merging: MergeOptions | None = None,
+    ) -> None:
+        decoder_start_token_id(base_model)
+        if positions_change_with_length(base_model.model):
+            raise NotSupportedError(
+                f"base model {base_model.name!r} encodes positions by the longest row"
+            )
+        self._device, self._dtype = base_model.device, base_model.dtype
+        self._model = with_packed_attention(
+            base_model.model, name=NAME, attention=encoder_decoder_attention
+        )
+        split_products(self._model)
+        self._delta_layers = DeltaLayers(self._model, merging)
+        self._reading_layers: set[str] = set()
+        self._embed = self._model.get_input_embeddings()
+        self._encoder, self._decoder = self._model.get_encoder(), self._model.get_decoder()
+        self._positions = PackedPositions(self._model)
+        self._encoder_biases = RelativePositions(self._encoder)
+        self._decoder_biases = RelativePositions(self._decoder)
+        try:
+            with torch.inference_mode():
+                shape = _shape_of(base_model)
+                self._make_room(base_model, shape, max_kv_bytes=max_kv_bytes, max_rows=max_rows)
+                self._probe(base_model)
+                self._learn_layers()
+        except NotSupportedError:
+            raise
+        except _FOREIGN_ERRORS as error:
+            raise NotSupportedError(
+                f"base model {base_model.name!r} does not run packed rows: {error}"
+            ) from error
+        #: Low-rank deltas that rows may use, by the adapter's key.
+        self.deltas = self._delta_layers.tables
+
+    def begin(self, slices: Sequence[RowSlice]) -> None:
+        """Run the encoder for rows that are new, all at once; see ``Runner``."""
+        unread = [RowInput(each.row) for each in slices if not each.row.is_read]
+        if not unread:
+            return
+        arranged, spans = self._delta_layers.arrange(unread)
+        new = [each.row for each in arranged]
+        with torch.inference_mode():
+            ids = [i for row in new for i in row.sequence.prompt.token_ids]
+            tokens = self._embed(torch.tensor(ids, dtype=torch.long, device=self._device))
+            counts = [len(row.sequence.prompt.token_ids) for row in new]
+            inputs = []
+            for row, embeddings in zip(new, tokens.split(counts), strict=True):
+                assert row.encoder_kv is not None
+                virtual = row.sequence.prompt.soft_prompt.encoder
+                if virtual is not None:
+                    embeddings = torch.cat([virtual, embeddings])
+                inputs.append(_Input(embeddings, row.encoder_kv.start))
+            self._read(inputs, spans)
+        for row in new:
+            row.is_read = True
+
+    def run(self, slices: Sequence[RowSlice]) -> list[SliceLogits]:
+        """Compute slices of the decoder; see ``Runner``."""
+        slices, spans = self._delta_layers.arrange(slices)
+        num_tokens = sum(each.count for each in slices)
+        with torch.inference_mode(), self._delta_layers.adding(spans, num_tokens=num_tokens):
+            ids = [i for each in slices for i in each.row.token_ids(each.start, each.stop)]
+            tokens = self._embed(torch.tensor(ids, dtype=torch.long, device=self._device))
+            embeddings = tokens.split([each.count for each in slices])
+            parts = [self._part(*pair) for pair in zip(slices, embeddings, strict=True)]
+            logits = self._decode(parts).split([each.count for each in slices])
+        return [
+            SliceLogits(each, part[len(part) - each.num_logits :])
+            for each, part in zip(slices, logits, strict=True)
+            if each.num_logits
+        ]
+
+    def close(self) -> None:
+        """Let a merged adapter go; see ``Runner``."""
+        self._delta_layers.close()
+
+    def _make_room(
+        self, base_model: BaseModel, shape: KvShape, *, max_kv_bytes: int, max_rows: int
+    ) -> None:
+        num_tokens = max_kv_bytes // shape.bytes_per_token(self._dtype)
+        if base_model.max_positions is not None:
+            num_tokens = min(num_tokens, 2 * max_rows * (base_model.max_positions + 64))
+        self.memory = KvMemory(
+            shape,
+            num_tokens=num_tokens,
+            max_prefix_bytes=0,
+            dtype=self._dtype,
+            device=self._device,
+        )
+        empty = torch.zeros(1, shape.num_kv_heads, 1, shape.head_dim)
+        self._stand_in = empty.to(device=self._device, dtype=self._dtype)
+        self._cache = stand_in_cache(self._stand_in, shape.num_layers)
+        nothing = torch.zeros(1, 1, base_model.hidden_size)
+        self._nothing = nothing.to(device=self._device, dtype=self._dtype)
+
+    def _part(self, each: RowSlice, embeddings: torch.Tensor) -> _Part:
+        row = each.row
+        assert row.kv is not None
+        assert row.encoder_kv is not None
+        virtual = row.sequence.prompt.soft_prompt.decoder
+        if virtual is not None and each.start < row.num_virtual:
+            virtual = virtual[each.start : each.stop]
+            embeddings = torch.cat([virtual, embeddings[len(virtual) :]])
+        first = row.encoder_kv.start
+        return _Part(embeddings, each.start, row.kv.start, (first, first + row.num_encoder))
+
+    def _read(self, inputs: Sequence[_Input], spans: Sequence[AdapterSpan] = ()) -> None:
+        """Encode rows and store what the decoder's layers make of it."""
+        num_tokens = sum(len(each.embeddings) for each in inputs)
+        with self._delta_layers.adding(spans, num_tokens=num_tokens, paths=self._reading_layers):
+            self._read_all(inputs)
+
+    def _read_all(self, inputs: Sequence[_Input]) -> None:
+        counts = [len(each.embeddings) for each in inputs]
+        firsts = itertools.accumulate(counts, initial=0)
+        self._positions.set([i for count in counts for i in range(count)], self._device)
+        encoded = self._encoder(
+            inputs_embeds=torch.cat([each.embeddings for each in inputs])[None],
+            return_dict=True,
+            packed_batch=EncoderStep(
+                tuple(zip(firsts, counts, strict=False)), self._encoder_biases
+            ),
+        ).last_hidden_state
+        slots = [
+            slot
+            for each, count in zip(inputs, counts, strict=True)
+            for slot in range(each.kv_start, each.kv_start + count)
+        ]
+        where = torch.tensor(slots, dtype=torch.long, device=self._device)
+        self._positions.set([0], self._device)
+        self._decoder(
+            inputs_embeds=self._nothing,
+            encoder_hidden_states=encoded,
+            past_key_values=reading_cache(self.memory.arena, where),
+            use_cache=True,
+            packed_batch=ReadingStep(self._decoder_biases),
+        )
+
+    def _decode(self, parts: Sequence[_Part]) -> torch.Tensor:
+        """Logits of the step's tokens, [N, V]."""
+        slots: list[int] = []
+        positions: list[int] = []
+        rows: list[PackedRow] = []
+        for each in parts:
+            count = len(each.embeddings)
+            stop = each.start + count
+            mask = None
+            if count > 1:
+                ones = torch.ones(count, stop, dtype=torch.bool, device=self._device)
+                mask = ones.tril(diagonal=each.start)
+            rows.append(PackedRow(len(slots), count, each.kv_start, each.kv_start + stop, mask))
+            slots.extend(range(each.kv_start + each.start, each.kv_start + stop))
+            positions.extend(range(each.start, stop))
+        self._positions.set(positions, self._device)
+        step = DecoderStep(
+            self.memory.arena,
+            torch.tensor(slots, dtype=torch.long, device=self._device),
+            tuple(rows),
+            tuple(each.encoder_span for each in parts),
+            self._decoder_biases,
+            self._stand_in,
+        )
+        output = self._model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=self._nothing),
+            decoder_inputs_embeds=torch.cat([each.embeddings for each in parts])[None],
+            past_key_values=self._cache,
+            use_cache=True,
+            return_dict=True,
+            packed_batch=step,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def _learn_layers(self) -> None:
+        """See which linear layers see what the encoder reads, and which the decoder's tokens."""
+        two = self._nothing[0].expand(2, -1)
+        with self._delta_layers.watching(2) as found:
+            self._read([_Input(two, 0)])
+        self._reading_layers = found
+        with self._delta_layers.watching(2):
+            self._decode([_Part(two, 0, 16, (0, 2))])
+
+    def _probe(self, base_model: BaseModel) -> None:
+        """Compare two rows, decoded together in two steps, with the model's own logits of each."""
+        rows = []
+        for num_in, num_out in zip(_PROBE_INPUTS, _PROBE_OUTPUTS, strict=True):
+            ids = torch.arange(num_in + num_out, device=self._device) * num_in
+            rows.append((ids % base_model.vocab_size).split([num_in, num_out]))
+        spans = [(index * 32, index * 32 + n) for index, n in enumerate(_PROBE_INPUTS)]
+        if self.memory.allocator.num_tokens < 32 * len(rows):
+            raise NotSupportedError(
+                f"the key-value cache holds {self.memory.allocator.num_tokens} tokens of base "
+                f"model {base_model.name!r}, at least {32 * len(rows)} are needed"
+            )
+        inputs = [row[0] for row in rows]
+        self._read(
+            [_Input(self._embed(ids), start) for ids, (start, _) in zip(inputs, spans, strict=True)]
+        )
+        got: list[list[torch.Tensor]] = [[], []]
+        for is_last in (False, True):
+            parts = []
+            for (_, ids), span in zip(rows, spans, strict=True):
+                start = len(ids) - 1 if is_last else 0
+                embeddings = self._embed(ids[start:] if is_last else ids[:-1])
+                parts.append(_Part(embeddings, start, span[0] + 16, span))
+            counts = [len(part.embeddings) for part in parts]
+            for found, logits in zip(got, self._decode(parts).split(counts), strict=True):
+                found.append(logits)
+        for (read, written), found in zip(rows, got, strict=True):
+            expected = base_model.model(
+                input_ids=read[None], decoder_input_ids=written[None], use_cache=False
+            ).logits[0]
+            difference = ((torch.cat(found) - expected).abs().max() / expected.abs().max()).item()
+            if not difference < max(1e-3, 16 * torch.finfo(self._dtype).eps):
+                raise NotSupportedError(
+                    f"packed rows give base model {base_model.name!r} other logits than its own: "
+                    f"they differ by {difference:.2g} of their size"
+                )
+
+
+def _shape_of(base_model: BaseModel) -> KvShape:
+    """What a token takes, of the decoder's own and of the encoder's alike."""
+    ids = torch.zeros(1, 1, dtype=torch.long, device=base_model.device)
+    cache = base_model.model(input_ids=ids, decoder_input_ids=ids, use_cache=True).past_key_values
+    halves = [getattr(cache, f"{name}_attention_cache", None) for name in ("self", "cross")]
+    shapes = {
+        tuple(tensor.shape)
+        for half in halves
+        for layer in getattr(half, "layers", [None])
+        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
+        if tensor is not None
+    }
+    if None in halves or len(shapes) != 1:
+        raise NotSupportedError(
+            f"the decoder layers of base model {base_model.name!r} differ in what they keep"
+        )
+    ((_, num_heads, _, head_dim),) = shapes
+    return KvShape(len(cache.self_attention_cache.layers), num_heads, head_dim)

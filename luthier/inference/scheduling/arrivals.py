@@ -1,0 +1,103 @@
+"""Rows whose adapter is on its way to the device, and the hold that each row has on its adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import alog
+
+from luthier.adapters.base import Adapter
+from luthier.errors import LuthierError
+from luthier.inference.batch_rows import BatchRow
+from luthier.inference.deltas.adapter_pool import AdapterPool, Pin, PoolStatus
+from luthier.inference.deltas.delta_tables import DeltaTables
+
+log = alog.use_channel(__name__)
+
+
+class Arrivals:
+    """Lets a row into the batch once its deltas are where steps can use them.
+
+    Not thread-safe: the engine's lock guards it.
+
+    Args:
+        tables: Of the runner; None if it adds no deltas.
+        max_device_bytes: Of deltas on the device.
+        max_host_bytes: Of deltas kept in host memory beside it.
+        when_ready: Called with a row that had to wait, and the error that it must end with, if
+            any; from another thread, without the lock.
+    """
+
+    def __init__(
+        self,
+        tables: DeltaTables | None,
+        *,
+        max_device_bytes: int,
+        max_host_bytes: int,
+        when_ready: Callable[[BatchRow, LuthierError | None], None],
+    ) -> None:
+        self._tables = tables
+        self._when_ready = when_ready
+        self._pins: dict[BatchRow, Pin] = {}
+        self._waiting: dict[BatchRow, None] = {}
+        self.pool = (
+            None
+            if tables is None
+            else AdapterPool(
+                tables, max_device_bytes=max_device_bytes, max_host_bytes=max_host_bytes
+            )
+        )
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[BatchRow]:
+        return iter(list(self._waiting))
+
+    def takes(self, adapter: Adapter) -> bool:
+        """Whether all that the adapter does is deltas that steps can add. Needs no lock."""
+        paths = adapter.delta_layers()
+        return bool(paths) and self._tables is not None and self._tables.takes(paths)
+
+    def expect(self, row: BatchRow, adapter: Adapter) -> bool:
+        """Hold the adapter for a row until ``forget``.
+
+        Args:
+            row: New.
+            adapter: One that ``takes`` accepts.
+
+        Returns:
+            True if the row may run at once; otherwise ``when_ready`` is called.
+
+        Raises:
+            EngineError: If the engine is closed.
+        """
+        assert self.pool is not None
+        pin = self.pool.pin(row.adapter_key, adapter, lambda error: self._when_ready(row, error))
+        self._pins[row] = pin
+        if not pin.is_ready:
+            self._waiting[row] = None
+        return pin.is_ready
+
+    def arrive(self, row: BatchRow) -> bool:
+        """Let a row go that waited; False if it was forgotten meanwhile."""
+        if row not in self._waiting:
+            return False
+        del self._waiting[row]
+        return True
+
+    def forget(self, row: BatchRow) -> bool:
+        """Let go of the adapter of a row that ended; True if the row was waiting for it."""
+        pin = self._pins.pop(row, None)
+        if pin is not None:
+            pin.release()
+        return self.arrive(row)
+
+    def pool_status(self) -> PoolStatus:
+        """Which deltas are where. Needs no lock."""
+        return PoolStatus() if self.pool is None else self.pool.status()
+
+    def close(self) -> None:
+        """Load nothing more. Call it without the engine's lock. Idempotent."""
+        if self.pool is not None:
+            self.pool.close()

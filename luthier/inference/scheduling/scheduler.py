@@ -1,0 +1,295 @@
+"""Which rows run in the next step, and how much of each.
+
+Rows that decode go first, one token each; what is left of the step's token budget goes to prompts,
+so a long prompt is computed over several steps and stalls nobody. Rows join and leave between any
+two steps.
+
+Nobody's flood keeps another waiting. A *flow* is one adapter of one tenant. Slots, and the prompt
+tokens of a step, are shared by tenants (by weight), within a tenant by its adapters, within a flow
+in order of arrival. A flow with less than its share takes the place of the youngest row of the one
+with most; that row waits, keeps what it said and goes on later with the same tokens.
+
+Bounds on the steps until the first token of a flow's first request, N tokens long, priorities and
+weights equal, whatever and however much others submit. R is ``max_rows``, M is ``max_step_tokens``,
+P = min(32, M // 4) a piece; T tenants are active, S adapters of its own tenant, F flows in all:
+
+- ``1 + R // 4 + ceil((N + P) / (1 + (M - R) // T // S))`` while T · S <= R and the cache holds the
+  request beside what runs: it is admitted in the next step, its share of the steps is its own, and
+  pieces that others have a claim on come before its own;
+- ``(F + 1) · (L + P + R // 4 + turn_tokens)`` in any case, L the longest prompt with what was
+  generated after it: when there are more flows than slots, or memory is short, flows take turns of
+  ``turn_tokens`` generated tokens each.
+
+A request of a priority that is lower by g than the highest that waits in its tenant is treated like
+one that came g · ``ageing_steps`` steps later. Later requests of a flow wait for the earlier ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from luthier.inference.batch_rows import BatchRow, RowSlice
+from luthier.inference.memory.kv_memory import KvMemory
+from luthier.inference.scheduling.fair_queue import FairQueue, Flow
+from luthier.inference.scheduling.fair_shares import shares_of_rows
+
+#: Tokens of a prompt that are computed at once, at least, in a step with room for four such pieces.
+_LEAST_PIECE = 32
+
+
+@dataclass(frozen=True)
+class SchedulingRules:
+    """What an operator may choose.
+
+    Args:
+        max_rows: Rows that run at the same time, at most.
+        max_step_tokens: Tokens of one step; two for each row at least are used, so that no prompt
+            stands still beside rows that decode.
+        turn_tokens: Tokens a row generates before it may have to make way for a flow that has none
+            running.
+        ageing_steps: Steps of waiting that count as one priority.
+        weight_of: Of a tenant; how much it gets for each of one that weighs 1.
+    """
+
+    max_rows: int
+    max_step_tokens: int
+    turn_tokens: int = 128
+    ageing_steps: int = 64
+    weight_of: Callable[[str], int] = lambda tenant: 1
+
+
+class Scheduler:
+    """Plans steps. Not thread-safe: the engine's lock guards it.
+
+    Args:
+        memory: Keys and values.
+        rules: Limits.
+    """
+
+    def __init__(self, memory: KvMemory, rules: SchedulingRules) -> None:
+        self._memory = memory
+        self._rules = rules
+        self._max_step_tokens = max(rules.max_step_tokens, 2 * rules.max_rows)
+        self._owed: dict[BatchRow, int] = {}  # prompt tokens, to rows that have some to compute
+        self._computing: dict[str, BatchRow] = {}  # who computes a prefix block at present
+        self.waiting = FairQueue(ageing_steps=rules.ageing_steps, weight_of=rules.weight_of)
+        self.running: list[BatchRow] = []  # in the order in which they were admitted
+
+    def plan(self) -> list[RowSlice]:
+        """Decide the next step; may take, move and free ranges.
+
+        Returns:
+            One slice for each row that takes part; empty if nothing can run.
+        """
+        self.waiting.tick()
+        self._computing = {
+            key: row for key, row in self._computing.items() if _is_computing_prompt(row)
+        }
+        decoding = [row for row in self.running if row.num_pending == 1 and not _is_unread(row)]
+        for row in decoding:
+            self._make_room(row)
+        self._admit()
+        # A row that had to make way takes no part.
+        slices = [RowSlice(row, row.num_computed, 1) for row in decoding if row.kv is not None]
+        prompts = [row for row in self.running if row not in decoding]
+        return slices + self._divide(self._max_step_tokens - len(slices), prompts)
+
+    def release(self, row: BatchRow, *, is_broken: bool = False) -> None:
+        """Forget a row that ended, wherever it is; frees what it holds.
+
+        Args:
+            row: Which; no effect for one that is forgotten already.
+            is_broken: Whether others must not start from what it computed.
+        """
+        if self.waiting.remove(row):
+            return
+        if row in self.running:
+            self.running.remove(row)
+            (self._memory.drop if is_broken else self._memory.release)(row)
+
+    def take_all(self) -> list[BatchRow]:
+        """Forget every row; nothing that went wrong before can hinder that."""
+        rows = [*self.running, *self.waiting]
+        for row in rows:
+            self.release(row, is_broken=True)
+        return rows
+
+    def _divide(self, budget: int, rows: list[BatchRow]) -> list[RowSlice]:
+        """The step's slices of prompts."""
+        slices: list[RowSlice] = []
+        unread = [row for row in rows if _is_unread(row)]
+        for row in unread:
+            # An encoder sees all of its input at once, so that goes in whole, over budget or not.
+            if budget > 0:
+                slices.append(RowSlice(row, row.num_computed, row.num_pending))
+                budget -= row.num_encoder + row.num_pending
+        prompts = [row for row in rows if row not in unread]
+        shares = shares_of_rows(max(budget, len(prompts)), prompts, self._rules.weight_of)
+        return slices + self._in_pieces(max(budget, len(prompts)), prompts, shares)
+
+    def _in_pieces(self, budget: int, rows: list[BatchRow], shares: list[int]) -> list[RowSlice]:
+        """Give whole pieces to those who are owed most, not crumbs to all of them.
+
+        A row's adapter is read once for each of its pieces, however small. Over the steps each row
+        gets what its shares add up to; who waits for more than a piece has no further claim.
+        """
+        least = min(_LEAST_PIECE, self._max_step_tokens // 4)
+        # Rows leave that had more than their due, so claims on it must end somewhere: at a piece.
+        self._owed = {
+            row: min(self._owed.get(row, 0), least) + share
+            for row, share in zip(rows, shares, strict=True)
+        }
+        counts: dict[BatchRow, int] = {}
+        # Who would have its piece first if each got its share at every step (fair queueing).
+        due = {
+            row: (min(row.num_pending, least) - self._owed[row]) / share
+            for row, share in zip(rows, shares, strict=True)
+        }
+        for row in sorted(rows, key=lambda row: due[row]):
+            count = min(row.num_pending, max(self._owed[row], least), budget)
+            if count > 0:
+                counts[row] = count
+                self._owed[row] -= count
+                budget -= count
+        return [RowSlice(row, row.num_computed, counts[row]) for row in rows if row in counts]
+
+    def _admit(self) -> None:
+        """Let rows in while there is room, or while there are flows that must make way."""
+        passed: set[Flow] = set()
+        passed_tenants: set[str] = set()
+        followers: list[BatchRow] = []
+        while len(followers) < self._rules.max_rows:
+            row = self.waiting.next(passed, passed_tenants)
+            if row is None:
+                break
+            if self._follows_another(row):
+                self.waiting.remove(row)
+                followers.append(row)
+            elif self._make_way(row):
+                self._start(row)
+            elif row.flow in _flows(self.running):
+                passed.add(row.flow)
+            elif self._num_missing(row) > 0:
+                break  # what becomes free is kept for it, or smaller ones would always come first
+            else:
+                passed_tenants.add(row.tenant)  # no other flow of it has a better claim to a slot
+        for row in followers:
+            self.waiting.put_back(row, is_next=False)
+
+    def _start(self, row: BatchRow) -> None:
+        if not self._memory.admit(row):
+            raise AssertionError("way was made for this row, and there is none")
+        self.waiting.take(row)
+        row.turn_start = len(row.sequence.token_ids)
+        self.running.append(row)
+        for block in self._memory.missing_blocks(row):
+            self._computing.setdefault(block.key, row)
+
+    def _follows_another(self, row: BatchRow) -> bool:
+        """True while a row of the same flow computes what this one could start from.
+
+        Nothing is lost by waiting: the other has this row's share meanwhile. A row follows one
+        other at most.
+        """
+        block = self._memory.next_block(row) if self._computing else None
+        leader = self._computing.get(block.key) if block else None
+        if leader is None or block is None or leader.num_computed >= block.stop:
+            return False
+        if not _is_computing_prompt(leader) or leader.flow != row.flow:
+            return False
+        row.leader = row.leader or leader
+        return row.leader is leader
+
+    def _num_missing(self, row: BatchRow) -> int:
+        return self._memory.num_needed(row) - self._memory.allocator.num_free
+
+    def _make_way(self, row: BatchRow) -> bool:
+        """Preempt until there is a slot and memory for ``row``; nobody if that cannot be."""
+        stays = list(self.running)
+        victims: list[BatchRow] = []
+        num_missing = self._num_missing(row)
+        while num_missing > 0 or len(stays) >= self._rules.max_rows:
+            victim = self._first_to_go(stays, wanting=row)
+            if victim is None:
+                return False
+            stays.remove(victim)
+            victims.append(victim)
+            num_missing -= _num_held(victim)
+        for victim in victims:
+            self._preempt(victim)
+        return True
+
+    def _make_room(self, row: BatchRow) -> None:
+        """Make a row's range hold all its positions; the row that goes may be this one."""
+        while row.kv is not None and not self._memory.grow(row, row.num_positions):
+            victim = self._first_to_go(self.running)
+            assert victim is not None
+            self._preempt(victim)
+
+    def _first_to_go(
+        self, rows: list[BatchRow], *, wanting: BatchRow | None = None
+    ) -> BatchRow | None:
+        """Who gives up its place: of the tenant and flow with most, first those that had a turn.
+
+        The oldest row of those that had none is never asked while no flow has more than one, so
+        there is always one that gets on.
+
+        Args:
+            rows: Who holds places.
+            wanting: Who wants one; None asks without reason, and somebody is always found.
+
+        Returns:
+            The row, or None if each has at least as good a claim.
+        """
+        tenants = Counter(row.tenant for row in rows)
+        flows = Counter(row.flow for row in rows)
+
+        def load(tenant: str, more: int = 0) -> float:
+            return (tenants[tenant] + more) / self._rules.weight_of(tenant)
+
+        def had_turn(row: BatchRow) -> bool:
+            return len(row.sequence.token_ids) - row.turn_start >= self._rules.turn_tokens
+
+        def must_yield(row: BatchRow) -> bool:
+            if wanting is None:
+                return True
+            may_take_turn = not flows[wanting.flow] and had_turn(row)
+            if row.tenant == wanting.tenant:
+                return flows[row.flow] >= flows[wanting.flow] + 2 or may_take_turn
+            if load(row.tenant, -1) >= load(wanting.tenant, 1):
+                return True
+            return may_take_turn and load(row.tenant) > load(wanting.tenant)
+
+        def claim(place: int) -> tuple[float, int, bool, int]:
+            row = rows[place]
+            return load(row.tenant), flows[row.flow], len(flows) > 1 and had_turn(row), place
+
+        places = [place for place, row in enumerate(rows) if must_yield(row)]
+        return rows[max(places, key=claim)] if places else None
+
+    def _preempt(self, row: BatchRow) -> None:
+        """Take a row's place away; it goes on later from its tokens and what is left of its
+        keys and values."""
+        self.running.remove(row)
+        self._memory.release(row)
+        generated = len(row.sequence.token_ids) - row.turn_start
+        self.waiting.put_back(row, is_next=generated < self._rules.turn_tokens)
+
+
+def _flows(rows: Iterable[BatchRow]) -> set[Flow]:
+    return {row.flow for row in rows}
+
+
+def _is_computing_prompt(row: BatchRow) -> bool:
+    return row.kv is not None and row.num_pending > 1
+
+
+def _is_unread(row: BatchRow) -> bool:
+    """True for a row whose encoder did not run yet."""
+    return row.num_encoder > 0 and not row.is_read
+
+
+def _num_held(row: BatchRow) -> int:
+    return sum(held.capacity for held in (row.kv, row.encoder_kv) if held is not None)

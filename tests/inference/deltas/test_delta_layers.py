@@ -1,0 +1,216 @@
+"""Rows with LoRAs in one batch, beside PEFT's answers for each alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
+
+from luthier.adapters.base import Adapter
+from luthier.adapters.lora.building import create_lora
+from luthier.adapters.lora.lora import LoraAdapter
+from luthier.adapters.storage import save_adapter
+from luthier.data_model.lora import LoraConfig
+from luthier.data_model.sampling import SamplingParams
+from luthier.inference.base import GenerationChunk, GenerationRequest
+from luthier.inference.batched_engine import BatchedEngine
+from luthier.inference.deltas import delta_steps
+from luthier.inference.deltas.delta_layers import DeltaLayers
+from luthier.inference.options import EngineOptions
+from luthier.resources.base_model import BaseModel
+from tests.fixtures.lora_models import disturb, make_gpt2, make_llama
+
+CONFIGS: dict[str, LoraConfig] = {
+    "lora_qv": LoraConfig(rank=4, target_modules=("q_proj", "v_proj")),
+    "lora_all": LoraConfig(rank=16),
+    "rslora": LoraConfig(rank=7, use_rslora=True),
+    "dora": LoraConfig(rank=3, use_dora=True),
+    "dora_mlp": LoraConfig(rank=5, use_dora=True, target_modules=("gate_proj", "down_proj")),
+    "patterns": LoraConfig(rank=2, rank_pattern={"v_proj": 9}, alpha_pattern={"q_proj": 3.0}),
+    "one_layer": LoraConfig(rank=64, target_modules=("o_proj",), layers_to_transform=(1,)),
+    "pissa": LoraConfig(rank=2, initialisation="pissa"),
+}
+#: 640 tokens of the tiny model's keys and values: rows are moved and preempted.
+SMALL = EngineOptions(max_running=6, max_kv_bytes=640 * 256, max_step_tokens=40)
+
+
+@pytest.fixture(scope="module")
+def loras(causal_base: BaseModel) -> dict[str, LoraAdapter]:
+    made = {}
+    for seed, (name, config) in enumerate(CONFIGS.items()):
+        made[name] = create_lora(causal_base.model, config, seed=seed)
+        disturb(made[name], seed=seed, by=0.1)
+    return made
+
+
+@pytest.fixture(scope="module")
+def peft_models(
+    causal_base: BaseModel,
+    loras: dict[str, LoraAdapter],
+    tiny_causal_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Any]:
+    """Each adapter loaded by PEFT on a model of its own; "" is the bare base."""
+    models: dict[str, Any] = {"": AutoModelForCausalLM.from_pretrained(tiny_causal_dir).eval()}
+    for name, adapter in loras.items():
+        folder = tmp_path_factory.mktemp("peft") / name
+        save_adapter(adapter, folder, base_model_name=causal_base.name)
+        base = AutoModelForCausalLM.from_pretrained(tiny_causal_dir)
+        models[name] = peft.PeftModel.from_pretrained(base, str(folder)).eval()
+    return models
+
+
+@pytest.fixture
+def engine(causal_base: BaseModel) -> Iterator[BatchedEngine]:
+    engine = BatchedEngine(causal_base, SMALL)
+    yield engine
+    engine.close()
+
+
+def token_ids(chunks: list[GenerationChunk]) -> list[int]:
+    return [token.token_id for chunk in chunks for token in chunk.tokens]
+
+
+def logprobs(model: Any, ids: list[int]) -> torch.Tensor:
+    """Of each token but the first, given those before it."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
+    return logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]]
+
+
+@pytest.mark.parametrize(("seed", "min_gathered"), [(0, delta_steps.MIN_GATHERED_ADAPTERS), (1, 1)])
+def test_a_batch_of_any_adapters_gives_each_row_what_peft_gives_it_alone(
+    seed: int,
+    min_gathered: int,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: BatchedEngine,
+    loras: dict[str, LoraAdapter],
+    peft_models: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(delta_steps, "MIN_GATHERED_ADAPTERS", min_gathered)
+    rng = random.Random(seed)
+    names = [*loras, "", *rng.choices([*loras, ""], k=9)]
+    rng.shuffle(names)
+    streams = []
+    for name in names:
+        ids = tuple(rng.randrange(5, 400) for _ in range(rng.randint(1, 60)))
+        num_new = rng.randint(2, 24)
+        sampling = SamplingParams(
+            max_new_tokens=num_new, min_new_tokens=num_new, input_tokens=True,
+            generated_tokens=True, token_logprobs=True,
+        )  # fmt: skip
+        streams.append((ids, engine.submit(GenerationRequest(ids, sampling, loras.get(name)))))
+    for name, (ids, stream) in zip(names, streams, strict=True):
+        chunks = list(stream)
+        got = token_ids(chunks)
+        expected = peft_models[name].generate(
+            input_ids=torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            do_sample=False, max_new_tokens=len(got), min_new_tokens=len(got), pad_token_id=0,
+        )  # fmt: skip
+        assert got == expected[0, len(ids) :].tolist(), name
+        reported = [*chunks[0].input_tokens[1:], *(t for chunk in chunks for t in chunk.tokens)]
+        theirs = logprobs(peft_models[name], [*ids, *got])
+        ours = torch.tensor([token.logprob for token in reported])
+        # The last token's is taken before end-of-sequence is forbidden, as the model gives it.
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_loras_run_in_the_batch_and_not_beside_it(
+    engine: BatchedEngine, loras: dict[str, LoraAdapter]
+) -> None:
+    sampling = SamplingParams(max_new_tokens=3)
+    for adapter in loras.values():
+        list(engine.submit(GenerationRequest((5, 6, 7), sampling, adapter)))
+        assert engine.keeps_deltas(adapter)
+    assert engine._whole_models is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(rank=4, modules_to_save=("lm_head",)),
+        LoraConfig(rank=4, unfreeze_layers=("norm",)),
+        LoraConfig(rank=4, target_modules=("q_proj", "lm_head")),
+    ],
+    ids=["modules_to_save", "unfreeze_layers", "head"],
+)
+def test_what_cannot_share_a_pass_runs_beside_the_batch_and_gives_the_same(
+    config: LoraConfig, engine: BatchedEngine, causal_base: BaseModel, tiny_causal_dir: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    adapter = create_lora(causal_base.model, config, seed=1)
+    disturb(adapter, by=0.1)
+    save_adapter(adapter, tmp_path / "adapter", base_model_name="tiny")
+    base = AutoModelForCausalLM.from_pretrained(tiny_causal_dir)
+    theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
+    sampling = SamplingParams(max_new_tokens=8, min_new_tokens=8)
+    assert not engine.keeps_deltas(adapter)
+    chunks = list(engine.submit(GenerationRequest((5, 6, 7), sampling, adapter)))
+    expected = theirs.generate(
+        input_ids=torch.tensor([[5, 6, 7]]), attention_mask=torch.ones(1, 3, dtype=torch.long),
+        do_sample=False, max_new_tokens=8, min_new_tokens=8, pad_token_id=0,
+    )  # fmt: skip
+    assert token_ids(chunks) == expected[0, 3:].tolist()
+    assert engine._whole_models is not None
+
+
+def test_an_adapter_that_changed_in_place_is_another_adapter(
+    engine: BatchedEngine, causal_base: BaseModel
+) -> None:
+    adapter: Adapter = create_lora(causal_base.model, LoraConfig(rank=8), seed=3)
+    request = GenerationRequest((5, 6, 7), SamplingParams(max_new_tokens=8), adapter)
+    before = token_ids(list(engine.submit(request)))
+    disturb(adapter, by=0.3)  # type: ignore[arg-type]
+    after = token_ids(list(engine.submit(request)))
+    bare = token_ids(list(engine.submit(GenerationRequest((5, 6, 7), request.sampling))))
+    assert before == bare, "an adapter that has learned nothing changes nothing"
+    assert after != before
+
+
+@pytest.mark.parametrize("make", [make_llama, make_gpt2])
+def test_every_linear_layer_but_the_head_takes_deltas(make: Any) -> None:
+    model = make()
+    adapter = create_lora(model, LoraConfig(rank=2), seed=0)
+    layers = DeltaLayers(model)
+    with torch.no_grad(), layers.watching(6):
+        model(input_ids=torch.arange(6)[None] + 3)
+    assert layers.tables.takes(adapter.delta_layers())
+    assert not layers.tables.takes(frozenset({"lm_head"}))
+
+
+def test_layers_in_another_precision_take_no_deltas() -> None:
+    model = make_llama()
+    odd = model.get_submodule("model.layers.0.self_attn.q_proj")
+    weight = odd.weight
+
+    class Quantised(torch.nn.Parameter):
+        """As bitsandbytes keeps its weights."""
+
+    odd.weight = Quantised(weight.detach(), requires_grad=False)
+    layers = DeltaLayers(model)
+    with torch.no_grad(), layers.watching(6):
+        model(input_ids=torch.arange(6)[None] + 3)
+    assert not layers.tables.takes(frozenset({"model.layers.0.self_attn.q_proj"}))
+    assert layers.tables.takes(frozenset({"model.layers.0.self_attn.k_proj"}))
+
+
+def test_layers_that_see_only_some_tokens_take_no_deltas() -> None:
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=60, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    model = MixtralForCausalLM(config).eval()
+    linears = {p for p, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}
+    layers = DeltaLayers(model)
+    with torch.no_grad(), layers.watching(6):
+        model(input_ids=torch.arange(6)[None] + 3)
+    taken = {path for path in linears if layers.tables.takes(frozenset({path}))}
+    assert taken == {path for path in linears if "self_attn" in path}

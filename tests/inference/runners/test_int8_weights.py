@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from luthier.data_model.sampling import SamplingParams
+from luthier.errors import ConfigError
+from luthier.inference.base import GenerationRequest
+from luthier.inference.batched_engine import BatchedEngine
+from luthier.inference.options import EngineOptions
+from luthier.inference.runners import int8_weights
+from luthier.inference.runners.int8_weights import Int8Linear, multiplies_exactly, use_int8_weights
+from luthier.resources.base_model import BaseModel
+from tests.fixtures.lora_models import make_llama
+
+needs_vnni = pytest.mark.skipif(
+    not multiplies_exactly(), reason="this CPU has no exact int8 products"
+)
+
+
+def by_definition(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Products of what is left after rounding, in double precision."""
+    x, weight = x.double(), weight.double()
+    sizes, scales = x.abs().amax(-1, keepdim=True), weight.abs().amax(1)
+    products = (x / sizes * 127).round() @ (weight / scales[:, None] * 127).round().T
+    return products * sizes / 127 * scales / 127
+
+
+@needs_vnni
+@pytest.mark.parametrize("num_tokens", [1, 7, 40])
+def test_products_are_those_of_rounded_numbers(num_tokens: int) -> None:
+    torch.manual_seed(1)
+    base = nn.Linear(96, 64).requires_grad_(False)
+    x = torch.randn(1, num_tokens, 96) * torch.logspace(-3, 3, num_tokens)[:, None]
+    expected = by_definition(x, base.weight) + base.bias.double()
+    got = Int8Linear(base)(x).double()
+    # A number halfway between two steps may be rounded to either.
+    assert (got - expected).norm() < 2e-3 * expected.norm()
+    assert (got - base(x)).norm() < 2e-2 * base(x).norm()
+
+
+@needs_vnni
+def test_a_row_does_not_depend_on_those_beside_it() -> None:
+    torch.manual_seed(2)
+    layer = Int8Linear(nn.Linear(96, 64).requires_grad_(False))
+    row, others = torch.randn(1, 96), torch.randn(5, 96) * 100
+    others[1], others[2, 3] = 0.0, torch.nan
+    together = layer(torch.cat([others[:3], row, others[3:]]))
+    assert torch.equal(together[3:4], layer(row))
+    assert torch.equal(together[1], layer.bias)
+    assert together[2].isnan().all()
+
+
+@needs_vnni
+def test_an_engine_with_int8_weights_says_about_the_same(causal_base: BaseModel) -> None:
+    before = {name: each.clone() for name, each in causal_base.model.named_parameters()}
+    sampling = SamplingParams(max_new_tokens=1, generated_tokens=True, token_logprobs=True)
+    logprobs = []
+    for weights in ("float", "int8"):
+        engine = BatchedEngine(causal_base, EngineOptions(weights=weights))
+        streams = [
+            engine.submit(GenerationRequest(tuple(range(5, 9 + n)), sampling)) for n in range(6)
+        ]
+        tokens = [token for stream in streams for chunk in stream for token in chunk.tokens]
+        logprobs.append([token.logprob for token in tokens])
+        engine.close()
+    assert len(logprobs[0]) == 6
+    assert logprobs[0] != logprobs[1]
+    assert logprobs[0] == pytest.approx(logprobs[1], abs=0.3)
+    after = dict(causal_base.model.named_parameters())
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@needs_vnni
+def test_logits_stay_in_the_models_precision() -> None:
+    model = make_llama()
+    num_linear = sum(isinstance(layer, nn.Linear) for layer in model.modules())
+    assert use_int8_weights(model) == num_linear - 1
+    assert type(model.get_output_embeddings()) is nn.Linear
+
+
+def test_a_cpu_that_would_overflow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8_weights, "multiplies_exactly", lambda: False)
+    with pytest.raises(ConfigError, match="VNNI"):
+        use_int8_weights(make_llama())
+
+
+def test_no_adapter_is_merged_into_float_weights() -> None:
+    options = EngineOptions(weights="int8", merge_after_steps=8, max_merged_bytes=2**30)
+    assert options.merging.after_steps == 0
+
+
+def test_unknown_weights_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'int4'"):
+        EngineOptions(weights="int4")

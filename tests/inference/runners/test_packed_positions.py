@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import torch
+from transformers import BartConfig, BartModel
+
+from luthier.inference.runners.packed_positions import PackedPositions
+
+
+def test_a_table_looks_up_where_tokens_stand_in_their_own_rows() -> None:
+    model = BartModel(BartConfig(vocab_size=40, d_model=16, max_position_embeddings=32))
+    table = model.encoder.embed_positions
+    alone = [table(torch.zeros(1, count)) for count in (3, 2)]
+    PackedPositions(model).set([0, 1, 2, 0, 1], torch.device("cpu"))
+    torch.testing.assert_close(table(torch.zeros(1, 5)), torch.cat(alone, dim=1))
+
+
+def test_word_embeddings_are_left_alone() -> None:
+    model = BartModel(BartConfig(vocab_size=40, d_model=16, max_position_embeddings=32))
+    ids = torch.tensor([[5, 6]])
+    before = model.shared(ids)
+    PackedPositions(model).set([7, 9], torch.device("cpu"))
+    torch.testing.assert_close(model.shared(ids), before)

@@ -1,0 +1,245 @@
+"""Rows whose adapter comes later than they do."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from luthier.adapters.base import Adapter
+from luthier.adapters.lora.building import create_lora
+from luthier.adapters.lora.layers import LoraFactors
+from luthier.adapters.lora.lora import LoraAdapter
+from luthier.data_model.lora import LoraConfig
+from luthier.data_model.sampling import SAMPLING as DRAWN
+from luthier.data_model.sampling import SamplingParams
+from luthier.errors import ArtifactError, CapacityError
+from luthier.inference.base import FinishReason, GenerationRequest
+from luthier.inference.batched_engine import BatchedEngine
+from luthier.inference.options import EngineOptions
+from luthier.inference.plain_engine import PlainEngine
+from luthier.resources.base_model import BaseModel
+from tests.fixtures.lora_models import disturb
+
+SAMPLING = SamplingParams(max_new_tokens=6, min_new_tokens=6)
+WAIT_SECONDS = 60
+
+
+class SlowLora(LoraAdapter):
+    """A LoRA whose tensors come when the test says so."""
+
+    gate: threading.Event
+    error: ArtifactError | None = None
+
+    def linear_deltas(self) -> Mapping[str, LoraFactors]:
+        assert self.gate.wait(WAIT_SECONDS)
+        if self.error is not None:
+            raise self.error
+        return super().linear_deltas()
+
+    def delta_layers(self) -> frozenset[str]:
+        return frozenset(self.factors)
+
+
+def make_lora(base: BaseModel, *, seed: int, rank: int = 4) -> LoraAdapter:
+    adapter = create_lora(base.model, LoraConfig(rank=rank), seed=seed)
+    disturb(adapter, seed=seed, by=0.2)
+    return adapter
+
+
+def make_slow(base: BaseModel, *, seed: int) -> SlowLora:
+    adapter: Any = make_lora(base, seed=seed)
+    adapter.__class__ = SlowLora
+    adapter.gate = threading.Event()
+    return adapter  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def engine(causal_base: BaseModel) -> Iterator[BatchedEngine]:
+    engine = BatchedEngine(causal_base)
+    yield engine
+    engine.close()
+
+
+def generate(engine: BatchedEngine, adapter: LoraAdapter | None) -> list[int]:
+    stream = engine.submit(GenerationRequest((5, 6, 7), SAMPLING, adapter))
+    return [token.token_id for chunk in stream for token in chunk.tokens]
+
+
+def test_loading_one_adapter_stops_nobody_else(
+    engine: BatchedEngine, causal_base: BaseModel
+) -> None:
+    known = make_lora(causal_base, seed=1)
+    expected = generate(engine, known)
+    slow = make_slow(causal_base, seed=2)
+    stream = engine.submit(GenerationRequest((5, 6, 7), SAMPLING, slow))
+    # The row waits for its adapter; the base and adapters that are there go on.
+    assert engine.status().num_waiting == 1
+    assert generate(engine, known) == expected
+    assert generate(engine, None) != expected
+    assert engine.status().num_waiting == 1
+    slow.gate.set()
+    got = [token.token_id for chunk in stream for token in chunk.tokens]
+    assert got == generate(engine, make_lora(causal_base, seed=2))
+
+
+def test_an_adapter_that_cannot_be_read_ends_its_own_stream(
+    engine: BatchedEngine, causal_base: BaseModel
+) -> None:
+    slow = make_slow(causal_base, seed=3)
+    slow.error = ArtifactError("adapter 'x' is damaged")
+    stream = engine.submit(GenerationRequest((5, 6, 7), SAMPLING, slow))
+    slow.gate.set()
+    with pytest.raises(ArtifactError, match="damaged"):
+        list(stream)
+    assert len(generate(engine, None)) == 6
+    assert engine.status().num_waiting == 0
+
+
+def test_closing_ends_a_row_that_waits_for_its_adapter(causal_base: BaseModel) -> None:
+    engine = BatchedEngine(causal_base)
+    slow = make_slow(causal_base, seed=4)
+    stream = engine.submit(GenerationRequest((5, 6, 7), SAMPLING, slow))
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    assert [chunk.finish_reason for chunk in stream] == [FinishReason.CANCELLED]
+    slow.gate.set()
+    closing.join(WAIT_SECONDS)
+    assert not closing.is_alive()
+
+
+def test_more_adapters_than_fit_take_turns_and_all_are_answered(causal_base: BaseModel) -> None:
+    adapters = [make_lora(causal_base, seed=seed) for seed in range(12)]
+    num_bytes = sum(tensor.nbytes for tensor in adapters[0].peft_state().values())
+    engine = BatchedEngine(causal_base, EngineOptions(max_adapter_bytes=3 * num_bytes))
+    roomy = BatchedEngine(causal_base)
+    chosen = [adapters[index % 12] for index in range(36)]
+    streams = [engine.submit(GenerationRequest((5, 6, 7), SAMPLING, each)) for each in chosen]
+    got = [[token.token_id for chunk in stream for token in chunk.tokens] for stream in streams]
+    assert got == [generate(roomy, each) for each in chosen]
+    pool = engine._arrivals.pool
+    assert pool is not None
+    assert pool.status().device_bytes <= 3 * num_bytes
+    assert not any(entry.pins for entry in pool._entries.values()), "every row let go"
+    engine.close()
+    roomy.close()
+
+
+def test_an_adapter_that_never_fits_is_refused_with_both_sizes(causal_base: BaseModel) -> None:
+    engine = BatchedEngine(causal_base, EngineOptions(max_adapter_bytes=1000))
+    with pytest.raises(CapacityError, match=r"\d+ bytes.* 1000 bytes"):
+        generate(engine, make_lora(causal_base, seed=1))
+    engine.close()
+
+
+def test_a_row_cancelled_while_its_adapter_comes_lets_go_of_it(
+    engine: BatchedEngine, causal_base: BaseModel
+) -> None:
+    slow = make_slow(causal_base, seed=5)
+    stream = engine.submit(GenerationRequest((5, 6, 7), SAMPLING, slow))
+    stream.cancel()
+    slow.gate.set()
+    assert [chunk.finish_reason for chunk in stream] == [FinishReason.CANCELLED]
+    generate(engine, None)
+    assert engine._arrivals.pool is not None
+    assert not any(entry.pins for entry in engine._arrivals.pool._entries.values())
+    assert len(engine._arrivals) == 0
+
+
+def test_an_adapter_that_gives_nan_ends_its_own_row_only(
+    engine: BatchedEngine, causal_base: BaseModel
+) -> None:
+    broken = make_lora(causal_base, seed=6)
+    with torch.no_grad():
+        broken.factors["model.layers.0.mlp.down_proj"].lora_b.fill_(torch.nan)
+    good = make_lora(causal_base, seed=7)
+    alone = generate(engine, good)
+    adapters = [good, broken, None, good]
+    streams = [engine.submit(GenerationRequest((5, 6, 7), SAMPLING, each)) for each in adapters]
+    answers: list[Any] = []
+    for stream in streams:
+        try:
+            answers.append([token.token_id for chunk in stream for token in chunk.tokens])
+        except Exception as error:  # noqa: BLE001  whatever it is, it must be the broken row's
+            answers.append(error)
+    assert answers[0] == answers[3] == alone
+    assert len(answers[2]) == 6
+    assert isinstance(answers[1], Exception)
+
+
+@pytest.fixture(scope="module")
+def plain(causal_base: BaseModel) -> Iterator[PlainEngine]:
+    engine = PlainEngine(causal_base, EngineOptions(num_threads=1))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def adapters(causal_base: BaseModel, make_prompt: Callable[..., Adapter]) -> list[Adapter | None]:
+    """Every kind that shares a pass."""
+    configs = [
+        LoraConfig(rank=2),
+        LoraConfig(rank=3, target_modules=("q_proj", "v_proj")),
+        LoraConfig(rank=4, use_rslora=True, target_modules=("down_proj",)),
+        LoraConfig(rank=2, use_dora=True),
+        LoraConfig(rank=24),
+    ]
+    made: list[Adapter | None] = [None, make_prompt(causal_base, seed=1, num_virtual_tokens=9)]
+    for seed, config in enumerate(configs):
+        adapter = create_lora(causal_base.model, config, seed=seed)
+        disturb(adapter, seed=seed, by=0.1)
+        made.append(adapter)
+    return made
+
+
+@pytest.fixture(scope="module")
+def crowded(causal_base: BaseModel, adapters: list[Adapter | None]) -> Iterator[BatchedEngine]:
+    """Room for the largest adapter, or a few small ones, and for few tokens."""
+    last = adapters[-1]
+    assert last is not None
+    num_bytes = sum(tensor.nbytes for tensor in last.peft_state().values())
+    options = EngineOptions(
+        max_running=5, max_kv_bytes=160 * 256, max_step_tokens=24, max_adapter_bytes=num_bytes
+    )
+    engine = BatchedEngine(causal_base, options)
+    yield engine
+    engine.close()
+
+
+@settings(
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(seed=st.integers(0, 10**6))
+def test_any_mix_of_adapters_that_come_and_go_equals_each_request_alone(
+    seed: int, adapters: list[Adapter | None], plain: PlainEngine, crowded: BatchedEngine
+) -> None:
+    rng = random.Random(seed)
+    requests = []
+    for _ in range(14):
+        drawn: dict[str, Any] = {}
+        if rng.random() < 0.5:
+            drawn = {"decoding_method": DRAWN, "seed": rng.randrange(1000), "top_k": 20}
+        sampling = SamplingParams(max_new_tokens=rng.randint(1, 30), **drawn)
+        ids = tuple(rng.randrange(5, 400) for _ in range(rng.randint(1, 60)))
+        requests.append(GenerationRequest(ids, sampling, rng.choice(adapters)))
+    streams = [crowded.submit(request) for request in requests]
+    dropped = set(rng.sample(range(14), 3))
+    for index in dropped:
+        streams[index].cancel()
+    for index, (request, stream) in enumerate(zip(requests, streams, strict=True)):
+        chunks = list(stream)
+        got = [token.token_id for chunk in chunks for token in chunk.tokens]
+        expected = list(plain.submit(request))
+        expected_ids = [token.token_id for chunk in expected for token in chunk.tokens]
+        if index in dropped and chunks[-1].finish_reason is FinishReason.CANCELLED:
+            assert got == expected_ids[: len(got)]
+            continue
+        assert got == expected_ids
+        assert chunks[-1].finish_reason is expected[-1].finish_reason
+    assert crowded._whole_models is None
