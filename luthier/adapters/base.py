@@ -7,10 +7,11 @@ and reads PEFT folders. Neither list of methods is known here.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from luthier.adapters.checksums import checksums_of
 from luthier.adapters.lora.layers import LoraFactors
 
 
@@ -43,6 +45,7 @@ class Adapter(ABC):
 
     #: The tuning method's word: ``prompt_tuning``, ``multitask_prompt_tuning``, ``lora`` …
     method: ClassVar[str]
+    _hashed: tuple[object, str] | None = None
 
     @abstractmethod
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -73,6 +76,19 @@ class Adapter(ABC):
         """The adapter without what only training needs; it gives the same and has the same hash."""
         return self
 
+    def snapshot(self) -> Self:
+        """The adapter as it is now, for a request: nothing that is done to this one changes it.
+
+        Returns:
+            A copy of what ``served`` gives; self if copying would be absurd, or nothing can change.
+        """
+        served = self.served()
+        return copy.deepcopy(served) if served is self else served
+
+    def changes(self) -> object:
+        """Something that differs after a change that reaches a ``snapshot``; None if none can."""
+        return None
+
     @abstractmethod
     def peft_config(self) -> dict[str, Any]:
         """``adapter_config.json`` as PEFT writes it, without any local path."""
@@ -100,13 +116,27 @@ class Adapter(ABC):
         return model
 
     def content_hash(self) -> str:
-        """Hex SHA-256 over the method, its settings and its tensors, computed on each call."""
-        digest = hashlib.sha256(f"{self.method} {json.dumps(self._settings())}".encode())
+        """Hex SHA-256 over the method, its settings and its tensors.
+
+        Each request asks for it, so it is kept until a tensor or setting changes.
+        """
+        settings = json.dumps(self._settings())
+        state = (settings, *checksums_of(self._changing_tensors()))
+        if self._hashed is None or self._hashed[0] != state:
+            self._hashed = (state, self._digest(settings))
+        return self._hashed[1]
+
+    def _digest(self, settings: str) -> str:
+        digest = hashlib.sha256(f"{self.method} {settings}".encode())
         for name, tensor in sorted(self._hashed_tensors(), key=lambda item: item[0]):
             tensor = tensor.detach().cpu().contiguous()
             digest.update(f" {name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
             digest.update(tensor.flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    def _changing_tensors(self) -> Iterable[torch.Tensor]:
+        """What ``_hashed_tensors`` are made of."""
+        return [tensor for _, tensor in self._hashed_tensors()]
 
     def _hashed_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor that has a say in what the model gives, by name."""

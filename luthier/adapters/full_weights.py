@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.adapters.base import Adapter, SoftPromptTensors
+from luthier.adapters.lora.layers import versions_of
 from luthier.errors import NotSupportedError
 
 
@@ -50,6 +51,15 @@ class FullWeights(Adapter):
     def tuned_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The own copy, whatever ``model`` is."""
         return self.model
+
+    def snapshot(self) -> Self:
+        """Itself: a copy of a whole model for each request costs more than it is worth."""
+        return self
+
+    def changes(self) -> object:
+        """How often tensors were changed in place; what is done through ``.data`` is not seen."""
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        return versions_of(*tensors)
 
     def peft_config(self) -> dict[str, Any]:
         """Not a PEFT adapter.

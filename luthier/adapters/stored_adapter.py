@@ -75,6 +75,10 @@ class StoredAdapter(Adapter):
         """Known without the tensors: what is read later must have this one."""
         return self._hash
 
+    def snapshot(self) -> Self:
+        """Itself: what is on disk is known by its hash, and another adapter there is refused."""
+        return self
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The adapter's."""
         return self.loaded().named_parameters()

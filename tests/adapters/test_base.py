@@ -88,3 +88,30 @@ def test_two_adapters_on_one_base_do_not_know_each_other(make, base):
         for _, parameter in first.named_parameters():
             parameter.zero_()
     assert torch.equal(_logits(base, second), before)
+
+
+def test_a_snapshot_stays_as_it_is_or_tells_of_the_change(make, base):
+    adapter = make()
+    with torch.no_grad():
+        before = _logits(base, adapter)
+    first_hash, snapshot = adapter.content_hash(), adapter.snapshot()
+    changes = snapshot.changes()
+    for _, parameter in adapter.named_parameters():
+        parameter.detach().mul_(1.5)
+    with torch.no_grad():
+        is_same = torch.equal(_logits(base, snapshot), before)
+    assert is_same != (snapshot.changes() != changes)
+    assert is_same == (snapshot.content_hash() == first_hash)
+    assert adapter.content_hash() != first_hash
+    assert is_same == (snapshot is not adapter)
+
+
+def test_what_is_changed_past_torchs_own_counter_changes_the_hash(make):
+    adapter = make()
+    first_hash = adapter.content_hash()
+    for _, parameter in adapter.named_parameters():
+        parameter.data.mul_(-1)
+    changed_hash = adapter.content_hash()
+    for _, parameter in adapter.named_parameters():
+        parameter.data.mul_(-1)
+    assert changed_hash != first_hash == adapter.content_hash()

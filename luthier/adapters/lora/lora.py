@@ -19,10 +19,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.adapters.base import Adapter, SoftPromptTensors
-from luthier.adapters.lora.layers import LoraFactors, LoraLinear, versions_of
+from luthier.adapters.checksums import checksums_of
+from luthier.adapters.lora.layers import LoraFactors, LoraLinear
 from luthier.adapters.lora.peft_format import TENSOR_PREFIX, write_config
 from luthier.adapters.module_tree import own_module_tree
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
 
 _B_SUFFIX = ".lora_B.weight"
 
@@ -72,9 +73,8 @@ class LoraAdapter(Adapter):
         self.saved = dict(saved)
         self._target_names = target_names
         self._is_transposed = is_transposed
-        self._moved: tuple[tuple[object, ...], Self] | None = None
+        self._moved: tuple[object, Self] | None = None
         self._trees: WeakKeyDictionary[PreTrainedModel, PreTrainedModel] = WeakKeyDictionary()
-        self._hashed: tuple[tuple[int, ...], str] | None = None
         self._lock = threading.Lock()
 
     @property
@@ -127,15 +127,6 @@ class LoraAdapter(Adapter):
     def linear_deltas(self) -> Mapping[str, LoraFactors]:
         """The deltas, unless whole modules were trained beside them."""
         return {} if self.saved else self.factors
-
-    def content_hash(self) -> str:
-        """As ``Adapter.content_hash``, kept while no tensor changes: each request asks for it."""
-        versions = versions_of(*self._changing_tensors())
-        if versions is None:
-            return super().content_hash()
-        if self._hashed is None or self._hashed[0] != versions:
-            self._hashed = (versions, super().content_hash())
-        return self._hashed[1]
 
     def tuned_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The base's network with the deltas in it, made at the first call (some milliseconds).
@@ -193,30 +184,40 @@ class LoraAdapter(Adapter):
         tensors = self._changing_tensors()
         if all(t.device == device and t.dtype == dtype for t in tensors):
             return self
-        state = (device, dtype, versions_of(*tensors))
+        state = (device, dtype, checksums_of(tensors))
         with self._lock:
-            if self._moved is None or self._moved[0] != state or state[-1] is None:
+            if self._moved is None or self._moved[0] != state:
                 self._moved = (state, self._copied(device=device, dtype=dtype))
             return self._moved[1]
 
-    def _copied(self, *, device: torch.device, dtype: torch.dtype) -> Self:
+    def snapshot(self) -> Self:
+        """A copy with tensors of its own; see ``Adapter``."""
+        return self._copied()
+
+    def _copied(
+        self, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
+        """A copy, each tensor where and what it was unless it is said otherwise."""
+
         def move(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.detach().to(device=device, dtype=dtype, copy=True)
+            return tensor.detach().to(
+                device=device or tensor.device, dtype=dtype or tensor.dtype, copy=True
+            )
 
         memo: dict[int, Any] = {}
+        saved = {
+            path: replace(module, network=copy.deepcopy(module.network, memo))
+            for path, module in self.saved.items()
+        }
+        for module in saved.values():
+            module.network.to(device=device, dtype=dtype)
         return type(self)(
             config=self.config,
             task_type=self.task_type,
             target_names=self._target_names,
             is_transposed=self._is_transposed,
             factors={path: _moved(factors, move) for path, factors in self.factors.items()},
-            saved={
-                path: replace(
-                    module,
-                    network=copy.deepcopy(module.network, memo).to(device=device, dtype=dtype),
-                )
-                for path, module in self.saved.items()
-            },
+            saved=saved,
         )
 
     def _changing_tensors(self) -> list[torch.Tensor]:

@@ -19,7 +19,7 @@ from fixtures.lora_models import (
 )
 
 from luthier.adapters.lora.building import create_lora
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
 
 KINDS = {
     "lora": ({}, {}),
@@ -224,6 +224,23 @@ def test_a_copy_in_another_precision_is_made_once_per_state() -> None:
     tuned = second.tuned_model(model.to(torch.bfloat16))
     assert second.to(**there) is second
     assert tuned is adapter.to(**there).tuned_model(model)
+
+
+def test_a_snapshot_shares_nothing_that_training_changes() -> None:
+    model = make_llama()
+    config = LoraConfig(
+        rank=2, use_dora=True, initialisation="pissa", modules_to_save=("norm", "lm_head")
+    )
+    adapter = create_lora(model, config, seed=1)
+    disturb(adapter)
+    inputs = make_inputs(model)
+    before, first_hash = adapter.tuned_model(model)(**inputs).logits, adapter.content_hash()
+    snapshot = adapter.snapshot()
+    for _, parameter in adapter.named_parameters():
+        parameter.data.mul_(1.5)
+    assert adapter.content_hash() != first_hash == snapshot.content_hash()
+    assert torch.equal(snapshot.tuned_model(model)(**inputs).logits, before)
+    assert not torch.equal(adapter.tuned_model(model)(**inputs).logits, before)
 
 
 def test_the_hash_changes_with_every_tensor_and_setting() -> None:
