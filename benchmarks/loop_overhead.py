@@ -38,8 +38,8 @@ from luthier.adapters.base import Adapter
 from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.lora.building import create_lora
 from luthier.adapters.prompts.soft_prompt import SoftPrompt
-from luthier.data_model.lora import LoraConfig
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.lora import LoraConfig
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel
 from luthier.resources.names import BaseModelSources
 from luthier.resources.store import BaseModelStore

@@ -31,7 +31,7 @@ from machine import describe_machine
 
 from luthier.adapters.lora.building import create_lora
 from luthier.adapters.lora.layers import LoraFactors, LoraLinear
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
 from luthier.resources.names import BaseModelSources
 from luthier.resources.store import BaseModelStore
 

@@ -54,7 +54,7 @@ from luthier.adapters.lora.building import create_lora
 from luthier.adapters.lora.lora import LoraAdapter
 from luthier.adapters.module_tree import own_module_tree
 from luthier.adapters.storage import save_adapter
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference.base import Engine, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine

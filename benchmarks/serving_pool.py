@@ -34,7 +34,7 @@ from tiny_model import make_tiny_base
 from luthier.adapters.lora.building import create_lora
 from luthier.adapters.storage import load_adapter, save_adapter
 from luthier.adapters.stored_adapter import StoredAdapter
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
 from luthier.inference.base import GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.options import EngineOptions

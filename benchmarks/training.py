@@ -29,7 +29,7 @@ from machine import describe_machine
 from training_rows import read_rows, verbalizer_for
 from training_sides import CAIKIT, METHODS, OTHERS, OURS, TRAINER, TRL_PACKING, Task, serve_side
 
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.training_options import TrainingOptions
 
 MAX_SOURCE_LENGTH, MAX_TARGET_LENGTH = 256, 128
 ROW_LENGTH = MAX_SOURCE_LENGTH + MAX_TARGET_LENGTH + 1

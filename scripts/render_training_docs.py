@@ -7,12 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from luthier.data_model.experiment import GROUPS, OPTIONS, Option
+from luthier.data_model.options.option_table import GROUPS, OPTIONS, Option
+from luthier.data_model.options.run_options import FULL_FINE_TUNING, LORA, PROMPT_TUNING
 from luthier.data_model.other_systems.foreign_setting import ABSENT, ForeignSetting
 from luthier.data_model.other_systems.importing import IMPLIED, SETTINGS_OF
 from luthier.data_model.other_systems.llm_trainer_settings import PRESETS
 from luthier.data_model.other_systems.studio_items import CREATION_ITEMS, USER_SETTINGS
-from luthier.data_model.run_options import FULL_FINE_TUNING, LORA, PROMPT_TUNING
 
 _MEANINGS: Mapping[str, str] = {
     "general": "What is tuned, how, and where the result goes.",

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from luthier.data_model.experiment import GROUPS, ExperimentOptions, is_option, path_of
 from luthier.data_model.experiment_file import read_yaml_mapping
+from luthier.data_model.options.experiment import ExperimentOptions
+from luthier.data_model.options.option_table import GROUPS, is_option, path_of
 from luthier.data_model.other_systems.importing import (
     SETTINGS_OF,
     ImportedExperiment,

@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from luthier.config.yaml_text import parse_yaml
-from luthier.data_model.lora import LORA_OPTION_ALIASES, LORA_OPTION_NAMES
-from luthier.data_model.training_options import TRAINING_OPTION_ALIASES, TRAINING_OPTION_NAMES
+from luthier.data_model.options.lora import LORA_OPTION_ALIASES, LORA_OPTION_NAMES
+from luthier.data_model.options.training_options import (
+    TRAINING_OPTION_ALIASES,
+    TRAINING_OPTION_NAMES,
+)
 from luthier.errors import InvalidInputError, NotSupportedError, UnknownKeyError, did_you_mean
 
 PROMPT_TUNING = "prompt_tuning"

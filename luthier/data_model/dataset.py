@@ -23,9 +23,9 @@ from luthier.data_model.conversations import (
     Turn,
     conversation_of,
 )
-from luthier.data_model.dataset_options import DatasetOptions
 from luthier.data_model.formats.files import read_rows
 from luthier.data_model.formats.opening import StreamLimits
+from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.data_model.shapes import DatasetRow, Shape, columns_of, shape_of
 from luthier.errors import InvalidInputError, TrainingDataError

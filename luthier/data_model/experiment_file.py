@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from luthier.config.yaml_text import parse_yaml
-from luthier.data_model.experiment import ExperimentOptions
+from luthier.data_model.options.experiment import ExperimentOptions
 from luthier.errors import InvalidInputError
 
 

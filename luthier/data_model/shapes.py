@@ -27,8 +27,8 @@ from luthier.data_model.conversations import (
     Turn,
     chat_record,
 )
-from luthier.data_model.dataset_options import DatasetOptions
 from luthier.data_model.formats.row import Row, shown
+from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.errors import TrainingDataError
 

@@ -14,9 +14,12 @@ from typing import Annotated, Any, Optional
 from caikit.core import DataObjectBase, dataobject
 from py_to_proto.dataclass_to_proto import FieldNumber
 
-from luthier.data_model.dataset_options import DatasetOptions
+from luthier.data_model.options.dataset_options import DatasetOptions
+from luthier.data_model.options.training_options import (
+    TRAINING_OPTION_ALIASES,
+    TRAINING_OPTION_NAMES,
+)
 from luthier.data_model.records import LUTHIER_PACKAGE
-from luthier.data_model.training_options import TRAINING_OPTION_ALIASES, TRAINING_OPTION_NAMES
 from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 
 #: The argument of ``train`` and field of a request that holds them.

@@ -13,19 +13,15 @@ from caikit.core import DataObjectBase, dataobject
 from py_to_proto.dataclass_to_proto import FieldNumber
 
 from luthier.data_model.checks import require_int, require_text
-from luthier.data_model.prompt_encoder import (
-    DEFAULT_NUM_LAYERS,
-    MLP,
-    PromptEncoderOptions,
-)
-from luthier.data_model.records import CAIKIT_NLP_PACKAGE
-from luthier.data_model.training_options import (
+from luthier.data_model.options.limits import TrainingLimits
+from luthier.data_model.options.prompt_encoder import DEFAULT_NUM_LAYERS, MLP, PromptEncoderOptions
+from luthier.data_model.options.setting import MAX_TEXT_CHARS
+from luthier.data_model.options.training_options import (
     FULL_FINE_TUNING_DEFAULTS,
-    MAX_TEXT_CHARS,
     PROMPT_TUNING_DEFAULTS,
-    TrainingLimits,
     TrainingOptions,
 )
+from luthier.data_model.records import CAIKIT_NLP_PACKAGE
 from luthier.errors import InvalidInputError, NotSupportedError, did_you_mean
 
 __all__ = [

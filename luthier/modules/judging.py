@@ -17,7 +17,7 @@ import alog
 import httpx
 
 from luthier.data_model.judge_prompt import judge_template, read_score, render_judge_prompt
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import CancelledError, InvalidInputError
 from luthier.training.metrics.ai_judge import AiJudge, Judge
 from luthier.training.metrics.base import ScoredRow

@@ -29,7 +29,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from luthier.data_model.quantisation import NONE
+from luthier.data_model.options.quantisation import NONE
 from luthier.errors import ArtifactError, InvalidInputError, NotSupportedError, UnsafeWeightsError
 from luthier.files.tensor_files import check_safetensors_header
 from luthier.files.torch_files import read_torch_file

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from luthier.data_model.quantisation import INT8, NONE, QUANTISATIONS
+from luthier.data_model.options.quantisation import INT8, NONE, QUANTISATIONS
 from luthier.errors import InvalidInputError, NotSupportedError, did_you_mean
 from luthier.resources.quantised_layers import (
     Int4Linear,

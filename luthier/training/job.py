@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.adapters.base import Adapter
-from luthier.data_model.dataset_options import DatasetOptions
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.dataset_options import DatasetOptions
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.training.callbacks.base import TrainingCallback
 from luthier.training.data.tokenization import TrainRecord
 from luthier.training.evaluation import Generate

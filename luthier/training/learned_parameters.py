@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from luthier.adapters.base import Adapter
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import ArtifactError, InvalidInputError
 from luthier.training.processes.sharding import share_like
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from luthier.adapters.base import Adapter
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.collation import TokenBatch
 from luthier.training.learned_parameters import choose_learned

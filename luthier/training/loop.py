@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from luthier.adapters.base import Adapter
-from luthier.data_model.dataset_options import DatasetOptions
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.dataset_options import DatasetOptions
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import InvalidInputError, NotSupportedError
 from luthier.resources.base_model import BaseModel
 from luthier.training.callbacks.base import TrainingCallback

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import ArtifactError, NotSupportedError
 from luthier.training.processes.sharding import share_like
 

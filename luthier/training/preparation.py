@@ -10,8 +10,9 @@ import alog
 
 from luthier.adapters.base import Adapter, SoftPromptTensors
 from luthier.data_model.conversations import ChatTrainRecord
-from luthier.data_model.dataset_options import DatasetOptions
-from luthier.data_model.training_options import UNLIMITED, TrainingOptions
+from luthier.data_model.options.dataset_options import DatasetOptions
+from luthier.data_model.options.limits import UNLIMITED
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import InvalidInputError
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.augmentation import Augmentation, changes_rows, mask_token_of

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from luthier.adapters.base import Adapter
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.training.best import put_back
 from luthier.training.learned_parameters import (
     MasterWeights,

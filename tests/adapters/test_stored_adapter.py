@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from luthier.adapters.lora.building import create_lora
 from luthier.adapters.storage import load_adapter, save_adapter
 from luthier.adapters.stored_adapter import StoredAdapter
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
 from luthier.errors import ArtifactError
 from luthier.resources.base_model import BaseModel
 from tests.fixtures.lora_models import disturb

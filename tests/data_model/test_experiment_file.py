@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data_model.experiment import ExperimentOptions
 from luthier.data_model.experiment_file import (
     experiment_from_yaml,
     experiment_to_yaml,
     read_yaml_mapping,
 )
+from luthier.data_model.options.experiment import ExperimentOptions
 from luthier.errors import InvalidInputError, UnknownKeyError
 
 TEXTS = st.one_of(

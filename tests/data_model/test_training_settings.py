@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from luthier.data_model.dataset_options import DatasetOptions
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.dataset_options import DatasetOptions
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.training_settings import (
     ARGUMENTS_OF_THEIR_OWN,
     NOT_ON_THE_WIRE,

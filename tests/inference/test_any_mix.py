@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.lora.building import create_lora
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.sampling import SAMPLING, SamplingParams
 from luthier.inference.base import FinishReason, GenerationChunk, GenerationRequest, TokenStream
 from luthier.inference.batched_engine import BatchedEngine

@@ -9,9 +9,9 @@ import torch
 
 from luthier.adapters.lora.building import create_lora
 from luthier.data_model.dataset import Dataset, load_dataset
-from luthier.data_model.dataset_options import DatasetOptions
-from luthier.data_model.lora import LoraConfig
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.dataset_options import DatasetOptions
+from luthier.data_model.options.lora import LoraConfig
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import ConflictError, InvalidInputError
 from luthier.resources.base_model import BaseModel
 from luthier.training.loop import tune

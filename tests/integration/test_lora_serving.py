@@ -13,7 +13,7 @@ from luthier.adapters.base import Adapter
 from luthier.adapters.lora.building import create_lora
 from luthier.adapters.lora.lora import LoraAdapter
 from luthier.adapters.prompts.soft_prompt import SoftPrompt
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference.base import Engine, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from luthier.adapters.lora.building import create_lora
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
-from luthier.data_model.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.collation import TokenBatch
 from luthier.training.loop import tune

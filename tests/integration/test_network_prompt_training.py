@@ -9,9 +9,9 @@ import torch
 from fixtures.network_prompts import NETWORK_PROMPTS, NetworkPrompt, peft_gradients
 
 from luthier.adapters.storage import load_adapter, save_adapter
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.data_model.sampling import SamplingParams
-from luthier.data_model.training_options import TrainingOptions
 from luthier.errors import NotSupportedError
 from luthier.inference.base import Engine, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from luthier.adapters.lora.building import create_lora
 from luthier.adapters.storage import load_adapter, save_adapter
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.sampling import SamplingParams
 from luthier.errors import InvalidInputError, NotSupportedError
 from luthier.inference.base import GenerationRequest

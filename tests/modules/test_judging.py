@@ -14,7 +14,8 @@ from fixtures.fake_judge import fake_judge
 from fixtures.train_rows import QUICK, ROWS
 
 import luthier
-from luthier.data_model.training_options import UNLIMITED, TrainingOptions
+from luthier.data_model.options.limits import UNLIMITED
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import CancelledError, InvalidInputError
 from luthier.modules import LoraTuning
 from luthier.modules.judging import JudgeEndpoint, judge_with, require_judge

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from luthier.adapters.prompts.soft_prompt import SoftPrompt
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
-from luthier.data_model.training_options import TrainingOptions
 from luthier.errors import InvalidInputError, TrainingFailedError
 from luthier.resources.base_model import BaseModel
 from luthier.training.callbacks.metrics_file import MetricsFile

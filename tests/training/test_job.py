@@ -1,7 +1,7 @@
 """What a job is unless it says otherwise."""
 
 from luthier.adapters.prompts.soft_prompt import SoftPrompt
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel
 from luthier.training.job import TuningJob
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from luthier.adapters.full_weights import FullWeights
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
-from luthier.data_model.training_options import TrainingOptions
 from luthier.errors import ArtifactError, InvalidInputError
 from luthier.resources.base_model import BaseModel
 from luthier.training.learned_parameters import MasterWeights, choose_learned, requiring_gradients

@@ -5,8 +5,8 @@ import torch
 
 from luthier.adapters.lora.building import create_lora
 from luthier.adapters.prompts.soft_prompt import SoftPrompt
-from luthier.data_model.lora import LoraConfig
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.lora import LoraConfig
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.collation import TokenBatch, collate
 from luthier.training.data.examples import Example

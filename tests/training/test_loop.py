@@ -13,9 +13,9 @@ from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.lora.building import create_lora
 from luthier.adapters.prompts.multitask_soft_prompt import MultitaskSoftPrompt
 from luthier.adapters.prompts.soft_prompt import PromptPlace, SoftPrompt
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
-from luthier.data_model.training_options import TrainingOptions
 from luthier.errors import (
     CancelledError,
     InvalidInputError,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import ArtifactError
 from luthier.training.optimization import (
     build_optimizer,

@@ -8,9 +8,9 @@ import torch
 from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.prompts.soft_prompt import SoftPrompt
 from luthier.data_model.conversations import ChatMessage, ChatTrainRecord
-from luthier.data_model.dataset_options import DatasetOptions
+from luthier.data_model.options.dataset_options import DatasetOptions
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
-from luthier.data_model.training_options import TrainingOptions
 from luthier.errors import CancelledError, InvalidInputError, VerbalizerError
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.examples import TrainingData

@@ -12,8 +12,8 @@ import torch
 
 from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.prompts.soft_prompt import SoftPrompt
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
-from luthier.data_model.training_options import TrainingOptions
 from luthier.errors import NotSupportedError, TrainingFailedError
 from luthier.resources.base_model import BaseModel
 from luthier.training.checkpointing.checkpoints import list_checkpoints

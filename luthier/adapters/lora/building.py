@@ -22,7 +22,7 @@ from luthier.adapters.lora.targets import (
     saved_module_paths,
     unfrozen_parameters,
 )
-from luthier.data_model.lora import DEFAULT_INIT, LoraConfig, LoraLimits
+from luthier.data_model.options.lora import DEFAULT_INIT, LoraConfig, LoraLimits
 
 
 def create_lora(

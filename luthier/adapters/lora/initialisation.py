@@ -15,7 +15,7 @@ from torch import nn
 
 from luthier.adapters.lora.layers import oriented_weight
 from luthier.adapters.lora.targets import LoraTarget
-from luthier.data_model.lora import LOFTQ_INIT, PissaInit, parse_initialisation
+from luthier.data_model.options.lora import LOFTQ_INIT, PissaInit, parse_initialisation
 from luthier.errors import InvalidInputError
 
 

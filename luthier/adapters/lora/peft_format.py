@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from luthier.data_model.lora import LoraConfig, LoraLimits
+from luthier.data_model.options.lora import LoraConfig, LoraLimits
 from luthier.errors import ArtifactError, InvalidInputError, NotSupportedError
 
 PEFT_TYPE = "LORA"

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
 from luthier.errors import InvalidInputError, NotSupportedError, did_you_mean
 
 #: Seconds for matching one expression against one name: longer means catastrophic backtracking.

@@ -24,7 +24,7 @@ from luthier.adapters.prompts.soft_prompt import (
     check_places,
 )
 from luthier.adapters.prompts.source_prompt import SourcePrompt
-from luthier.data_model.prompt_encoder import PromptEncoderOptions
+from luthier.data_model.options.prompt_encoder import PromptEncoderOptions
 from luthier.data_model.tuning import PromptOutputModelType, PromptTuningInit, TuningType
 from luthier.errors import ArtifactError, InvalidInputError, NotSupportedError
 

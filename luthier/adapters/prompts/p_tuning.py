@@ -17,7 +17,7 @@ from luthier.adapters.prompts.soft_prompt import (
     check_prompt,
     prompt_config,
 )
-from luthier.data_model.prompt_encoder import LSTM, PromptEncoderOptions
+from luthier.data_model.options.prompt_encoder import LSTM, PromptEncoderOptions
 from luthier.errors import NotSupportedError
 
 P_TUNING_TYPE = "P_TUNING"

@@ -17,7 +17,7 @@ from luthier.adapters.prompts.soft_prompt import (
     BaseModelKind,
     PromptPlace,
 )
-from luthier.data_model.prompt_encoder import PromptEncoderOptions
+from luthier.data_model.options.prompt_encoder import PromptEncoderOptions
 from luthier.errors import InvalidInputError
 
 PREFIX_TUNING_TYPE = "PREFIX_TUNING"

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from luthier.data_model.prompt_encoder import PromptEncoderOptions
+from luthier.data_model.options.prompt_encoder import PromptEncoderOptions
 
 
 class MlpEncoder(nn.Module):

@@ -18,7 +18,7 @@ from luthier.adapters.prompts.soft_prompt import (
     PromptPlace,
     SoftPrompt,
 )
-from luthier.data_model.prompt_encoder import DEFAULT_NUM_LAYERS, MLP, PromptEncoderOptions
+from luthier.data_model.options.prompt_encoder import DEFAULT_NUM_LAYERS, MLP, PromptEncoderOptions
 from luthier.errors import InvalidInputError
 
 PROMPT_TYPES = (PROMPT_TUNING_TYPE, MULTITASK_TYPE, DECODER_ONLY_TYPE, P_TUNING_TYPE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from luthier.data_model.options.run_options import MULTITASK_PROMPT_TUNING, PROMPT_TUNING
 from luthier.data_model.other_systems.foreign_setting import (
     ABSENT,
     ForeignSetting,
@@ -12,7 +13,6 @@ from luthier.data_model.other_systems.foreign_setting import (
     Values,
     always,
 )
-from luthier.data_model.run_options import MULTITASK_PROMPT_TUNING, PROMPT_TUNING
 
 _METHODS = {
     "PROMPT_TUNING": PROMPT_TUNING,

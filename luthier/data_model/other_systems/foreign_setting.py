@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
 
-from luthier.data_model.experiment import is_option, option_at
+from luthier.data_model.options.option_table import is_option, option_at
 
 #: Setting's name -> its value; all settings of the table have one.
 Values: TypeAlias = Mapping[str, Any]

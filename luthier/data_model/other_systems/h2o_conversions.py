@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from luthier.data_model.options.quantisation import INT8, NF4
+from luthier.data_model.options.run_options import FULL_FINE_TUNING, LORA
 from luthier.data_model.other_systems.foreign_setting import Refusal, Unneeded, Values
-from luthier.data_model.quantisation import INT8, NF4
-from luthier.data_model.run_options import FULL_FINE_TUNING, LORA
 
 
 def is_none(value: Any) -> bool:

@@ -12,7 +12,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from luthier.data_model.experiment import ExperimentOptions
+from luthier.data_model.options.experiment import ExperimentOptions
+from luthier.data_model.options.run_options import LORA
 from luthier.data_model.other_systems.caikit_settings import CAIKIT_SETTINGS
 from luthier.data_model.other_systems.foreign_setting import (
     ABSENT,
@@ -27,7 +28,6 @@ from luthier.data_model.other_systems.h2o_settings import (
     SEQ2SEQ,
 )
 from luthier.data_model.other_systems.llm_trainer_settings import LLM_TRAINER_SETTINGS, PRESETS
-from luthier.data_model.run_options import LORA
 from luthier.errors import InvalidInputError, NotSupportedError, UnknownKeyError, did_you_mean
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from luthier.data_model.options.quantisation import INT8, NF4
 from luthier.data_model.other_systems.foreign_setting import (
     ABSENT,
     ForeignSetting,
@@ -15,7 +16,6 @@ from luthier.data_model.other_systems.foreign_setting import (
     Values,
     always,
 )
-from luthier.data_model.quantisation import INT8, NF4
 
 #: Its words for base models -> names on the hub.
 BASE_MODELS: Mapping[str, str] = MappingProxyType(

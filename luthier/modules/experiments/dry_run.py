@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from luthier.data_model.experiment import ExperimentOptions
+from luthier.data_model.options.experiment import ExperimentOptions
 from luthier.modules.experiments.experiment import Experiment, open_experiment
 from luthier.resources.base_model import BaseModel, BaseModelKind
 from luthier.training.callbacks.base import StepEvent, TrainingCallback

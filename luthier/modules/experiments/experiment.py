@@ -22,9 +22,9 @@ from luthier.adapters.prompts.source_prompt import (
     resolve_source_prompt,
 )
 from luthier.data_model.dataset import Dataset, load_dataset
-from luthier.data_model.experiment import ExperimentOptions
-from luthier.data_model.lora import LOFTQ_INIT
-from luthier.data_model.run_options import FULL_FINE_TUNING, LORA
+from luthier.data_model.options.experiment import ExperimentOptions
+from luthier.data_model.options.lora import LOFTQ_INIT
+from luthier.data_model.options.run_options import FULL_FINE_TUNING, LORA
 from luthier.data_model.tuning import (
     PromptOutputModelType,
     TuningType,

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import alog
 
-from luthier.data_model.experiment import ExperimentOptions
+from luthier.data_model.options.experiment import ExperimentOptions
 from luthier.errors import ConflictError, LuthierError
 from luthier.modules.environment import environment
 from luthier.modules.experiments.experiment import Experiment, open_experiment

@@ -33,7 +33,7 @@ from typing import Any, TextIO
 
 import alog
 
-from luthier.data_model.experiment import ExperimentOptions
+from luthier.data_model.options.experiment import ExperimentOptions
 from luthier.errors import CancelledError, InvalidInputError, LuthierError
 from luthier.modules.environment import environment
 from luthier.modules.experiments.dry_run import dry_run, peak_memory_bytes

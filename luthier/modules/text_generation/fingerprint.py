@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from luthier.data_model.quantisation import NONE
+from luthier.data_model.options.quantisation import NONE
 from luthier.errors import ArtifactError
 from luthier.resources.base_model import BaseModel
 

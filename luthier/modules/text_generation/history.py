@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import ArtifactError
 from luthier.files.names import resolve_inside
 from luthier.training.results import TrainingResult

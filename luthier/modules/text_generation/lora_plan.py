@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier.adapters.lora.building import create_lora
 from luthier.adapters.lora.lora import LoraAdapter
-from luthier.data_model.lora import (
+from luthier.data_model.options.lora import (
     LOFTQ_INIT,
     LORA_OPTION_ALIASES,
     LORA_OPTION_NAMES,
@@ -18,7 +18,10 @@ from luthier.data_model.lora import (
     LoraLimits,
     require_loftq_base,
 )
-from luthier.data_model.training_options import TRAINING_OPTION_ALIASES, TRAINING_OPTION_NAMES
+from luthier.data_model.options.training_options import (
+    TRAINING_OPTION_ALIASES,
+    TRAINING_OPTION_NAMES,
+)
 from luthier.data_model.training_settings import SETTINGS_ARGUMENT
 from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 from luthier.modules.environment import Environment

@@ -21,10 +21,10 @@ from luthier.data_model.generation import (
     GeneratedTextStreamResult,
     TokenizationResults,
 )
-from luthier.data_model.quantisation import NONE
+from luthier.data_model.options.quantisation import NONE
+from luthier.data_model.options.training_options import DETECT_DEVICE
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.data_model.sampling import SamplingParams
-from luthier.data_model.training_options import DETECT_DEVICE
 from luthier.data_model.training_settings import TrainingSettings
 from luthier.errors import NotSupportedError
 from luthier.files.names import resolve_inside

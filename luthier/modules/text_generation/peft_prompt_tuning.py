@@ -22,10 +22,10 @@ from luthier.data_model.generation import (
     GeneratedTextStreamResult,
     TokenizationResults,
 )
-from luthier.data_model.quantisation import NONE
+from luthier.data_model.options.quantisation import NONE
+from luthier.data_model.options.training_options import DETECT_DEVICE
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.data_model.sampling import SamplingParams
-from luthier.data_model.training_options import DETECT_DEVICE
 from luthier.data_model.training_settings import TrainingSettings
 from luthier.data_model.tuning import TuningConfig, TuningType
 from luthier.errors import ArtifactError, NotSupportedError

@@ -15,7 +15,7 @@ from luthier.adapters.base import Adapter
 from luthier.adapters.caikit_archive import is_caikit_archive, read_caikit_archive
 from luthier.adapters.lora.lora import LoraAdapter
 from luthier.adapters.storage import CONFIG_NAME, load_adapter
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
 from luthier.errors import ArtifactError, InvalidInputError, NotFoundError
 from luthier.files.names import check_name, resolve_inside
 from luthier.resources.base_model import BaseModel

@@ -19,16 +19,15 @@ from transformers import AutoConfig
 
 from luthier.adapters.base import Adapter
 from luthier.data_model.conversations import ChatTrainRecord
-from luthier.data_model.dataset_options import DatasetOptions
-from luthier.data_model.quantisation import NONE
-from luthier.data_model.streams import StreamLimits, StreamRecord, read_train_records
-from luthier.data_model.training_options import (
+from luthier.data_model.options.dataset_options import DatasetOptions
+from luthier.data_model.options.limits import UNLIMITED, TrainingLimits
+from luthier.data_model.options.quantisation import NONE
+from luthier.data_model.options.training_options import (
     TRAINING_OPTION_ALIASES,
     TRAINING_OPTION_NAMES,
-    UNLIMITED,
-    TrainingLimits,
     TrainingOptions,
 )
+from luthier.data_model.streams import StreamLimits, StreamRecord, read_train_records
 from luthier.data_model.training_settings import (
     SETTINGS_ARGUMENT,
     given_settings,

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.training.checkpointing.state import ResumePoint
 from luthier.training.data.examples import TruncationReport
 from luthier.training.evaluation import Evaluation

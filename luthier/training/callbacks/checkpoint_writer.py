@@ -8,7 +8,7 @@ from pathlib import Path
 import alog
 
 from luthier.adapters.base import Adapter
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import ConflictError
 from luthier.files.atomic_folder import write_folder_atomically
 from luthier.training.callbacks.base import StartEvent, TrainingCallback

@@ -9,7 +9,7 @@ from pathlib import Path
 import alog
 
 from luthier.adapters.base import Adapter
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import ConflictError
 from luthier.resources.base_model import BaseModel
 from luthier.training.best import BestSoFar

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from luthier.adapters.base import Adapter
-from luthier.data_model.training_options import Setting, TrainingOptions
+from luthier.data_model.options.setting import Setting
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import NotSupportedError
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.examples import TrainingData

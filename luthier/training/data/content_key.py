@@ -13,7 +13,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from luthier.data_model.conversations import ChatTrainRecord, TextTrainRecord
-from luthier.data_model.dataset_options import DatasetOptions
+from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.errors import TrainingDataError
 from luthier.training.data.row_tokenizer import RowTokenizer

@@ -16,7 +16,7 @@ from luthier.data_model.conversations import (
     checked_chat,
     learn_only_last_answer,
 )
-from luthier.data_model.dataset_options import DatasetOptions
+from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.errors import InvalidInputError, TrainingDataError
 from luthier.training.data.conversation_parts import Part, PartKind, PartMaker, choose_parts
 from luthier.training.data.examples import IGNORED_LABEL, Example, TokenizedRow

@@ -20,8 +20,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from luthier.data_model.conversations import ChatMessage, ChatTrainRecord
-from luthier.data_model.dataset_options import DatasetOptions
 from luthier.data_model.formats.row import shown
+from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.errors import InvalidInputError, TrainingDataError
 from luthier.training.data.prompt_encoding import TextPiece
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from luthier.data_model.checks import require_unicode
 from luthier.data_model.conversations import ChatMessage, ChatTrainRecord
-from luthier.data_model.dataset_options import DatasetOptions
+from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.errors import ArtifactError, TrainingDataError
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.conversation_parts import Part, choose_parts

@@ -14,7 +14,7 @@ from typing import TypeAlias, TypeGuard
 import alog
 
 from luthier.data_model.conversations import ChatMessage, ChatTrainRecord, TextTrainRecord
-from luthier.data_model.dataset_options import DatasetOptions
+from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.errors import CancelledError, InvalidInputError, TrainingDataError
 from luthier.training.data.cache_pruning import prune_cache

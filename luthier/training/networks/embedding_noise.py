@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from luthier.data_model.dataset_options import DatasetOptions
+from luthier.data_model.options.dataset_options import DatasetOptions
 
 
 def embedding_noise_of(options: DatasetOptions | None, *, seed: int) -> EmbeddingNoise | None:

@@ -14,7 +14,7 @@ from luthier.adapters.base import Adapter
 from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.model_inputs import prepare_inputs
 from luthier.adapters.module_tree import own_module_tree
-from luthier.data_model.quantisation import NONE
+from luthier.data_model.options.quantisation import NONE
 from luthier.errors import NotSupportedError
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.collation import TokenBatch

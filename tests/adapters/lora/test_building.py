@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from luthier.adapters.lora.building import create_lora, read_lora
 from luthier.adapters.lora.lora import LoraAdapter
 from luthier.adapters.storage import load_adapter, save_adapter
-from luthier.data_model.lora import LoraConfig, LoraLimits
+from luthier.data_model.options.lora import LoraConfig, LoraLimits
 from luthier.errors import ArtifactError, InvalidInputError, LuthierError, NotSupportedError
 from luthier.resources.base_model import BaseModel
 

@@ -10,7 +10,7 @@ from torch import nn
 from luthier.adapters.lora.building import create_lora
 from luthier.adapters.lora.initialisation import StartingFactors, starting_factors
 from luthier.adapters.lora.targets import LoraTarget
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
 from luthier.errors import InvalidInputError, NotSupportedError
 
 WORDS = {

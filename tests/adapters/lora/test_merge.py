@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from luthier.adapters.lora.building import create_lora
 from luthier.adapters.lora.merge import merged_state, save_merged
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
 from luthier.errors import InvalidInputError, NotSupportedError
 
 KINDS: list[dict[str, Any]] = [

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from luthier.adapters.lora.peft_format import check_state, read_config, write_config
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
 from luthier.errors import ArtifactError
 
 

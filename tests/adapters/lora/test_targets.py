@@ -15,7 +15,7 @@ from luthier.adapters.lora.targets import (
     portable_target_names,
     saved_module_paths,
 )
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
 from luthier.errors import InvalidInputError, NotSupportedError
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from luthier.data_model.experiment import is_option
+from luthier.data_model.options.option_table import is_option
 from luthier.data_model.other_systems.h2o_training_settings import H2O_TRAINING_SETTINGS
 
 #: Options that settings would become, and that this build does not have. May only shrink.

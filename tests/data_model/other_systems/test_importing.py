@@ -6,8 +6,8 @@ import pytest
 from fixtures.h2o_default import H2O_DEFAULT
 
 from luthier.config.yaml_text import parse_yaml
-from luthier.data_model.experiment import ExperimentOptions
 from luthier.data_model.experiment_file import experiment_from_yaml, experiment_to_yaml
+from luthier.data_model.options.experiment import ExperimentOptions
 from luthier.data_model.other_systems.importing import (
     Fate,
     ImportedExperiment,

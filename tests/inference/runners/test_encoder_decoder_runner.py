@@ -27,7 +27,7 @@ from transformers import (
 from luthier.adapters.base import Adapter
 from luthier.adapters.prompts.key_values import prefix_shape_of
 from luthier.adapters.prompts.prefix_tuning import PrefixTuning
-from luthier.data_model.prompt_encoder import PromptEncoderOptions
+from luthier.data_model.options.prompt_encoder import PromptEncoderOptions
 from luthier.data_model.sampling import SamplingParams
 from luthier.errors import InvalidInputError, NotSupportedError
 from luthier.inference.base import Engine, GenerationRequest

@@ -16,7 +16,7 @@ from luthier.adapters.base import Adapter
 from luthier.adapters.lora.building import create_lora
 from luthier.adapters.lora.layers import LoraFactors
 from luthier.adapters.lora.lora import LoraAdapter
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.sampling import SAMPLING as DRAWN
 from luthier.data_model.sampling import SamplingParams
 from luthier.errors import ArtifactError, CapacityError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.data_model.experiment import ExperimentOptions
+from luthier.data_model.options.experiment import ExperimentOptions
 from luthier.errors import TrainingDataError
 from luthier.modules.experiments.dry_run import dry_run
 

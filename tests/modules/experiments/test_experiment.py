@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import luthier
-from luthier.data_model.experiment import ExperimentOptions
+from luthier.data_model.options.experiment import ExperimentOptions
 from luthier.errors import InvalidInputError, NameNotAllowedError
 from luthier.modules.experiments.experiment import (
     open_experiment,

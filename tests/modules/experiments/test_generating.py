@@ -10,9 +10,9 @@ import torch
 
 from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.lora.building import create_lora
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
-from luthier.data_model.training_options import TrainingOptions
 from luthier.errors import CancelledError
 from luthier.modules.experiments.generating import generate_with
 from luthier.resources.base_model import BaseModel

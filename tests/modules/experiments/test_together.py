@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import luthier
-from luthier.data_model.experiment import ExperimentOptions
+from luthier.data_model.options.experiment import ExperimentOptions
 from luthier.errors import ConflictError, TrainingDataError, UnknownKeyError
 from luthier.modules.experiments.experiment import open_experiment
 from luthier.modules.experiments.together import ExperimentOutcome, TunedExperiment, train_many

@@ -7,7 +7,7 @@ from fixtures.train_rows import QUICK, ROWS
 from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.lora.building import create_lora
 from luthier.adapters.prompts.soft_prompt import SoftPrompt
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
 from luthier.errors import ArtifactError
 from luthier.inference.base import GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import ArtifactError, InvalidInputError
 from luthier.modules.text_generation.history import NO_HISTORY, TrainingHistory
 from luthier.training.data.examples import TruncationReport

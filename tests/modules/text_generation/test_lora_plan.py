@@ -3,7 +3,7 @@
 import pytest
 from fixtures.train_rows import ROWS
 
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
 from luthier.errors import (
     InvalidInputError,
     NotSupportedError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.runtime.services.training_metrics import read_metrics
 from luthier.training.callbacks.base import StartEvent, StepEvent
 from luthier.training.callbacks.metrics_file import MetricsFile

@@ -5,8 +5,8 @@ import io
 import torch
 
 from luthier.adapters.prompts.soft_prompt import SoftPrompt
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
-from luthier.data_model.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel
 from luthier.training.callbacks.progress_bar import ProgressBar
 from luthier.training.loop import tune

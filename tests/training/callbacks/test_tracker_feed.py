@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from luthier.adapters.prompts.soft_prompt import SoftPrompt
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
-from luthier.data_model.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel
 from luthier.training.callbacks.tracker_feed import TrackerFeed
 from luthier.training.loop import tune

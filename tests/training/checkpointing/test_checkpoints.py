@@ -18,9 +18,9 @@ from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.lora.building import create_lora
 from luthier.adapters.prompts.soft_prompt import SoftPrompt
 from luthier.adapters.storage import load_adapter
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
-from luthier.data_model.training_options import TrainingOptions
 from luthier.errors import ArtifactError, ConflictError
 from luthier.resources.base_model import BaseModel
 from luthier.training.checkpointing.checkpoints import (

@@ -11,8 +11,8 @@ import torch
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.lora.building import create_lora
-from luthier.data_model.lora import LoraConfig
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.lora import LoraConfig
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel
 from luthier.training.checkpointing.run_fingerprint import RunFingerprint, fingerprint_run
 from luthier.training.data.examples import Example, TrainingData, TruncationReport

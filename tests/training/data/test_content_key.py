@@ -7,7 +7,7 @@ import pytest
 from fixtures.tiny_models import EOS_ID, make_tokenizer
 
 from luthier.data_model.conversations import ChatMessage, ChatTrainRecord, TextTrainRecord
-from luthier.data_model.dataset_options import DatasetOptions
+from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.errors import TrainingDataError
 from luthier.training.data import content_key as content_key_file

@@ -4,7 +4,7 @@ import pytest
 from fixtures.tiny_models import make_tokenizer
 
 from luthier.data_model.conversations import ChatMessage, ChatTrainRecord
-from luthier.data_model.dataset_options import DatasetOptions
+from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.errors import InvalidInputError, TrainingDataError
 from luthier.training.data.conversation_parts import (
     MarkerParts,

@@ -6,7 +6,7 @@ import pytest
 from fixtures.tiny_models import CHAT_TEMPLATE, make_tokenizer
 
 from luthier.data_model.conversations import ChatMessage, ChatTrainRecord
-from luthier.data_model.dataset_options import DatasetOptions
+from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.errors import ArtifactError, InvalidInputError
 from luthier.resources.base_model import BaseModel

@@ -7,7 +7,7 @@ from fixtures.tiny_models import BOS_ID, EOS_ID, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from luthier.data_model.conversations import ChatMessage, ChatTrainRecord, TextTrainRecord
-from luthier.data_model.dataset_options import DatasetOptions
+from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.errors import (
     CancelledError,

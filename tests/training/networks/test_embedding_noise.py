@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from luthier.data_model.dataset_options import DatasetOptions
+from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.training.networks.embedding_noise import EmbeddingNoise, embedding_noise_of
 
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0, 0, 0]])

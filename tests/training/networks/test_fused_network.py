@@ -11,8 +11,8 @@ from fixtures.fused_jobs import METHODS, make_lora, make_prompt
 
 from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.lora.building import create_lora
-from luthier.data_model.lora import LoraConfig
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.lora import LoraConfig
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel
 from luthier.resources.names import BaseModelSources
 from luthier.resources.store import BaseModelStore

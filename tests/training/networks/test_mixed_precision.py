@@ -13,7 +13,7 @@ from fixtures.parallel_training import OPTIONS, RECORDS, make_full, make_lora, t
 from torch import nn
 
 from luthier.adapters.base import Adapter
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel
 from luthier.training.callbacks.base import StepEvent, TrainingCallback
 from luthier.training.data.collation import TokenBatch, collate

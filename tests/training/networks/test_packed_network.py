@@ -16,7 +16,7 @@ from luthier.adapters.base import Adapter
 from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.lora.building import create_lora
 from luthier.adapters.prompts.soft_prompt import SoftPrompt
-from luthier.data_model.lora import LoraConfig
+from luthier.data_model.options.lora import LoraConfig
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.collation import TokenBatch, collate
 from luthier.training.data.examples import Example

@@ -7,7 +7,7 @@ from fixtures.parallel_training import RECORDS
 from torch import nn
 
 from luthier.adapters.full_weights import FullWeights
-from luthier.data_model.training_options import TrainingOptions
+from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import NotSupportedError
 from luthier.resources.base_model import BaseModel
 from luthier.training.loop import tune

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from luthier.data_model.run_options import INIT_METHODS, PromptOptions
-from luthier.data_model.training_options import TrainingLimits
+from luthier.data_model.options.limits import TrainingLimits
+from luthier.data_model.options.run_options import INIT_METHODS, PromptOptions
 from luthier.data_model.tuning import PromptTuningInit, TuningConfig
 from luthier.errors import InvalidInputError
 

@@ -16,13 +16,12 @@ from luthier.data_model.checks import (
     require_number,
     require_text,
 )
-from luthier.data_model.quantisation import NONE
-from luthier.data_model.training_options import (
-    Setting,
-    TrainingLimits,
-    TrainingOptions,
-)
-from luthier.errors import InvalidInputError, NotSupportedError, UnknownKeyError, did_you_mean
+from luthier.data_model.options.limits import TrainingLimits
+from luthier.data_model.options.quantisation import NONE
+from luthier.data_model.options.reading import given_options, option_aliases, option_names
+from luthier.data_model.options.setting import Setting, option
+from luthier.data_model.options.training_options import TrainingOptions
+from luthier.errors import InvalidInputError, NotSupportedError, did_you_mean
 
 #: PEFT's word for "every linear layer but the head".
 ALL_LINEAR = "all-linear"
@@ -77,13 +76,6 @@ class PissaInit:
     iterations: int | None
 
 
-def _setting(default: Any, kind: str, meaning: str, **known: Any) -> Any:
-    setting = Setting(kind, meaning, **known)
-    if isinstance(default, Mapping):
-        return dataclasses.field(default_factory=lambda: default, metadata={"setting": setting})
-    return dataclasses.field(default=default, metadata={"setting": setting})
-
-
 _NO_PATTERN: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -100,14 +92,14 @@ class LoraConfig:
         DoRA: Liu et al. 2024, arXiv 2402.09353. LoRA+: Hayou et al. 2024, arXiv 2402.12354.
     """
 
-    rank: int = _setting(
+    rank: int = option(
         8,
         "int",
         "R, the inner size of the two factors. Not a bit width.",
         minimum=1,
         aliases=("r", "lora_r", "lora_rank"),
     )
-    alpha: float = _setting(
+    alpha: float = option(
         16.0,
         "number",
         "The delta is scaled by alpha / rank, or alpha / sqrt(rank) with use_rslora.",
@@ -115,7 +107,7 @@ class LoraConfig:
         maximum=1e6,
         aliases=("lora_alpha",),
     )
-    dropout: float = _setting(
+    dropout: float = option(
         0.0,
         "number",
         "Share of the delta's input that is dropped while training.",
@@ -123,45 +115,45 @@ class LoraConfig:
         maximum=0.99,
         aliases=("lora_dropout",),
     )
-    use_rslora: bool = _setting(False, "bool", "Rank-stabilised scaling, alpha / sqrt(rank).")
-    use_dora: bool = _setting(
+    use_rslora: bool = option(False, "bool", "Rank-stabilised scaling, alpha / sqrt(rank).")
+    use_dora: bool = option(
         False, "bool", "Learn each output's magnitude apart from its direction (DoRA)."
     )
-    target_modules: tuple[str, ...] | str | None = _setting(
+    target_modules: tuple[str, ...] | str | None = option(
         None,
         "names",
         "Layers that get the delta; none is every linear layer but the head.",
         is_optional=True,
         aliases=("lora_target_modules",),
     )
-    exclude_modules: tuple[str, ...] | str | None = _setting(
+    exclude_modules: tuple[str, ...] | str | None = option(
         None, "names", "Layers that do not get it, whatever target_modules says.", is_optional=True
     )
-    layers_to_transform: tuple[int, ...] | None = _setting(
+    layers_to_transform: tuple[int, ...] | None = option(
         None, "indices", "Only blocks with these numbers, from 0.", is_optional=True
     )
-    layers_pattern: tuple[str, ...] = _setting(
+    layers_pattern: tuple[str, ...] = option(
         (), "names", "Name of the list of blocks that layers_to_transform counts in."
     )
-    rank_pattern: Mapping[str, int] = _setting(
+    rank_pattern: Mapping[str, int] = option(
         _NO_PATTERN, "table", "Other ranks: module name, its end, or an expression to rank."
     )
-    alpha_pattern: Mapping[str, float] = _setting(
+    alpha_pattern: Mapping[str, float] = option(
         _NO_PATTERN, "table", "Other alphas, in the same way."
     )
-    modules_to_save: tuple[str, ...] = _setting(
+    modules_to_save: tuple[str, ...] = option(
         (),
         "names",
         "Whole modules that are trained and saved beside the delta, as PEFT matches their names.",
     )
-    unfreeze_layers: tuple[str, ...] = _setting(
+    unfreeze_layers: tuple[str, ...] = option(
         (),
         "names",
         "Every parameter whose name contains one of these texts is trained as well; a layer "
         "trained so gets no delta.",
         aliases=("lora_unfreeze_layers",),
     )
-    initialisation: str = _setting(
+    initialisation: str = option(
         DEFAULT_INIT,
         "text",
         "How the factors start: default (no effect at first), gaussian, random, pissa, "
@@ -169,7 +161,7 @@ class LoraConfig:
         "base model, and so needs serve_quantized.",
         aliases=("init_lora_weights",),
     )
-    lora_plus_ratio: float = _setting(
+    lora_plus_ratio: float = option(
         1.0,
         "number",
         "LoRA+: learning rate of B over that of A; 1 is plain LoRA, 16 the paper's advice.",
@@ -199,23 +191,10 @@ class LoraConfig:
             UnknownKeyError: For a name that no option has, with the nearest known one.
             InvalidInputError: If an option is given twice, under two of its names.
         """
-        values: dict[str, Any] = {}
-        spelled: dict[str, str] = {}
-        for name, value in given.items():
-            option = LORA_OPTION_ALIASES.get(name, name)
-            if option not in LORA_OPTION_NAMES:
-                known = (*LORA_OPTION_NAMES, *LORA_OPTION_ALIASES)
-                raise UnknownKeyError(
-                    f"unknown LoRA option {name[:80]!r}{did_you_mean(name[:80], known)}"
-                )
-            if value is None:
-                continue
-            if option in spelled:
-                raise InvalidInputError(
-                    f"'{name}' and '{spelled[option]}' are the same option; give one of them"
-                )
-            spelled[option] = name
-            values[option] = _plain_value(option, value)
+        values: dict[str, Any] = {
+            name: _plain_value(name, value)
+            for name, value in given_options(given, cls, what="LoRA option").items()
+        }
         return dataclasses.replace(defaults or cls(), **values)
 
     def validate(self, limits: LoraLimits) -> None:
@@ -275,13 +254,9 @@ class LoraConfig:
             raise InvalidInputError("'layers_pattern' needs 'layers_to_transform'")
 
 
-LORA_OPTION_NAMES = tuple(field.name for field in dataclasses.fields(LoraConfig))
+LORA_OPTION_NAMES = option_names(LoraConfig)
 #: Name in another system -> our option.
-LORA_OPTION_ALIASES: Mapping[str, str] = {
-    alias: field.name
-    for field in dataclasses.fields(LoraConfig)
-    for alias in field.metadata["setting"].aliases
-}
+LORA_OPTION_ALIASES = option_aliases(LoraConfig)
 
 #: Hyperparameters of the loop where a LoRA tuning says nothing.
 LORA_TUNING_DEFAULTS = TrainingOptions(num_epochs=3, learning_rate=2e-4, accumulate_steps=1)

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 
-from luthier.data_model.experiment import GROUPS, OPTIONS, ExperimentOptions, is_option, option_at
-from luthier.data_model.run_options import METHODS
-from luthier.data_model.training_options import TrainingLimits
+from luthier.data_model.options.experiment import ExperimentOptions
+from luthier.data_model.options.limits import TrainingLimits
+from luthier.data_model.options.run_options import METHODS
 from luthier.errors import InvalidInputError, UnknownKeyError
 
 GIVEN: dict[str, Any] = {
@@ -46,18 +45,6 @@ def test_a_mapping_read_back_is_the_same_object(is_complete: bool) -> None:
     content = options.to_dict(is_complete=is_complete)
     assert ExperimentOptions.from_dict(content) == options
     assert ("adam_beta1" in content["training"]) == is_complete
-
-
-def test_every_field_of_every_part_is_an_option_once() -> None:
-    fields = [
-        (part.name, each.name)
-        for part in dataclasses.fields(ExperimentOptions)
-        for each in dataclasses.fields(getattr(ExperimentOptions(), part.name))
-    ]
-    assert sorted(fields) == sorted((option.part, option.name) for option in OPTIONS)
-    paths = [option.path for option in OPTIONS]
-    assert len(set(paths)) == len(paths)
-    assert {option.group for option in OPTIONS} == set(GROUPS)
 
 
 @pytest.mark.parametrize(
@@ -119,12 +106,6 @@ def test_lora_options_have_no_use_elsewhere() -> None:
     )
     with pytest.raises(InvalidInputError, match=r"'lora\.rank' has no use with method prompt_tun"):
         options.validate()
-
-
-def test_options_are_found_by_path_and_other_names() -> None:
-    assert option_at("training.lr").path == "training.learning_rate"
-    assert is_option("environment.seed")
-    assert not is_option("training.seed")
 
 
 def test_rows_that_are_learned_cannot_say_what_is_best() -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.data_model.checks import require_text
-from luthier.data_model.training_options import MAX_TEXT_CHARS, UNLIMITED, Setting
+from luthier.data_model.options.limits import UNLIMITED
+from luthier.data_model.options.setting import MAX_TEXT_CHARS, Setting, option
 from luthier.errors import InvalidInputError
 
 VALIDATION_STRATEGIES = ("automatic", "custom")
@@ -16,16 +17,12 @@ SAMPLED_PARTS = ("Train", "Validation")
 MAX_COLUMNS = 100
 
 
-def _setting(default: Any, kind: str, meaning: str, **known: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"setting": Setting(kind, meaning, **known)})
-
-
 def _column(meaning: str) -> Any:
-    return _setting(None, "text", meaning, is_optional=True)
+    return option(None, "text", meaning, is_optional=True)
 
 
 def _share(default: float, meaning: str, **known: Any) -> Any:
-    return _setting(default, "number", meaning, **{"minimum": 0, "maximum": 1, **known})
+    return option(default, "number", meaning, **{"minimum": 0, "maximum": 1, **known})
 
 
 @dataclass(frozen=True)
@@ -36,16 +33,16 @@ class DatasetOptions:
     one checks nothing; ``validate`` does. The fields' meaning is in their ``Setting``.
     """
 
-    train_dataframe: str = _setting(
+    train_dataframe: str = option(
         "", "text", "File, folder or zip with the training rows: csv, json, jsonl, parquet, txt."
     )
-    validation_strategy: str = _setting(
+    validation_strategy: str = option(
         "automatic",
         "choice",
         "automatic holds out a share of the training rows, custom reads validation_dataframe.",
         choices=VALIDATION_STRATEGIES,
     )
-    validation_dataframe: str = _setting(
+    validation_dataframe: str = option(
         "", "text", "Rows to validate with, in the same shape; custom strategy only."
     )
     validation_size: float = _share(
@@ -53,7 +50,7 @@ class DatasetOptions:
         "Share of the rows, or of the groups of chained rows, to hold out; 0 holds out none.",
         maximum=0.95,
     )
-    train_validation_data: bool = _setting(
+    train_validation_data: bool = option(
         False,
         "bool",
         "Learn the validation rows as well; what is measured on them then says little.",
@@ -61,10 +58,10 @@ class DatasetOptions:
     data_sample: float = _share(
         1.0, "Share of the rows, or of whole groups of chained rows, to use.", minimum=0.001
     )
-    data_sample_choice: tuple[str, ...] = _setting(
+    data_sample_choice: tuple[str, ...] = option(
         SAMPLED_PARTS, "choices", "Which parts data_sample applies to.", choices=SAMPLED_PARTS
     )
-    split_seed: int = _setting(
+    split_seed: int = option(
         1337,
         "int",
         "Chooses the rows to hold out and to sample; the order of training has its own seed.",
@@ -72,55 +69,53 @@ class DatasetOptions:
         maximum=2**63 - 1,
     )
 
-    prompt_column: tuple[str, ...] | None = _setting(
+    prompt_column: tuple[str, ...] | None = option(
         None,
         "texts",
         "Columns that make the prompt. None detects the shape of the rows; an empty list learns "
         "the answer column as plain text.",
         is_optional=True,
     )
-    prompt_column_separator: str = _setting(
+    prompt_column_separator: str = option(
         "\n\n", "text", "Stands between several prompt columns; columns without text are left out."
     )
     system_column: str | None = _column("Column with the system text; of a chain the first counts.")
     answer_column: str | None = _column("Column with what the model shall write.")
     id_column: str | None = _column("Column that parent ids refer to; 'id' if none is given.")
     parent_id_column: str | None = _column("Column that says which row comes before this one.")
-    limit_chained_samples: bool = _setting(
+    limit_chained_samples: bool = option(
         False,
         "bool",
         "True makes one conversation of every last row of a chain, False one of every row.",
     )
 
-    prompt_format: str = _setting(
+    prompt_format: str = option(
         "auto",
         "choice",
         "How rows become text. auto: pairs by the verbalizer; conversations by the chat template "
         "if the base model has one, else by the markers below.",
         choices=PROMPT_FORMATS,
     )
-    chat_template: str | None = _setting(
+    chat_template: str | None = option(
         None,
         "text",
         "Jinja template in place of the base model's own. From operators and local files only.",
         is_optional=True,
     )
-    text_system_start: str = _setting("<|system|>", "text", "Marker before the system text.")
-    text_prompt_start: str = _setting("<|prompt|>", "text", "Marker before a prompt.")
-    text_answer_separator: str = _setting("<|answer|>", "text", "Marker between prompt and answer.")
-    add_eos_token_to_system: bool = _setting(True, "bool", "End the system text with EOS.")
-    add_eos_token_to_prompt: bool = _setting(
+    text_system_start: str = option("<|system|>", "text", "Marker before the system text.")
+    text_prompt_start: str = option("<|prompt|>", "text", "Marker before a prompt.")
+    text_answer_separator: str = option("<|answer|>", "text", "Marker between prompt and answer.")
+    add_eos_token_to_system: bool = option(True, "bool", "End the system text with EOS.")
+    add_eos_token_to_prompt: bool = option(
         True, "bool", "End a prompt with EOS, before the answer marker."
     )
-    add_eos_token_to_answer: bool = _setting(True, "bool", "End an answer with EOS, and learn it.")
-    mask_prompt_labels: bool = _setting(
+    add_eos_token_to_answer: bool = option(True, "bool", "End an answer with EOS, and learn it.")
+    mask_prompt_labels: bool = option(
         True, "bool", "True learns the answers alone, False every token."
     )
-    only_last_answer: bool = _setting(
-        False, "bool", "Learn the last answer of a conversation alone."
-    )
+    only_last_answer: bool = option(False, "bool", "Learn the last answer of a conversation alone.")
 
-    max_length: int | None = _setting(
+    max_length: int | None = option(
         None,
         "int",
         "Tokens of a conversation: an answer keeps its first, a prompt its last, and the whole its "
@@ -145,21 +140,21 @@ class DatasetOptions:
     random_parent_probability: float = _share(
         0.0, "Chance that the first earlier turn is one of another conversation, each time anew."
     )
-    neftune_noise_alpha: float = _setting(
+    neftune_noise_alpha: float = option(
         0.0,
         "number",
         "Uniform noise of alpha / sqrt(tokens x hidden size) on input embeddings (NEFTune).",
         minimum=0,
         maximum=1000,
     )
-    number_of_workers: int = _setting(1, "int", "Threads that tokenize.", minimum=1, maximum=256)
-    tokenization_cache: str | None = _setting(
+    number_of_workers: int = option(1, "int", "Threads that tokenize.", minimum=1, maximum=256)
+    tokenization_cache: str | None = option(
         None,
         "text",
         "Folder that keeps tokenized data under a hash of its content; none keeps nothing.",
         is_optional=True,
     )
-    max_tokenization_cache_bytes: int = _setting(
+    max_tokenization_cache_bytes: int = option(
         20 * 2**30,
         "int",
         "Bytes that tokenization_cache may hold; what was not used for longest is deleted first, "

@@ -5,11 +5,11 @@ import math
 
 import pytest
 
-from luthier.data_model.training_options import (
+from luthier.data_model.options.limits import TrainingLimits
+from luthier.data_model.options.training_options import (
     FULL_FINE_TUNING_DEFAULTS,
     TRAINING_OPTION_ALIASES,
     TRAINING_OPTION_NAMES,
-    TrainingLimits,
     TrainingOptions,
 )
 from luthier.errors import InvalidInputError, UnknownKeyError

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from luthier.data_model.lora import LoraConfig, LoraLimits, PissaInit, parse_initialisation
+from luthier.data_model.options.lora import LoraConfig, LoraLimits, PissaInit, parse_initialisation
 from luthier.errors import InvalidInputError, NotSupportedError, UnknownKeyError
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from luthier.data_model.dataset_options import DatasetOptions
+from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.errors import InvalidInputError
 
 

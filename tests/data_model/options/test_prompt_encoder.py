@@ -1,6 +1,6 @@
 import pytest
 
-from luthier.data_model.prompt_encoder import PromptEncoderOptions
+from luthier.data_model.options.prompt_encoder import PromptEncoderOptions
 from luthier.errors import InvalidInputError
 
 

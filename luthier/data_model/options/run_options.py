@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from luthier.data_model.checks import require_text
-from luthier.data_model.prompt_encoder import (
+from luthier.data_model.options.limits import TrainingLimits
+from luthier.data_model.options.prompt_encoder import (
     DEFAULT_NUM_LAYERS,
     ENCODER_TYPES,
     MAX_DROPOUT,
@@ -15,7 +15,7 @@ from luthier.data_model.prompt_encoder import (
     MAX_LAYERS,
     MLP,
 )
-from luthier.data_model.training_options import Setting, TrainingLimits
+from luthier.data_model.options.setting import Setting, option
 from luthier.errors import InvalidInputError
 
 PROMPT_TUNING = "prompt_tuning"
@@ -39,34 +39,30 @@ INIT_METHODS = (
 OUTPUT_MODEL_TYPES = ("ENCODER", "DECODER")
 
 
-def _setting(default: Any, kind: str, meaning: str, **known: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"setting": Setting(kind, meaning, **known)})
-
-
 @dataclass(frozen=True)
 class RunOptions:
     """Which tuning, of what, and where its result goes."""
 
-    method: str = _setting(PROMPT_TUNING, "choice", "How weights change.", choices=METHODS)
-    model_name: str = _setting(
+    method: str = option(PROMPT_TUNING, "choice", "How weights change.", choices=METHODS)
+    model_name: str = option(
         "", "text", "Id of the tuned model, and name of its folder.", aliases=("experiment_name",)
     )
-    base_model: str = _setting(
+    base_model: str = option(
         "", "text", "Name or folder of the base model; must be given.", aliases=("llm_backbone",)
     )
-    output_folder: str = _setting(
+    output_folder: str = option(
         "models",
         "text",
         "Folder that the model's folder is made in.",
         aliases=("output_dir", "output_directory"),
     )
-    run_folder: str | None = _setting(
+    run_folder: str | None = option(
         None,
         "text",
         "Folder that gets checkpoints and metrics.jsonl; none keeps neither.",
         is_optional=True,
     )
-    resume_from: str | None = _setting(
+    resume_from: str | None = option(
         None,
         "text",
         "Checkpoint, or a folder whose newest one the training goes on from as if it had never "
@@ -74,7 +70,7 @@ class RunOptions:
         is_optional=True,
         aliases=("resume_from_checkpoint",),
     )
-    backup_folder: str | None = _setting(
+    backup_folder: str | None = option(
         None,
         "text",
         "Folder that gets a copy of each checkpoint.",
@@ -86,7 +82,7 @@ class RunOptions:
 class PromptOptions:
     """The soft prompt's size and start, under the names of caikit-nlp's TuningConfig."""
 
-    num_virtual_tokens: int | None = _setting(
+    num_virtual_tokens: int | None = option(
         None,
         "int",
         "Rows of the soft prompt; must be given.",
@@ -94,32 +90,32 @@ class PromptOptions:
         limit="max_virtual_tokens",
         is_optional=True,
     )
-    prompt_tuning_init_method: str = _setting(
+    prompt_tuning_init_method: str = option(
         "RANDOM", "choice", "How the soft prompt starts.", choices=INIT_METHODS
     )
-    prompt_tuning_init_text: str | None = _setting(
+    prompt_tuning_init_text: str | None = option(
         None,
         "text",
         "What TEXT starts from, cut or repeated to num_virtual_tokens tokens.",
         is_optional=True,
     )
-    prompt_tuning_init_source_model: str | None = _setting(
+    prompt_tuning_init_source_model: str | None = option(
         None,
         "text",
         "Name below source_prompt_base of the source prompt that the three source methods start "
         "from.",
         is_optional=True,
     )
-    output_model_types: tuple[str, ...] = _setting(
+    output_model_types: tuple[str, ...] = option(
         (),
         "texts",
         "Where a seq2seq model gets the soft prompt; empty takes the kind of base model's.",
         choices=OUTPUT_MODEL_TYPES,
     )
-    encoder_reparameterization_type: str = _setting(
+    encoder_reparameterization_type: str = option(
         MLP, "choice", "The network that P-tuning learns through.", choices=ENCODER_TYPES
     )
-    encoder_hidden_size: int | None = _setting(
+    encoder_hidden_size: int | None = option(
         None,
         "int",
         "Width inside the network of P-tuning or of a prefix projection; none takes that of a "
@@ -128,13 +124,13 @@ class PromptOptions:
         maximum=MAX_HIDDEN_SIZE,
         is_optional=True,
     )
-    encoder_num_layers: int = _setting(
+    encoder_num_layers: int = option(
         DEFAULT_NUM_LAYERS, "int", "Layers of an LSTM.", minimum=1, maximum=MAX_LAYERS
     )
-    encoder_dropout: float = _setting(
+    encoder_dropout: float = option(
         0.0, "number", "Dropout between the layers of an LSTM.", minimum=0.0, maximum=MAX_DROPOUT
     )
-    prefix_projection: bool = _setting(
+    prefix_projection: bool = option(
         False, "bool", "Whether prefix tuning learns keys and values through a network, too."
     )
 
