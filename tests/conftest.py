@@ -19,7 +19,8 @@ from fixtures.tiny_models import make_tiny_causal, make_tiny_seq2seq
 from hypothesis import settings
 from transformers.utils import logging as transformers_logging
 
-from luthier.resources.base_model import BaseModel, load_base_model
+from luthier.resources.base_model import BaseModel
+from luthier.resources.model_loading import load_base_model
 from luthier.resources.names import BaseModelSources, resolve_base_model
 
 transformers_logging.disable_progress_bar()

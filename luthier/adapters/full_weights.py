@@ -19,7 +19,7 @@ class FullWeights(Adapter):
     """Every weight of a base model, copied, so that the shared one stays as it is.
 
     After training, ``model`` is a whole model of its own: save it as one
-    (``resources.base_model.save_base_model``), not as an adapter.
+    (``resources.model_loading.save_base_model``), not as an adapter.
 
     Args:
         model: The base model's network. Copied: costs its memory once more, and as much again
@@ -59,7 +59,7 @@ class FullWeights(Adapter):
     def changes(self) -> object:
         """How often tensors were changed in place; what is done through ``.data`` is not seen."""
         tensors = (*self.model.parameters(), *self.model.buffers())
-        return versions_of(*tensors)
+        return versions_of(*tensors) or ()
 
     def peft_config(self) -> dict[str, Any]:
         """Not a PEFT adapter.

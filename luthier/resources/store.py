@@ -15,8 +15,9 @@ import alog
 import torch
 
 from luthier.errors import ConflictError
-from luthier.resources.base_model import BaseModel, load_base_model
+from luthier.resources.base_model import BaseModel
 from luthier.resources.hardware import parse_device, parse_dtype
+from luthier.resources.model_loading import load_base_model
 from luthier.resources.names import BaseModelLocation, BaseModelSources, resolve_base_model
 from luthier.resources.quantisation import parse_quantisation
 

@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from luthier.errors import ArtifactError, ConflictError
-from luthier.resources.base_model import load_base_model
 from luthier.resources.convert_weights import convert_weights, main
+from luthier.resources.model_loading import load_base_model
 from luthier.resources.names import BaseModelLocation, BaseModelSources
 
 

@@ -13,8 +13,8 @@ from fixtures.tiny_gguf import CHAT_TEMPLATE, make_tiny_gguf
 
 from luthier.errors import ArtifactError, NotSupportedError
 from luthier.resources import gguf as gguf_module
-from luthier.resources.base_model import load_base_model
 from luthier.resources.gguf import dequantise_to_folder, read_gguf_tokenizer
+from luthier.resources.model_loading import load_base_model
 from luthier.resources.names import BaseModelLocation, BaseModelSources, resolve_base_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")

@@ -8,8 +8,8 @@ import torch
 
 from luthier.errors import BaseModelNotFoundError, ConflictError, InvalidInputError
 from luthier.resources import store as store_module
-from luthier.resources.base_model import load_base_model
 from luthier.resources.hardware import parse_dtype
+from luthier.resources.model_loading import load_base_model
 from luthier.resources.names import BaseModelSources
 from luthier.resources.store import BaseModelStore
 

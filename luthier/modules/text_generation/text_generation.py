@@ -40,7 +40,8 @@ from luthier.modules.text_generation.saved_model import (
 from luthier.modules.text_generation.task_signature import with_sampling_parameters
 from luthier.modules.text_generation.text_module import AnyBaseModel, AnyPath, TextModule
 from luthier.modules.text_generation.train_plan import TrainingPlan, plan_training
-from luthier.resources.base_model import BaseModel, load_base_model, save_base_model
+from luthier.resources.base_model import BaseModel
+from luthier.resources.model_loading import load_base_model, save_base_model
 from luthier.resources.names import BaseModelLocation
 from luthier.resources.store import BaseModelLease
 from luthier.training.data.prompt_style import PromptStyle

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from luthier.modules import TextGeneration
 from luthier.modules.text_generation.text_joining import TextJoiner, drops_first_space
-from luthier.resources.base_model import BaseModel, load_base_model
+from luthier.resources.base_model import BaseModel
+from luthier.resources.model_loading import load_base_model
 from luthier.resources.names import BaseModelLocation, BaseModelSources
 
 WORDS = "the capital of France is Paris and that of Spain is Madrid"
