@@ -10,6 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeAlias
+
+import torch
 
 from luthier.adapters.base import Adapter
 from luthier.data_model.sampling import SamplingParams
@@ -50,6 +53,33 @@ class GenerationRequest:
     priority: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class ClassificationRequest:
+    """What to classify: a row that ends once its prompt was read, with a score for each class.
+
+    Args:
+        input_ids: Tokens of the text, [T]; not empty unless the model has a token to begin with, or
+            ``adapter`` brings virtual ones.
+        head: Weight of the linear layer on the last token's hidden state, [N, D], on the CPU;
+            N classes.
+        adapter: The tuned delta below the head, or None for the bare base.
+        request_id: For logs; not unique by contract.
+        tenant: As in ``GenerationRequest``.
+        priority: As in ``GenerationRequest``.
+    """
+
+    input_ids: tuple[int, ...]
+    head: torch.Tensor
+    adapter: Adapter | None = None
+    request_id: str = ""
+    tenant: str = ""
+    priority: int = 0
+
+
+#: What an engine accepts.
+Request: TypeAlias = GenerationRequest | ClassificationRequest
+
+
 @dataclass(frozen=True)
 class Token:
     """One token, as reported.
@@ -74,7 +104,8 @@ class GenerationChunk:
 
     Joining ``text`` over all chunks gives the generated text (never the prompt) exactly; a chunk
     may carry a token and no text yet (half of a UTF-8 character, the start of a stop sequence).
-    The last chunk, and only it, has a ``finish_reason`` other than NOT_FINISHED.
+    The last chunk, and only it, has a ``finish_reason`` other than NOT_FINISHED. A classification
+    is one chunk without text, which ends with MAX_TOKENS: none were asked for.
 
     Args:
         text: Text that can no longer change.
@@ -84,6 +115,7 @@ class GenerationChunk:
         generated_token_count: Generated tokens so far, EOS included.
         input_token_count: Prompt tokens after truncation, virtual tokens not counted.
         seed: The seed in use, given or drawn; None under GREEDY without one.
+        scores: Of a classification, one for each class: finite, before any softmax.
     """
 
     text: str
@@ -93,6 +125,7 @@ class GenerationChunk:
     generated_token_count: int = 0
     input_token_count: int = 0
     seed: int | None = None
+    scores: tuple[float, ...] = ()
 
     @property
     def is_last(self) -> bool:
@@ -150,7 +183,7 @@ class EngineStatus:
 
 
 class Engine(ABC):
-    """Generates for one base model.
+    """Generates and classifies for one base model.
 
     Attributes:
         is_rounded: Whether it multiplies by other numbers than the model's own, to be quicker.
@@ -159,17 +192,19 @@ class Engine(ABC):
     is_rounded: bool = False
 
     @abstractmethod
-    def submit(self, request: GenerationRequest) -> TokenStream:
+    def submit(self, request: Request) -> TokenStream:
         """Accept a request; returns at once. Thread-safe.
 
         Args:
-            request: What to generate from.
+            request: What to generate from, or to classify.
 
         Returns:
             Its stream. Dropping it, or leaving its iteration early, cancels the row.
 
         Raises:
-            InvalidInputError: If the prompt does not fit the model's context, naming both.
+            InvalidInputError: If the prompt does not fit the model's context, or a head not its
+                hidden states, naming both.
+            NotSupportedError: For a classification by a model that is not causal.
             CapacityError: If the waiting queue is full.
             EngineError: If the engine is closed or dead.
         """

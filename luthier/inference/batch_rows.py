@@ -16,7 +16,7 @@ from luthier.inference.memory.prefix_cache import (
     tenants_key,
 )
 from luthier.inference.sampling.seen_ngrams import SeenNgrams
-from luthier.inference.sequences import GeneratedSequence
+from luthier.inference.sequences import RowSequence
 
 
 class BatchRow:
@@ -27,14 +27,14 @@ class BatchRow:
     start stands in for the prompt, which the encoder reads once, into a range of its own.
 
     Args:
-        sequence: What it generates.
+        sequence: What it answers.
         adapter_key: The adapter's content hash, "" for the bare base.
         decoder_start_ids: What a seq2seq decoder starts from; None if the prompt itself is decoded.
     """
 
     def __init__(
         self,
-        sequence: GeneratedSequence,
+        sequence: RowSequence,
         *,
         adapter_key: str,
         decoder_start_ids: Sequence[int] | None = None,
@@ -122,11 +122,7 @@ class BatchRow:
     @property
     def largest_size(self) -> int:
         """Positions if every token that it may generate is generated."""
-        sequence = self.sequence
-        num_new = sequence.request.sampling.max_new_tokens
-        if sequence.prompt.room is not None:
-            num_new = min(num_new, sequence.prompt.room)
-        return self.num_virtual + len(self._first_ids) + num_new
+        return self.num_virtual + len(self._first_ids) + self.sequence.max_new_tokens
 
     @property
     def reports_prompt(self) -> bool:
@@ -183,7 +179,14 @@ class RowSlice:
         more for each guess."""
         if self.row.reports_prompt:
             return self.count
+        if self.row.sequence.is_scored:
+            return 0
         return 1 + len(self.drafted) if self.reaches_end else 0
+
+    @property
+    def wants_hidden(self) -> bool:
+        """True if the last position's hidden state is needed: its row is scored then."""
+        return self.row.sequence.is_scored and self.reaches_end
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,10 @@ class SliceLogits:
     Args:
         slice: Which.
         logits: [``slice.num_logits``, V].
+        hidden: What the output layer would read at the slice's last position, [D], if the slice
+            ``wants_hidden``.
     """
 
     slice: RowSlice
     logits: torch.Tensor
+    hidden: torch.Tensor | None = None

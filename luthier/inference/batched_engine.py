@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import alog
 import torch
@@ -20,10 +20,12 @@ import torch
 from luthier.adapters.base import Adapter
 from luthier.errors import EngineError, InvalidInputError, LuthierError
 from luthier.inference.base import (
+    ClassificationRequest,
     Engine,
     EngineStatus,
     FinishReason,
-    GenerationRequest,
+    GenerationChunk,
+    Request,
     TokenStream,
 )
 from luthier.inference.batch_rows import BatchRow, RowSlice, SliceLogits
@@ -42,7 +44,8 @@ from luthier.inference.sampling.prompt_lookup import PromptLookup
 from luthier.inference.sampling.sampler import likeliest
 from luthier.inference.scheduling.arrivals import Arrivals
 from luthier.inference.scheduling.scheduler import Scheduler
-from luthier.inference.sequences import GeneratedSequence, Vocabulary
+from luthier.inference.scored_sequence import ScoredSequence, require_head_fits
+from luthier.inference.sequences import GeneratedSequence, RowSequence, Vocabulary
 from luthier.resources.base_model import BaseModel
 
 log = alog.use_channel(__name__)
@@ -101,10 +104,10 @@ class BatchedEngine(Engine):
         self._thread = threading.Thread(target=self._live, name="batched-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: GenerationRequest) -> TokenStream:
+    def submit(self, request: Request) -> TokenStream:
         """Accept a request; see ``Engine``."""
         self._options.check_priority(request.priority)
-        if request.sampling.num_beams > 1:
+        if self._runs_alone(request):
             return self._engine_for_whole_models(request.tenant).submit(request)
         adapter = request.adapter
         model = self._base_model.model
@@ -115,13 +118,7 @@ class BatchedEngine(Engine):
         # Deltas stand before nothing: the prompt is that of the bare base.
         bare = dataclasses.replace(request, adapter=None) if has_deltas else request
         prompt = self._fitting(prepare_prompt(self._base_model, bare))
-        sequence = GeneratedSequence(
-            request,
-            prompt=prompt,
-            vocabulary=self._vocabulary,
-            prior_token_ids=prior_token_ids(self._base_model, prompt),
-            defaults=self._defaults,
-        )
+        sequence = self._sequence(request, prompt)
         key = adapter.content_hash() if adapter is not None else ""
         row = BatchRow(sequence, adapter_key=key, decoder_start_ids=self._decoder_start_ids)
         with self._state:
@@ -130,6 +127,24 @@ class BatchedEngine(Engine):
                 self._scheduler.waiting.add(row)
             self._state.notify()
         return ChannelStream(row.channel, keep_alive=self._owner())
+
+    def _runs_alone(self, request: Request) -> bool:
+        """Whether what is asked for, whatever its adapter, is none of the batch's business."""
+        if not isinstance(request, ClassificationRequest):
+            return request.sampling.num_beams > 1
+        require_head_fits(self._base_model, request.head)
+        return not self._runner.gives_hidden
+
+    def _sequence(self, request: Request, prompt: Prompt) -> RowSequence:
+        if isinstance(request, ClassificationRequest):
+            return ScoredSequence(request, prompt=prompt)
+        return GeneratedSequence(
+            request,
+            prompt=prompt,
+            vocabulary=self._vocabulary,
+            prior_token_ids=prior_token_ids(self._base_model, prompt),
+            defaults=self._defaults,
+        )
 
     def status(self) -> EngineStatus:
         """How the engine is doing; see ``Engine``."""
@@ -324,7 +339,12 @@ class BatchedEngine(Engine):
         self, result: SliceLogits, best: tuple[int, float] | None
     ) -> list[tuple[BatchRow, Item]]:
         row, sequence = result.slice.row, result.slice.row.sequence
+        if isinstance(sequence, ScoredSequence):
+            hidden = result.hidden
+            assert hidden is not None
+            return [(row, _made(lambda: sequence.score(hidden)))]
         if row.reports_prompt:
+            assert isinstance(sequence, GeneratedSequence)
             sequence.report_prompt(result.logits, start=result.slice.start - row.num_virtual)
         if not result.slice.reaches_end:
             return []
@@ -335,13 +355,20 @@ class BatchedEngine(Engine):
     def _choose(
         self, row: BatchRow, logits: torch.Tensor, *, best: tuple[int, float] | None = None
     ) -> list[tuple[BatchRow, Item]]:
-        try:
-            return [(row, row.sequence.advance(logits, best=best))]
-        except LuthierError as error:
-            return [(row, error)]
-        except Exception as error:
-            log.error("Choosing a token failed", exc_info=True)
-            return [(row, EngineError(f"generation failed: {error}"))]
+        sequence = row.sequence
+        assert isinstance(sequence, GeneratedSequence)
+        return [(row, _made(lambda: sequence.advance(logits, best=best)))]
+
+
+def _made(make: Callable[[], GenerationChunk]) -> Item:
+    """A row's next item; what goes wrong is its own."""
+    try:
+        return make()
+    except LuthierError as error:
+        return error
+    except Exception as error:
+        log.error("Making an answer failed", exc_info=True)
+        return EngineError(f"generation failed: {error}")
 
 
 def _likeliest_of_plain_rows(
@@ -354,7 +381,7 @@ def _likeliest_of_plain_rows(
         if isinstance(each, SliceLogits)
         and each.slice.reaches_end
         and not each.slice.drafted
-        and each.slice.row.sequence.sampler.takes_plain_argmax
+        and each.slice.row.sequence.takes_plain_argmax
     ]
     best = likeliest([each.logits[-1] for each in plain])
     return {each.slice.row: pair for each, pair in zip(plain, best, strict=True)}

@@ -17,11 +17,12 @@ import torch
 
 from luthier.errors import EngineError, LuthierError
 from luthier.inference.base import (
+    ClassificationRequest,
     Engine,
     EngineStatus,
     FinishReason,
     GenerationChunk,
-    GenerationRequest,
+    Request,
     TokenStream,
 )
 from luthier.inference.channels import Channel, ChannelStream, deliver
@@ -34,7 +35,8 @@ from luthier.inference.runners.row_forward import (
     row_forward,
 )
 from luthier.inference.sampling.model_defaults import model_defaults
-from luthier.inference.sequences import GeneratedSequence, Vocabulary
+from luthier.inference.scored_sequence import ScoredSequence, require_head_fits
+from luthier.inference.sequences import GeneratedSequence, RowSequence, Vocabulary
 from luthier.resources.base_model import BaseModel
 
 log = alog.use_channel(__name__)
@@ -43,7 +45,7 @@ log = alog.use_channel(__name__)
 class _Row:
     """A request's sequence and the channel its chunks go to."""
 
-    def __init__(self, sequence: GeneratedSequence, on_cancel: Callable[[_Row], None]) -> None:
+    def __init__(self, sequence: RowSequence, on_cancel: Callable[[_Row], None]) -> None:
         self.sequence = sequence
         self.channel = Channel(on_cancel=lambda: on_cancel(self))
 
@@ -87,18 +89,10 @@ class PlainEngine(Engine):
         for thread in self._threads:
             thread.start()
 
-    def submit(self, request: GenerationRequest) -> TokenStream:
+    def submit(self, request: Request) -> TokenStream:
         """Accept a request; see ``Engine``."""
         self._options.check_priority(request.priority)
-        prompt = prepare_prompt(self._base_model, request)
-        sequence = GeneratedSequence(
-            request,
-            prompt=prompt,
-            vocabulary=self._vocabulary,
-            prior_token_ids=prior_token_ids(self._base_model, prompt),
-            defaults=self._defaults,
-        )
-        row = _Row(sequence, on_cancel=self._drop_if_waiting)
+        row = _Row(self._sequence(request), on_cancel=self._drop_if_waiting)
         with self._state:
             self._check_accepts(request.tenant)
             self._waiting.append(row)
@@ -127,6 +121,19 @@ class PlainEngine(Engine):
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
+
+    def _sequence(self, request: Request) -> RowSequence:
+        if isinstance(request, ClassificationRequest):
+            require_head_fits(self._base_model, request.head)
+            return ScoredSequence(request, prompt=prepare_prompt(self._base_model, request))
+        prompt = prepare_prompt(self._base_model, request)
+        return GeneratedSequence(
+            request,
+            prompt=prompt,
+            vocabulary=self._vocabulary,
+            prior_token_ids=prior_token_ids(self._base_model, prompt),
+            defaults=self._defaults,
+        )
 
     def _check_accepts(self, tenant: str) -> None:
         if self._failure:
@@ -183,30 +190,37 @@ class PlainEngine(Engine):
     def _run(self, row: _Row) -> None:
         try:
             with torch.inference_mode():
-                self._generate(row)
+                self._answer(row)
         except LuthierError as error:
             row.send(error)
         except Exception as error:  # engine step: a broken row ends alone
             log.error("Generation failed", exc_info=True)
             row.send(EngineError(f"generation failed with {type(error).__name__}: {error}"))
 
-    def _generate(self, row: _Row) -> None:
+    def _answer(self, row: _Row) -> None:
         sequence = row.sequence
         if self._end_early(row):
             return
         forward = row_forward(self._base_model)
+        if isinstance(sequence, ScoredSequence):
+            row.send(sequence.score(forward.last_hidden(sequence.prompt)))
+        elif isinstance(sequence, GeneratedSequence):
+            self._generate(row, sequence, forward)
+
+    def _generate(self, row: _Row, sequence: GeneratedSequence, forward: RowForward) -> None:
         logits = forward.prefill(sequence.prompt, wants_prompt_logits=sequence.wants_prompt_logits)
         if sequence.wants_prompt_logits and self._base_model.kind == "causal":
             sequence.report_prompt(logits)
         if sequence.request.sampling.num_beams > 1:
-            self._search(row, forward, logits[-1:])
+            self._search(row, sequence, forward, logits[-1:])
             return
         row.send(sequence.advance(logits[-1]))
         while not sequence.is_finished and not self._end_early(row):
             row.send(sequence.advance(forward.step(sequence.token_ids[-1])))
 
-    def _search(self, row: _Row, forward: RowForward, logits: torch.Tensor) -> None:
-        sequence = row.sequence
+    def _search(
+        self, row: _Row, sequence: GeneratedSequence, forward: RowForward, logits: torch.Tensor
+    ) -> None:
         search = sequence.beam_search()
         search.advance(logits, is_overdue=sequence.is_overdue)
         while not search.is_done:

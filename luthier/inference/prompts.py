@@ -8,7 +8,7 @@ import torch
 
 from luthier.adapters.base import Adapter, SoftPromptTensors
 from luthier.errors import InvalidInputError
-from luthier.inference.base import GenerationRequest
+from luthier.inference.base import ClassificationRequest, Request
 from luthier.resources.base_model import BaseModel
 
 
@@ -43,7 +43,7 @@ class Prompt:
         return _num_virtual(self.soft_prompt.encoder)
 
 
-def prepare_prompt(base_model: BaseModel, request: GenerationRequest) -> Prompt:
+def prepare_prompt(base_model: BaseModel, request: Request) -> Prompt:
     """Build the prompt of a request and check it against the model.
 
     A prompt without any token is replaced by the beginning-of-sequence token where the model has
@@ -139,12 +139,17 @@ def _check_ids(base_model: BaseModel, token_ids: tuple[int, ...]) -> None:
             )
 
 
-def _check_length(
-    num_used: int, request: GenerationRequest, num_virtual: int, max_positions: int
-) -> None:
+def _check_length(num_used: int, request: Request, num_virtual: int, max_positions: int) -> None:
     if num_used < max_positions:
         return
     virtual = f" and {num_virtual} virtual tokens" if num_virtual else ""
+    if isinstance(request, ClassificationRequest):
+        if num_used == max_positions:
+            return
+        raise InvalidInputError(
+            f"the text has {len(request.input_ids)} tokens{virtual}; the model's context holds "
+            f"{max_positions}"
+        )
     raise InvalidInputError(
         f"the prompt has {len(request.input_ids)} tokens{virtual}, which leaves no room to "
         f"generate in the model's context of {max_positions} tokens"

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from luthier.inference.base import FinishReason, GenerationChunk, GenerationRequest, Token
+from luthier.inference.base import (
+    FinishReason,
+    GenerationChunk,
+    GenerationRequest,
+    Request,
+    Token,
+)
 from luthier.inference.prompts import Prompt
 from luthier.inference.sampling.beam_search import BeamSearch, Hypothesis
 from luthier.inference.sampling.model_defaults import NO_DEFAULTS, ModelDefaults
@@ -41,7 +47,72 @@ class Vocabulary:
         return Token(token_id=token_id, text=piece or "", logprob=logprob, rank=rank)
 
 
-class GeneratedSequence:
+class RowSequence:
+    """What every row is to an engine, whatever its answer is made of.
+
+    Attributes:
+        is_scored: Whether the answer is made of the prompt's last hidden state; else of logits.
+
+    Args:
+        request: What was asked.
+        prompt: Its prompt, checked against the model's context.
+    """
+
+    is_scored: bool = False
+
+    def __init__(self, request: Request, *, prompt: Prompt) -> None:
+        self.request: Request = request
+        self.prompt = prompt
+        self.token_ids: list[int] = []
+        self.finish_reason = FinishReason.NOT_FINISHED
+
+    @property
+    def is_finished(self) -> bool:
+        """True once a last chunk was made."""
+        return self.finish_reason is not FinishReason.NOT_FINISHED
+
+    @property
+    def is_overdue(self) -> bool:
+        """True once the time for it has passed."""
+        return False
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens that it may generate."""
+        return 0
+
+    @property
+    def is_greedy(self) -> bool:
+        """True if its tokens follow from its prompt, so that they can be guessed."""
+        return False
+
+    @property
+    def takes_plain_argmax(self) -> bool:
+        """True if its next token is that of the largest logit."""
+        return False
+
+    @property
+    def num_unreported_prompt(self) -> int:
+        """Prompt tokens whose log-probability is asked for and was not reported yet."""
+        return 0
+
+    def end(self, reason: FinishReason) -> GenerationChunk:
+        """End without a further token: cancelled, or out of time."""
+        return self._last_chunk(reason)
+
+    def _last_chunk(
+        self, reason: FinishReason, *, scores: tuple[float, ...] = ()
+    ) -> GenerationChunk:
+        self.finish_reason = reason
+        return GenerationChunk(
+            text="",
+            finish_reason=reason,
+            input_token_count=len(self.prompt.token_ids),
+            scores=scores,
+        )
+
+
+class GeneratedSequence(RowSequence):
     """The growing answer to one request.
 
     Args:
@@ -63,11 +134,9 @@ class GeneratedSequence:
         defaults: ModelDefaults = NO_DEFAULTS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(request, prompt=prompt)
+        self.request: GenerationRequest = request
         sampling = request.sampling
-        self.request = request
-        self.prompt = prompt
-        self.token_ids: list[int] = []
-        self.finish_reason = FinishReason.NOT_FINISHED
         self.sampler = Sampler(
             sampling,
             prior_token_ids=prior_token_ids,
@@ -90,14 +159,25 @@ class GeneratedSequence:
             self._input_tokens = tuple(vocabulary.token(i) for i in prompt.token_ids)
 
     @property
-    def is_finished(self) -> bool:
-        """True once a last chunk was made."""
-        return self.finish_reason is not FinishReason.NOT_FINISHED
-
-    @property
     def is_overdue(self) -> bool:
         """True once ``max_time`` has passed."""
         return self._deadline is not None and self._clock() >= self._deadline
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens that it may generate: as many as asked for and as there is room for."""
+        room, asked = self.prompt.room, self.request.sampling.max_new_tokens
+        return asked if room is None else min(asked, room)
+
+    @property
+    def is_greedy(self) -> bool:
+        """True if no token is drawn."""
+        return not self.request.sampling.is_sampling
+
+    @property
+    def takes_plain_argmax(self) -> bool:
+        """True if its next token is that of the largest logit."""
+        return self.sampler.takes_plain_argmax
 
     @property
     def wants_prompt_logits(self) -> bool:
@@ -153,16 +233,12 @@ class GeneratedSequence:
 
     def beam_search(self) -> BeamSearch:
         """A new search for this sequence; ``replay`` takes what it finds."""
-        sampling = self.request.sampling
-        max_tokens = sampling.max_new_tokens
-        if self.prompt.room is not None:
-            max_tokens = min(max_tokens, self.prompt.room)
         return BeamSearch(
-            sampling,
+            self.request.sampling,
             prior_token_ids=self._prior_token_ids,
             prompt_token_ids=self.prompt.token_ids,
             eos_token_ids=sorted(self._vocabulary.eos_token_ids),
-            max_tokens=max_tokens,
+            max_tokens=self.max_new_tokens,
             defaults=self._defaults,
         )
 

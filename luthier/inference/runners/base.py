@@ -18,10 +18,12 @@ class Runner(ABC):
     Attributes:
         memory: Where rows keep their keys and values, and prefixes that they may start from.
         deltas: Low-rank deltas that rows may use under their ``adapter_key``; None if it adds none.
+        gives_hidden: Whether it gives hidden states to slices that want them.
     """
 
     memory: KvMemory
     deltas: DeltaTables | None = None
+    gives_hidden: bool = False
 
     @abstractmethod
     def __init__(
@@ -73,7 +75,7 @@ class Runner(ABC):
                 slice and has room for the slice.
 
         Returns:
-            The logits of those slices that need any.
+            The logits, or the hidden state, of those slices that need any.
         """
 
     def close(self) -> None:

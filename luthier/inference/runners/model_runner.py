@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import alog
 import torch
+from torch import nn
 
 from luthier.errors import NotSupportedError
 from luthier.inference.batch_rows import RowSlice, SliceLogits
@@ -67,7 +68,11 @@ class PackedRunner(Runner):
             AlibiAttention(self._model)
         self._delta_layers = DeltaLayers(self._model, merging)
         self._embed = self._model.get_input_embeddings()
+        self._states = _HiddenStates()
+        if self._model.base_model is not self._model:
+            self._model.base_model.register_forward_hook(self._states)
         shape = self._probe(base_model)
+        self.gives_hidden = self._states.take() is not None
         num_tokens = max_kv_bytes // shape.bytes_per_token(self._dtype)
         if base_model.max_positions is not None:
             num_tokens = min(num_tokens, max_rows * (base_model.max_positions + 64))
@@ -95,7 +100,7 @@ class PackedRunner(Runner):
                 for the slice.
 
         Returns:
-            The logits of those slices that need any.
+            The logits, or the hidden state, of those slices that need any.
         """
         slices, spans = self._delta_layers.arrange(slices)
         batch, ends = self._pack(slices)
@@ -110,7 +115,19 @@ class PackedRunner(Runner):
             )
         measured = [each for each in slices if each.num_logits]
         parts = output.logits[0].split([each.num_logits for each in measured]) if measured else ()
-        return [SliceLogits(*pair) for pair in zip(measured, parts, strict=True)]
+        results = [SliceLogits(*pair) for pair in zip(measured, parts, strict=True)]
+        return results + self._scored(slices, output.logits[0, :0])
+
+    def _scored(self, slices: Sequence[RowSlice], no_logits: torch.Tensor) -> list[SliceLogits]:
+        """The hidden states of the slices that want them."""
+        states = self._states.take()
+        results, stop = [], 0
+        for each in slices:
+            stop += each.count
+            if each.wants_hidden:
+                assert states is not None
+                results.append(SliceLogits(each, no_logits, states[0, stop - 1]))
+        return results
 
     def close(self) -> None:
         """Let a merged adapter go; see ``Runner``."""
@@ -185,6 +202,21 @@ class PackedRunner(Runner):
                 f"base model {base_model.name!r} has keys of {key_dim} and values of {value_dim}"
             )
         return KvShape(len(probe.by_layer), num_kv_heads, key_dim)
+
+
+class _HiddenStates:
+    """A hook on a network's layers below its output layer: keeps what a pass gives, [1, N, D]."""
+
+    def __init__(self) -> None:
+        self._states: torch.Tensor | None = None
+
+    def __call__(self, body: nn.Module, inputs: object, output: object) -> None:
+        self._states = getattr(output, "last_hidden_state", None)
+
+    def take(self) -> torch.Tensor | None:
+        """What the last pass gave, once; None if there was none or its layers were not called."""
+        states, self._states = self._states, None
+        return states
 
 
 def _require_packable(base_model: BaseModel) -> None:

@@ -41,6 +41,20 @@ class RowForward(ABC):
             a causal model gives one row per prompt token, T in all.
         """
 
+    def last_hidden(self, prompt: Prompt) -> torch.Tensor:
+        """Run a prompt that nothing follows.
+
+        Args:
+            prompt: All there is.
+
+        Returns:
+            What the output layer would read at its last token, [D].
+
+        Raises:
+            NotSupportedError: If the model is not causal, or keeps that to itself.
+        """
+        raise NotSupportedError("only causal base models read a prompt without writing")
+
     def step(self, token_id: int) -> torch.Tensor:
         """Run one more token; returns [V], which predict the next."""
         return self._steps([token_id])[0]
@@ -134,6 +148,23 @@ class CausalRowForward(RowForward):
         self._cache = arguments.pop("past_key_values", None)
         self._num_seen = inputs.attention_mask.shape[1] - inputs.inputs_embeds.shape[1]
         return self._forward(num_rows, inputs.inputs_embeds.shape[1], **arguments)[0]
+
+    def last_hidden(self, prompt: Prompt) -> torch.Tensor:
+        """Run soft prompt and prompt through all but the output layer; see ``RowForward``."""
+        ids = _row_of(prompt.token_ids, self._base_model)
+        inputs = prepare_inputs(self._base_model, prompt.adapter, ids)
+        arguments = inputs.as_kwargs()
+        arguments.pop("position_ids", None)
+        body = inputs.model.base_model
+        if body is inputs.model:
+            raise NotSupportedError(
+                f"base model {self._base_model.name!r} does not say what its output layer reads"
+            )
+        use_cache = "past_key_values" in arguments
+        hidden: torch.Tensor = body(
+            **arguments, use_cache=use_cache, return_dict=True
+        ).last_hidden_state
+        return hidden[0, -1]
 
     def _select(self, sources: torch.Tensor) -> None:
         self._cache.batch_select_indices(sources.to(self._model.device))
