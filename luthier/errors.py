@@ -14,6 +14,7 @@
     │   ├── BaseModelNotFoundError
     │   └── JobNotFoundError
     ├── ConflictError                (RuntimeError)    the thing exists, but in the wrong state
+    │   └── ReplacedError                              it was replaced while it was being used
     ├── CapacityError                (RuntimeError)    a limit is reached; try again later
     ├── NotSupportedError            (NotImplementedError)  understood, and not offered
     ├── TrainingFailedError          (RuntimeError)    the run went wrong: NaN loss, dead worker
@@ -113,6 +114,12 @@ class ConflictError(LuthierError, RuntimeError):
     """The thing exists, but its state does not allow the request."""
 
     code = "conflict"
+
+
+class ReplacedError(ConflictError):
+    """What a request was to run with is gone; the same request finds what came in its place."""
+
+    code = "replaced"
 
 
 class CapacityError(LuthierError, RuntimeError):

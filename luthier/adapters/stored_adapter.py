@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from luthier.adapters.base import Adapter, SoftPromptTensors
 from luthier.adapters.lora.layers import LoraFactors
 from luthier.adapters.storage import load_adapter
-from luthier.errors import ArtifactError
+from luthier.errors import ArtifactError, LuthierError, ReplacedError
 
 if TYPE_CHECKING:
     from luthier.resources.base_model import BaseModel
@@ -54,7 +54,8 @@ class StoredAdapter(Adapter):
             The same object as long as somebody holds it.
 
         Raises:
-            ArtifactError: If the folder is gone, damaged, or holds another adapter by now.
+            ReplacedError: If the folder is gone, damaged, or holds another adapter by now.
+            ArtifactError: If the base model was released.
         """
         with self._lock:
             adapter = self._kept()
@@ -111,7 +112,13 @@ class StoredAdapter(Adapter):
         base_model = self._base_model()
         if base_model is None:
             raise ArtifactError(f"the base model of adapter {self.folder.name!r} was released")
-        adapter = load_adapter(self.folder, base_model=base_model)
+        try:
+            adapter = load_adapter(self.folder, base_model=base_model)
+        except (LuthierError, OSError) as error:
+            # It could be read before, so somebody has changed it, or is about to.
+            raise ReplacedError(
+                f"adapter {self.folder.name!r} can no longer be read: {error}"
+            ) from error
         if adapter.content_hash() != self._hash:
-            raise ArtifactError(f"adapter {self.folder.name!r} was replaced by another one")
+            raise ReplacedError(f"adapter {self.folder.name!r} was replaced by another one")
         return adapter

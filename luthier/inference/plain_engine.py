@@ -15,7 +15,7 @@ from collections.abc import Callable
 import alog
 import torch
 
-from luthier.errors import EngineError, LuthierError
+from luthier.errors import ConflictError, EngineError, LuthierError
 from luthier.inference.base import (
     ClassificationRequest,
     Engine,
@@ -37,6 +37,7 @@ from luthier.inference.runners.row_forward import (
 from luthier.inference.sampling.model_defaults import model_defaults
 from luthier.inference.scored_sequence import ScoredSequence, require_head_fits
 from luthier.inference.sequences import GeneratedSequence, RowSequence, Vocabulary
+from luthier.inference.snapshots import Snapshots
 from luthier.resources.base_model import BaseModel
 
 log = alog.use_channel(__name__)
@@ -48,12 +49,23 @@ class _Row:
     def __init__(self, sequence: RowSequence, on_cancel: Callable[[_Row], None]) -> None:
         self.sequence = sequence
         self.channel = Channel(on_cancel=lambda: on_cancel(self))
+        self._weights: object = None
+
+    def begin(self) -> None:
+        """Note what the row runs with."""
+        self._weights = self._changes()
 
     def send(self, item: GenerationChunk | LuthierError) -> None:
+        if isinstance(item, GenerationChunk) and self._changes() != self._weights:
+            raise ConflictError("the adapter's weights were changed while a request ran with them")
         deliver([(self.channel, item)])
 
     def end(self, reason: FinishReason) -> None:
-        self.send(self.sequence.end(reason))
+        deliver([(self.channel, self.sequence.end(reason))])
+
+    def _changes(self) -> object:
+        adapter = self.sequence.prompt.adapter
+        return None if adapter is None else adapter.changes()
 
 
 class PlainEngine(Engine):
@@ -77,6 +89,7 @@ class PlainEngine(Engine):
         self._state = threading.Condition(threading.RLock())
         self._waiting: deque[_Row] = deque()
         self._running: set[_Row] = set()
+        self._snapshots = Snapshots()
         self._is_closed = False
         self._failure = ""
         num_threads = max(1, min(self._options.num_threads, self._options.max_running))
@@ -92,6 +105,9 @@ class PlainEngine(Engine):
     def submit(self, request: Request) -> TokenStream:
         """Accept a request; see ``Engine``."""
         self._options.check_priority(request.priority)
+        if request.adapter is not None:
+            snapshot = self._snapshots.taken(request.adapter)
+            request = dataclasses.replace(request, adapter=snapshot)
         row = _Row(self._sequence(request), on_cancel=self._drop_if_waiting)
         with self._state:
             self._check_accepts(request.tenant)
@@ -201,6 +217,7 @@ class PlainEngine(Engine):
         sequence = row.sequence
         if self._end_early(row):
             return
+        row.begin()
         forward = row_forward(self._base_model)
         if isinstance(sequence, ScoredSequence):
             row.send(sequence.score(forward.last_hidden(sequence.prompt)))

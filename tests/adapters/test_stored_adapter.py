@@ -12,7 +12,7 @@ from luthier.adapters.lora.building import create_lora
 from luthier.adapters.storage import load_adapter, save_adapter
 from luthier.adapters.stored_adapter import StoredAdapter
 from luthier.data_model.options.lora import LoraConfig
-from luthier.errors import ArtifactError
+from luthier.errors import ArtifactError, ReplacedError
 from luthier.resources.base_model import BaseModel
 from tests.fixtures.lora_models import disturb
 
@@ -68,7 +68,7 @@ def test_it_is_read_once_while_somebody_holds_it(base: BaseModel, folder: Path) 
     assert stored.loaded() is held
     del held
     gc.collect()
-    with pytest.raises(ArtifactError, match="adapter"):
+    with pytest.raises(ReplacedError, match="adapter 'adapter' can no longer be read"):
         stored.loaded()
 
 
@@ -76,7 +76,7 @@ def test_another_adapter_in_the_folder_is_refused(base: BaseModel, folder: Path)
     stored = make_stored(base, folder)
     gc.collect()
     save(base, folder, seed=2)
-    with pytest.raises(ArtifactError, match="replaced"):
+    with pytest.raises(ReplacedError, match="replaced"):
         stored.loaded()
 
 

@@ -105,6 +105,11 @@ class AdapterPool:
         self._is_closed = False
         self._thread: threading.Thread | None = None
 
+    def keeps(self, key: str) -> bool:
+        """Whether an adapter is in the tables, or has been asked for them. Changes nothing."""
+        with self._changed:
+            return key in self._entries
+
     def pin(self, key: str, adapter: Adapter, when_ready: WhenReady) -> Pin:
         """Ask for an adapter; returns at once.
 

@@ -59,6 +59,10 @@ class Arrivals:
         paths = adapter.delta_layers()
         return bool(paths) and self._tables is not None and self._tables.takes(paths)
 
+    def keeps(self, key: str) -> bool:
+        """Whether nobody will ask an adapter of this content for its deltas. Needs no lock."""
+        return self.pool is not None and self.pool.keeps(key)
+
     def expect(self, row: BatchRow, adapter: Adapter) -> bool:
         """Hold the adapter for a row until ``forget``.
 

@@ -239,11 +239,8 @@ class TextGenerator:
         """
         answer = await self._asubmit(text, sampling)
         try:
-            if answer.has_preamble:
-                yield answer.preamble()
             async for chunk in answer.stream:
-                piece = answer.piece(chunk)
-                if piece is not None:
+                for piece in answer.pieces_of(chunk):
                     yield piece
         finally:
             answer.cancel()

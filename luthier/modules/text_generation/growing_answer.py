@@ -41,7 +41,8 @@ class GrowingAnswer:
 
     def __post_init__(self) -> None:
         # The prompt goes first through the joiner, for a stream as for a whole text.
-        self._texts = [self.joiner.prompt(self.prompt_text)]
+        self._preamble = self.joiner.prompt(self.prompt_text)
+        self._texts = [self._preamble]
         self._tokens: list[EngineToken] = []
         self._input_tokens: list[EngineToken] = []
         self._last = GenerationChunk(text="", input_token_count=self.prompt_tokens)
@@ -53,12 +54,8 @@ class GrowingAnswer:
     def pieces(self) -> Iterator[GeneratedTextStreamResult]:
         """The answer piece by piece; leaving early frees the row."""
         try:
-            if self.has_preamble:
-                yield self.preamble()
             for chunk in self.stream:
-                piece = self.piece(chunk)
-                if piece is not None:
-                    yield piece
+                yield from self.pieces_of(chunk)
         finally:
             self.cancel()
 
@@ -83,24 +80,20 @@ class GrowingAnswer:
             input_tokens=_reported(self._input_tokens) if self.sampling.input_tokens else None,
         )
 
-    @property
-    def has_preamble(self) -> bool:
-        """True if the stream starts with the prompt."""
-        return bool(self._texts[0])
+    def pieces_of(self, chunk: GenerationChunk) -> Iterator[GeneratedTextStreamResult]:
+        """A chunk as items of the stream, none if there is nothing to say yet.
 
-    def preamble(self) -> GeneratedTextStreamResult:
-        """The stream's first item: the prompt."""
-        return self._item(self._texts[0], self._last, tokens=None)
-
-    def piece(self, chunk: GenerationChunk) -> GeneratedTextStreamResult | None:
-        """A chunk as an item of the stream; None if there is nothing to say yet."""
+        Before the first comes the prompt, if it is to be given back: not sooner, so that a request
+        that cannot begin has said nothing.
+        """
+        preamble, self._preamble = self._preamble, ""
+        if preamble:
+            yield self._item(preamble, self._last, tokens=None)
         text = self._text_of(chunk)
         has_news = text or chunk.is_last or chunk.input_tokens
-        if not has_news and not (self._reports_tokens and chunk.tokens):
-            return None
-        return self._item(
-            text, chunk, tokens=_reported(chunk.tokens) if self._reports_tokens else None
-        )
+        if has_news or (self._reports_tokens and chunk.tokens):
+            tokens = _reported(chunk.tokens) if self._reports_tokens else None
+            yield self._item(text, chunk, tokens=tokens)
 
     def _text_of(self, chunk: GenerationChunk) -> str:
         first_piece = chunk.tokens[0].text if chunk.tokens else ""

@@ -22,11 +22,13 @@ class Version:
 
     Args:
         inode: Of the folder's config file.
-        modified_ns: Likewise, its time of change in nanoseconds.
+        modified_ns: Likewise, when it was written, in nanoseconds.
+        changed_ns: Likewise, when it got its place on the disk: no copy can keep that.
     """
 
     inode: int
     modified_ns: int
+    changed_ns: int
 
 
 class ModelsDir:
@@ -80,7 +82,7 @@ class ModelsDir:
             raise ModelNotFoundError(
                 f"Model '{model_id}' not loaded: no model of this name is served"
             ) from error
-        return Version(status.st_ino, status.st_mtime_ns)
+        return Version(status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
 
     def names(self) -> list[str]:
         """Every model's name, sorted; none while somebody has taken the whole folder away."""

@@ -2,25 +2,37 @@
 
 A model is loaded by its first request. Later requests see at once that its folder was replaced or
 removed, because each looks at the folder's version. A module that was replaced, removed or evicted
-stays until the last request that uses it has ended, and is then released.
+stays until the last request that uses it has ended, and is then released. What a module leaves on
+disk may be replaced before it is read; its requests then start again with what is there now.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import alog
 
-from luthier.errors import CapacityError, LuthierError
+from luthier.errors import (
+    CapacityError,
+    ConflictError,
+    LuthierError,
+    ModelNotFoundError,
+    ReplacedError,
+)
 from luthier.runtime.registry.model_folder import ModelsDir, Version
 from luthier.runtime.registry.served_module import LoadModule, ServedModule
 
 log = alog.use_channel(__name__)
+
+#: Each further one needs the folder to be replaced again at the worst moment.
+_MAX_LOADS = 10
+T = TypeVar("T")
 
 
 @dataclass
@@ -87,6 +99,69 @@ class ModelRegistry:
             self._release_if_unused(entry)
             self._evict()
 
+    async def run(self, model_id: str, work: Callable[[ServedModule], Awaitable[T]]) -> T:
+        """Do something with the model, as it is now.
+
+        Args:
+            model_id: As a request brought it.
+            work: Done anew if the model was replaced before it could begin.
+
+        Returns:
+            What ``work`` returns.
+
+        Raises:
+            LuthierError: As for ``use``; from ``work``.
+        """
+        for _ in range(_MAX_LOADS):
+            async with self.use(model_id) as module:
+                try:
+                    return await work(module)
+                except ReplacedError as error:
+                    self.give_up(model_id, module, error)
+        raise _restless(model_id)
+
+    async def stream(
+        self, model_id: str, work: Callable[[ServedModule], AsyncGenerator[T]]
+    ) -> AsyncGenerator[T]:
+        """As ``run``, piece by piece.
+
+        Args:
+            model_id: As a request brought it.
+            work: Done anew if the model was replaced before there was a first piece.
+
+        Yields:
+            What ``work`` yields.
+
+        Raises:
+            LuthierError: As for ``run``.
+        """
+        for _ in range(_MAX_LOADS):
+            has_begun = False
+            async with self.use(model_id) as module, aclosing(work(module)) as pieces:
+                try:
+                    async for piece in pieces:
+                        has_begun = True
+                        yield piece
+                    return
+                except ReplacedError as error:
+                    if has_begun:
+                        raise
+                    self.give_up(model_id, module, error)
+        raise _restless(model_id)
+
+    def give_up(self, model_id: str, module: ServedModule, error: ReplacedError) -> None:
+        """Serve a module to nobody new whose files are not those that it was made from.
+
+        Args:
+            model_id: A model's name.
+            module: From ``use``.
+            error: What told of it.
+        """
+        log.info("model was replaced: model_id=%s: %s", model_id, error)
+        entry = self._entries.get(model_id)
+        if entry is not None and self.loaded_module(model_id) is module:
+            self._retire(entry)
+
     def is_loaded(self, model_id: str) -> bool:
         """True if the model is in memory.
 
@@ -145,18 +220,28 @@ class ModelRegistry:
         return entry
 
     async def _load_in_thread(self, model_id: str) -> ServedModule:
+        """Load the model, all of it from one content of its folder."""
         folder = self.models.folder_of(model_id)
         loop = asyncio.get_running_loop()
-        version = self.models.version_of(model_id)
+        for _ in range(_MAX_LOADS):
+            version = self.models.version_of(model_id)
+            try:
+                module = await loop.run_in_executor(self._threads, self._load, folder)
+            except (LuthierError, OSError):
+                if self.models.version_of(model_id) == version:
+                    raise
+                continue  # half of each content is nobody's fault
+            if self._is_still(model_id, version):
+                log.info("model loaded: model_id=%s", model_id)
+                return module
+            await asyncio.to_thread(module.release)
+        raise _restless(model_id)
+
+    def _is_still(self, model_id: str, version: Version) -> bool:
         try:
-            module = await loop.run_in_executor(self._threads, self._load, folder)
-        except LuthierError:
-            if self.models.version_of(model_id) == version:
-                raise
-            # The folder was replaced while it was read: half of each is nobody's fault.
-            module = await loop.run_in_executor(self._threads, self._load, folder)
-        log.info("model loaded: model_id=%s", model_id)
-        return module
+            return self.models.version_of(model_id) == version
+        except ModelNotFoundError:
+            return False
 
     def _retire(self, entry: _Entry) -> None:
         if self._entries.get(entry.model_id) is entry:
@@ -191,3 +276,9 @@ class ModelRegistry:
 
 def _has_failed(loading: asyncio.Task[ServedModule]) -> bool:
     return loading.done() and (loading.cancelled() or loading.exception() is not None)
+
+
+def _restless(model_id: str) -> ConflictError:
+    return ConflictError(
+        f"model {model_id!r} was replaced {_MAX_LOADS} times while it was being loaded"
+    )

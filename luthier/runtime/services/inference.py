@@ -44,8 +44,9 @@ class InferenceService:
             LuthierError: If there is no such model, a parameter is out of range, the engine is
                 full or the row fails.
         """
-        async with self._registry.use(_given(model_id)) as module:
-            return await module.arun(text, **sampling)
+        return await self._registry.run(
+            _given(model_id), lambda module: module.arun(text, **sampling)
+        )
 
     async def generate_many(
         self, model_id: str, text: str, n: int, sampling: Mapping[str, Any]
@@ -64,8 +65,9 @@ class InferenceService:
         Raises:
             LuthierError: As for ``generate``; if ``n`` is out of range, or > 1 without sampling.
         """
-        async with self._registry.use(_given(model_id)) as module:
-            return await module.arun_many(text, n, **sampling)
+        return await self._registry.run(
+            _given(model_id), lambda module: module.arun_many(text, n, **sampling)
+        )
 
     async def stream(
         self, model_id: str, text: str, sampling: Mapping[str, Any]
@@ -83,10 +85,10 @@ class InferenceService:
         Raises:
             LuthierError: As for ``generate``, mostly before the first piece.
         """
-        async with (
-            self._registry.use(_given(model_id)) as module,
-            aclosing(module.arun_stream_out(text, **sampling)) as results,
-        ):
+        results = self._registry.stream(
+            _given(model_id), lambda module: module.arun_stream_out(text, **sampling)
+        )
+        async with aclosing(results):
             async for result in results:
                 yield result
 
@@ -103,8 +105,9 @@ class InferenceService:
         Raises:
             LuthierError: If there is no such model.
         """
-        async with self._registry.use(_given(model_id)) as module:
-            return await module.arun_tokenizer(text)
+        return await self._registry.run(
+            _given(model_id), lambda module: module.arun_tokenizer(text)
+        )
 
 
 def _given(model_id: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -11,7 +12,13 @@ from pathlib import Path
 import pytest
 from fixtures.echo_runtime import EchoLog
 
-from luthier.errors import ArtifactError, CapacityError, ModelNotFoundError
+from luthier.errors import (
+    ArtifactError,
+    CapacityError,
+    ConflictError,
+    ModelNotFoundError,
+    ReplacedError,
+)
 from luthier.runtime.registry.model_folder import ModelsDir
 from luthier.runtime.registry.registry import ModelRegistry
 
@@ -168,3 +175,117 @@ async def test_a_loaded_module_can_be_looked_at(bench):
     assert bench.registry.loaded_module("a") is None
     async with bench.registry.use("a") as module:
         assert bench.registry.loaded_module("a") is module
+
+
+def test_a_folder_whose_config_looks_the_same_is_another_content_still(bench):
+    bench.add("a")
+    before = bench.models.version_of("a")
+    config = bench.models.path / "a" / "config.yml"
+    times = config.stat().st_atime_ns, config.stat().st_mtime_ns
+    config.write_text("y")
+    os.utime(config, ns=times)
+    assert bench.models.version_of("a") != before
+
+
+async def test_what_was_replaced_while_it_was_read_is_read_again_as_a_whole(bench, monkeypatch):
+    bench.add("a")
+    load = bench.log.load
+    accidents = [lambda module: bench.add("a"), lambda module: bench.add("a"), lambda module: None]
+
+    def disturbed(folder):
+        module = load(folder)
+        accidents.pop(0)(module)
+        return module
+
+    monkeypatch.setattr(bench.registry, "_load", disturbed)
+    async with bench.registry.use("a"):
+        assert bench.log.loaded == ["a", "a", "a"]
+        assert bench.log.released == ["a", "a"], "modules of half-old content serve nobody"
+        assert bench.registry.is_loaded("a")
+
+
+@pytest.mark.parametrize("error", [ArtifactError("half of it"), FileNotFoundError("gone")])
+async def test_an_error_counts_only_if_the_folder_stayed_as_it_was(bench, monkeypatch, error):
+    bench.add("a")
+    load = bench.log.load
+
+    def disturbed(folder):
+        monkeypatch.setattr(bench.registry, "_load", load)
+        bench.add("a")
+        raise error
+
+    monkeypatch.setattr(bench.registry, "_load", disturbed)
+    await bench.touch("a")
+    assert bench.log.loaded == ["a"]
+
+
+async def test_a_model_that_was_undeployed_while_it_was_read_is_not_there(bench, monkeypatch):
+    bench.add("a")
+    load = bench.log.load
+
+    def disturbed(folder):
+        module = load(folder)
+        bench.models.remove("a")
+        return module
+
+    monkeypatch.setattr(bench.registry, "_load", disturbed)
+    with pytest.raises(ModelNotFoundError):
+        await bench.touch("a")
+    assert bench.log.released == ["a"]
+
+
+async def test_work_that_could_not_begin_starts_again_with_what_is_there_now(bench):
+    bench.add("a")
+    used = []
+
+    async def work(module):
+        used.append(module)
+        if len(used) < 3:
+            bench.add("a")
+            raise ReplacedError("gone")
+        return "done"
+
+    assert await bench.registry.run("a", work) == "done"
+    assert bench.log.loaded == ["a"] * 3
+    assert len(set(map(id, used))) == 3
+    await bench.until_released("a", "a")
+
+
+async def test_files_that_are_not_those_of_the_module_are_read_anew_without_a_new_version(bench):
+    bench.add("a")
+    used = []
+
+    async def pieces(module):
+        used.append(module)
+        if len(used) == 1:
+            raise ReplacedError("somebody wrote into the folder")
+        yield 1
+        yield 2
+
+    assert [piece async for piece in bench.registry.stream("a", pieces)] == [1, 2]
+    assert used[0] is not used[1]
+
+
+async def test_a_stream_that_has_begun_is_not_begun_again(bench):
+    bench.add("a")
+
+    async def pieces(module):
+        yield 1
+        raise ReplacedError("late")
+
+    got = []
+    with pytest.raises(ReplacedError, match="late"):
+        async for piece in bench.registry.stream("a", pieces):
+            got.append(piece)
+    assert got == [1]
+
+
+async def test_a_model_that_never_rests_is_given_up(bench):
+    bench.add("a")
+
+    async def work(module):
+        raise ReplacedError("again")
+
+    with pytest.raises(ConflictError, match="'a' was replaced 10 times"):
+        await bench.registry.run("a", work)
+    await bench.until_released(*["a"] * 10)
