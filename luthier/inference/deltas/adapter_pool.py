@@ -103,6 +103,8 @@ class AdapterPool:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._coming: deque[str] = deque()
         self._is_closed = False
+        #: Why nothing can be loaded any more, or "".
+        self.failure = ""
         self._thread: threading.Thread | None = None
 
     def keeps(self, key: str) -> bool:
@@ -127,7 +129,7 @@ class AdapterPool:
         pin = Pin(self, key, when_ready)
         with self._changed:
             if self._is_closed:
-                raise EngineError("the engine is closed")
+                raise EngineError(self.failure or "the engine is closed")
             entry = self._entries.get(key)
             if entry is None:
                 entry = self._entries[key] = _Entry(adapter)
@@ -173,12 +175,15 @@ class AdapterPool:
         try:
             while (key := self._next()) is not None:
                 self._bring(key)
+        except BaseException as error:
+            self.failure = f"the thread that loads adapters died of {type(error).__name__}: {error}"
+            log.error("Adapter pool died", exc_info=True)
         finally:
             with self._changed:
                 self._is_closed = True
                 waiting = [key for key, entry in self._entries.items() if not entry.is_ready]
             for key in waiting:
-                self._give_up(key, EngineError("the engine is closed"))
+                self._give_up(key, EngineError(self.failure or "the engine is closed"))
 
     def _next(self) -> str | None:
         with self._changed:
@@ -224,15 +229,13 @@ class AdapterPool:
             return False
         try:
             self._tables.place(key, deltas)
+            if adapter.content_hash() != key:
+                raise ConflictError("the adapter was changed while it was being loaded")
         except BaseException:
-            with self._changed:
-                self._num_bytes -= num_bytes
-            raise
-        if adapter.content_hash() != key:
             with self._changed:
                 self._tables.remove(key)
                 self._num_bytes -= num_bytes
-            raise ConflictError("the adapter was changed while it was being loaded")
+            raise
         return True
 
     def _make_room(self, key: str, num_bytes: int) -> bool:

@@ -83,6 +83,11 @@ class Arrivals:
             self._waiting[row] = None
         return pin.is_ready
 
+    @property
+    def failure(self) -> str:
+        """Why no adapter can be brought any more, or ""."""
+        return "" if self.pool is None else self.pool.failure
+
     def arrive(self, row: BatchRow) -> bool:
         """Let a row go that waited; False if it was forgotten meanwhile."""
         if row not in self._waiting:
