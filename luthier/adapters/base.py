@@ -100,6 +100,11 @@ class Adapter(ABC):
     @abstractmethod
     def to(self, *, device: torch.device, dtype: torch.dtype) -> Self:
         """A copy on ``device`` in ``dtype`` (self if nothing changes)."""
+    @property
+    def class_labels(self) -> tuple[str, ...]:
+        """Names of the classes that the adapter tells apart, for one that writes no text."""
+        return ()
+
 
     @property
     def has_dropout(self) -> bool:

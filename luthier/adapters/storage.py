@@ -19,6 +19,8 @@ import torch
 from safetensors.torch import save_file
 
 from luthier.adapters.base import Adapter
+from luthier.adapters.heads.building import read_head, require_labels
+from luthier.adapters.heads.peft_format import TASK_TYPE as CLASSIFICATION_TASK
 from luthier.adapters.lora.building import read_lora
 from luthier.adapters.lora.peft_format import PEFT_TYPE as LORA_TYPE
 from luthier.adapters.prompts.key_values import prefix_shape_of
@@ -66,6 +68,8 @@ def save_adapter(
             "content_hash": adapter.content_hash(),
             "task_id": getattr(adapter, "task_id", 0),
         }
+        if adapter.class_labels:
+            about["labels"] = list(adapter.class_labels)
         write_manifest(partial, adapter=about)
 
 
@@ -95,6 +99,8 @@ def load_adapter(folder: Path, *, base_model: BaseModel) -> Adapter:
             f"adapter {folder.name!r} is of type {str(peft_type)[:80]!r}; known are "
             f"{', '.join(_PEFT_TYPES)}"
         )
+    if config.get("task_type") == CLASSIFICATION_TASK:
+        return _read_head(folder, config, about.get("labels"), base_model)
     # PEFT's LoRA may leave the task open; a soft prompt cannot.
     is_open = peft_type == LORA_TYPE and config.get("task_type") is None
     if not is_open and config.get("task_type") != PEFT_TASK_TYPES[base_model.kind]:
@@ -121,6 +127,19 @@ def load_adapter(folder: Path, *, base_model: BaseModel) -> Adapter:
     except InvalidInputError as error:
         raise ArtifactError(f"adapter {folder.name!r}: {error}") from error
     return adapter.to(device=base_model.device, dtype=state["prompt_embeddings"].dtype)
+
+
+def _read_head(
+    folder: Path, config: Mapping[str, Any], labels: object, base_model: BaseModel
+) -> Adapter:
+    if labels is not None and not isinstance(labels, list):
+        raise ArtifactError(f"adapter {folder.name!r}: 'labels' must be a list of names")
+    try:
+        if labels is not None:
+            require_labels(labels)
+        return read_head(config, _read_state(folder), base_model.model, labels=labels)
+    except InvalidInputError as error:
+        raise ArtifactError(f"adapter {folder.name!r}: {error}") from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -168,11 +187,19 @@ def _without_path(name: str) -> str:
 
 def _readme(adapter: Adapter, config: Mapping[str, Any]) -> str:
     base = config["base_model_name_or_path"]
+    needs, model, classes = "", "base_model", ""
+    if adapter.class_labels:
+        needs = "from transformers import AutoModelForSequenceClassification\n\n"
+        needs += "classifier = AutoModelForSequenceClassification.from_pretrained(\n"
+        needs += f"    {json.dumps(base)}, num_labels={len(adapter.class_labels)}\n)\n"
+        model = "classifier"
+        named = ", ".join(json.dumps(label) for label in adapter.class_labels)
+        classes = f"\nClasses, in order: {named}\n"
     return (
         f"---\nlibrary_name: peft\nbase_model: {json.dumps(base)}\n---\n\n"
         f"# An adapter for {base}\n\n"
         f"Tuned by Luthier with {adapter.method.replace('_', ' ')}. Load it in Luthier, or with "
         "PEFT:\n\n"
-        "```python\nfrom peft import PeftModel\n\n"
-        "model = PeftModel.from_pretrained(base_model, folder)\n```\n"
+        f"```python\nfrom peft import PeftModel\n{needs}\n"
+        f"model = PeftModel.from_pretrained({model}, folder)\n```\n{classes}"
     )

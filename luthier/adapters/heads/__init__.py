@@ -1,0 +1,1 @@
+"""Heads: what a tuned model says instead of text."""
