@@ -143,6 +143,7 @@ class InferenceConfig:
     """``inference``: the engines."""
 
     max_running: PositiveInt
+    max_beam_rows: PositiveInt
     max_waiting: CountOrZero
     max_waiting_per_tenant: CountOrZero
     tenant_weights: Mapping[str, PositiveInt]
@@ -168,6 +169,7 @@ class TrainingLimits:
     max_batch_size: PositiveInt
     max_epochs: PositiveInt
     max_accumulate_steps: PositiveInt
+    max_processes: Annotated[int, Bounds(1, 4096)]
     max_source_length: PositiveInt
     max_target_length: PositiveInt
     max_rows: PositiveInt

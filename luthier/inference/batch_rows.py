@@ -19,8 +19,21 @@ from luthier.inference.sampling.seen_ngrams import SeenNgrams
 from luthier.inference.sequences import RowSequence
 
 
+@dataclass
+class EncoderRange:
+    """What an encoder read for a row, or for several that share it.
+
+    Args:
+        kv: Where; None while the row is not running.
+        is_read: Whether an encoder has filled that.
+    """
+
+    kv: KvRange | None = None
+    is_read: bool = False
+
+
 class BatchRow:
-    """One request in the batched engine.
+    """One request in the batched engine, or one of its beams (``beam_rows``).
 
     Its positions are virtual tokens, prompt tokens, then generated tokens; the first
     ``num_computed`` of them have keys and values. For a seq2seq model they are the decoder's: its
@@ -47,8 +60,7 @@ class BatchRow:
         )
         self.channel = Channel()  # every step looks at who was cancelled
         self.kv: KvRange | None = None
-        self.encoder_kv: KvRange | None = None
-        self.is_read = False  # whether an encoder has filled that
+        self.encoded = EncoderRange()
         self.num_computed = 0
         self.turn_start = 0  # tokens it had generated when it was admitted last
         self.arrival = 0  # its number among all that came
@@ -57,6 +69,36 @@ class BatchRow:
         self.max_drafted = 4  # what the next guess may have; good ones make it more
         self.leader: BatchRow | None = None  # computed what this row was to start from
         self._prefix_blocks: list[PrefixBlock] = []
+
+    @property
+    def members(self) -> tuple[BatchRow, ...]:
+        """The rows that come and go together; the first of them waits for all."""
+        return (self,)
+
+    @property
+    def head(self) -> BatchRow:
+        """The first of its members."""
+        return self.members[0]
+
+    @property
+    def width(self) -> int:
+        """Places that it takes, with its members."""
+        return len(self.members)
+
+    @property
+    def is_beam(self) -> bool:
+        """True for a row of a beam search."""
+        return False
+
+    @property
+    def waits_for_head(self) -> bool:
+        """True while it goes on from what the first of its members has not computed yet."""
+        return False
+
+    @property
+    def generated_ids(self) -> Sequence[int]:
+        """What comes after its first tokens so far."""
+        return self.sequence.token_ids
 
     @property
     def tenant(self) -> str:
@@ -69,9 +111,14 @@ class BatchRow:
         return self.sequence.request.priority
 
     @property
+    def turn_key(self) -> str:
+        """Which of its tenant's turns it shares: those of its adapter."""
+        return self.adapter_key
+
+    @property
     def flow(self) -> tuple[str, str]:
         """Whom it shares its turns with: rows of the same adapter and tenant."""
-        return self.tenant, self.adapter_key
+        return self.tenant, self.turn_key
 
     @property
     def num_virtual(self) -> int:
@@ -100,7 +147,7 @@ class BatchRow:
         while not self.is_encoded:
             start = blocks[-1].stop if blocks else 0
             stop = start + PREFIX_BLOCK_TOKENS
-            if stop > self.num_positions:
+            if stop > self.num_nameable:
                 break
             parent = blocks[-1].key if blocks else self.adapter_key
             if start == self.num_virtual:
@@ -110,9 +157,19 @@ class BatchRow:
         return blocks
 
     @property
+    def num_first(self) -> int:
+        """Positions before the first generated token."""
+        return self.num_virtual + len(self._first_ids)
+
+    @property
+    def num_nameable(self) -> int:
+        """Positions whose tokens stay what they are, so that others may start from them."""
+        return self.num_positions
+
+    @property
     def num_positions(self) -> int:
         """All there are so far."""
-        return self.num_virtual + len(self._first_ids) + len(self.sequence.token_ids)
+        return self.num_first + len(self.generated_ids)
 
     @property
     def num_pending(self) -> int:
@@ -132,14 +189,14 @@ class BatchRow:
     def token_ids(self, start: int, stop: int) -> Iterator[int]:
         """Ids at positions [start, stop); 0 stands for a virtual token."""
         first_ids = self._first_ids
-        num_before = self.num_virtual + len(first_ids)
+        generated_ids, num_before = self.generated_ids, self.num_first
         for position in range(start, stop):
             if position < self.num_virtual:
                 yield 0
             elif position < num_before:
                 yield first_ids[position - self.num_virtual]
             else:
-                yield self.sequence.token_ids[position - num_before]
+                yield generated_ids[position - num_before]
 
 
 @dataclass(frozen=True)

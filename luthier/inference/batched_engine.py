@@ -13,6 +13,8 @@ import dataclasses
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TypeVar
 
 import alog
 import torch
@@ -29,9 +31,10 @@ from luthier.inference.base import (
     TokenStream,
 )
 from luthier.inference.batch_rows import BatchRow, RowSlice, SliceLogits
+from luthier.inference.beam_rows import BeamGroup, BeamRow
 from luthier.inference.channels import ChannelStream, Item, deliver
 from luthier.inference.deltas.adapter_pool import PoolStatus
-from luthier.inference.memory.kv_cache import BLOCK_TOKENS
+from luthier.inference.memory.kv_cache import BLOCK_TOKENS, whole_blocks
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
 from luthier.inference.prompts import Prompt, prepare_prompt
@@ -46,9 +49,14 @@ from luthier.inference.scheduling.arrivals import Arrivals
 from luthier.inference.scheduling.scheduler import Scheduler
 from luthier.inference.scored_sequence import ScoredSequence, require_head_fits
 from luthier.inference.sequences import GeneratedSequence, RowSequence, Vocabulary
+from luthier.inference.snapshots import Snapshots
 from luthier.resources.base_model import BaseModel
 
 log = alog.use_channel(__name__)
+
+Made = TypeVar("Made")
+#: How often rows that wait for an adapter are looked at while no others run.
+_LOOK_SECONDS = 0.1
 
 
 class BatchedEngine(Engine):
@@ -97,6 +105,7 @@ class BatchedEngine(Engine):
         self._decoder_start_ids = (
             (decoder_start_token_id(self._base_model),) if is_seq2seq else None
         )
+        self._snapshots = Snapshots()
         self._state = threading.Condition()
         self._is_closed = False
         self._failure = ""
@@ -115,12 +124,17 @@ class BatchedEngine(Engine):
         if adapter is not None and not has_deltas and adapter.tuned_model(model) is not model:
             log.debug("A row of method %s runs beside the batch", adapter.method)
             return self._engine_for_whole_models(request.tenant).submit(request)
+        key = ""
+        if adapter is not None:
+            is_kept = self._arrivals.keeps if has_deltas else None
+            key, adapter = self._snapshots.take(adapter, is_kept=is_kept)
+            request = dataclasses.replace(request, adapter=adapter)
         # Deltas stand before nothing: the prompt is that of the bare base.
         bare = dataclasses.replace(request, adapter=None) if has_deltas else request
-        prompt = self._fitting(prepare_prompt(self._base_model, bare))
-        sequence = self._sequence(request, prompt)
-        key = adapter.content_hash() if adapter is not None else ""
-        row = BatchRow(sequence, adapter_key=key, decoder_start_ids=self._decoder_start_ids)
+        num_beams = _num_beams(request)
+        self._options.check_beams(num_beams)
+        prompt = self._fitting(prepare_prompt(self._base_model, bare), num_beams)
+        row = self._row(self._sequence(request, prompt), key, num_beams)
         with self._state:
             self._check_accepts(request.tenant)
             if adapter is None or not has_deltas or self._arrivals.expect(row, adapter):
@@ -128,10 +142,21 @@ class BatchedEngine(Engine):
             self._state.notify()
         return ChannelStream(row.channel, keep_alive=self._owner())
 
+    def _row(self, sequence: RowSequence, adapter_key: str, num_beams: int) -> BatchRow:
+        """The row of a request, or the first of its beams."""
+        if num_beams == 1:
+            return BatchRow(
+                sequence, adapter_key=adapter_key, decoder_start_ids=self._decoder_start_ids
+            )
+        assert isinstance(sequence, GeneratedSequence)
+        return BeamGroup(
+            sequence, adapter_key=adapter_key, decoder_start_ids=self._decoder_start_ids
+        ).rows[0]
+
     def _runs_alone(self, request: Request) -> bool:
         """Whether what is asked for, whatever its adapter, is none of the batch's business."""
         if not isinstance(request, ClassificationRequest):
-            return request.sampling.num_beams > 1
+            return False
         require_head_fits(self._base_model, request.head)
         return not self._runner.gives_hidden
 
@@ -149,13 +174,14 @@ class BatchedEngine(Engine):
     def status(self) -> EngineStatus:
         """How the engine is doing; see ``Engine``."""
         with self._state:
-            detail = self._failure or ("closed" if self._is_closed else "")
+            detail = self._failure or ("closed" if self._is_closed else self._arrivals.failure)
             num_running = len(self._scheduler.running)
             num_waiting = self._num_waiting()
             beside = self._whole_models
         if beside is not None:
             num_running += beside.status().num_running
             num_waiting += beside.status().num_waiting
+            detail = detail or beside.status().detail
         return EngineStatus(not detail, num_running, num_waiting, detail)
 
     def keeps_deltas(self, adapter: Adapter) -> bool:
@@ -179,7 +205,7 @@ class BatchedEngine(Engine):
             self._whole_models.close()
 
     def _engine_for_whole_models(self, tenant: str) -> PlainEngine:
-        """Adapters that replace the network, and beams, share no forward pass with anybody."""
+        """Adapters that replace the network share no forward pass with anybody."""
         with self._state:
             self._check_accepts(tenant)
             if self._whole_models is None:
@@ -187,17 +213,22 @@ class BatchedEngine(Engine):
                 self._whole_models = PlainEngine(self._owner() or self._base_model, self._options)
             return self._whole_models
 
-    def _fitting(self, prompt: Prompt) -> Prompt:
-        """The prompt with its room cut to what the arena holds."""
-        num_held = self._runner.memory.allocator.num_tokens
-        num_used = prompt.num_decoder_virtual_tokens + len(prompt.token_ids)
+    def _fitting(self, prompt: Prompt, num_beams: int) -> Prompt:
+        """The prompt with its room cut to what the arena holds, for each of its beams."""
+        num_tokens = self._runner.memory.allocator.num_tokens
+        num_asked = prompt.num_decoder_virtual_tokens + len(prompt.token_ids)
+        num_used, num_encoder = num_asked, 0
         if self._decoder_start_ids is not None:
-            num_used += prompt.num_encoder_virtual_tokens + len(self._decoder_start_ids)
-            num_held -= BLOCK_TOKENS  # its two ranges are rounded up
+            num_asked += prompt.num_encoder_virtual_tokens + len(self._decoder_start_ids)
+            num_encoder = prompt.num_encoder_virtual_tokens + len(prompt.token_ids)
+            num_used = num_asked - num_encoder
+        num_left = num_tokens - whole_blocks(num_encoder)
+        num_held = num_left // num_beams // BLOCK_TOKENS * BLOCK_TOKENS
         if num_used >= num_held:
+            for_each = f" for each of {num_beams} beams" if num_beams > 1 else ""
             raise InvalidInputError(
-                f"the prompt has {num_used} tokens, virtual ones included; the engine's key-value "
-                f"cache holds {num_held}"
+                f"the prompt has {num_asked} tokens, virtual ones included; the engine's key-value "
+                f"cache holds {num_tokens // num_beams}{for_each}"
             )
         room = num_held - num_used if prompt.room is None else min(prompt.room, num_held - num_used)
         return dataclasses.replace(prompt, room=room)
@@ -232,7 +263,7 @@ class BatchedEngine(Engine):
 
     def _release(self, row: BatchRow, item: Item) -> None:
         """Forget a row that ended, wherever it is."""
-        if not self._arrivals.forget(row):
+        if not self._arrivals.forget(row.head):
             self._scheduler.release(row, is_broken=isinstance(item, LuthierError))
 
     def _live(self) -> None:
@@ -253,54 +284,75 @@ class BatchedEngine(Engine):
             while not self._is_closed:
                 if self._scheduler.running or len(self._scheduler.waiting):
                     return True
-                self._state.wait()
+                if not len(self._arrivals):
+                    self._state.wait()
+                elif not self._state.wait(_LOOK_SECONDS):
+                    return True  # nothing runs, but who waits for an adapter may have left
         return False
 
     def _end_all(self, failure: str) -> None:
         with self._state:
             self._failure = failure
-            lost = [*self._scheduler.take_all(), *self._arrivals]
+            rows = [*self._scheduler.running, *self._scheduler.waiting, *self._arrivals]
+            lost = [row for row in rows if row.head is row]
             for row in lost:
                 self._arrivals.forget(row)
         for row in lost:
-            if failure:
-                item: Item = EngineError(f"the engine has stopped: {failure}")
-            else:
-                item = row.sequence.end(FinishReason.CANCELLED)
-            deliver([(row.channel, item)])
+            error = EngineError(f"the engine has stopped: {failure}")
+            deliver([(row.channel, error if failure else _end(row, FinishReason.CANCELLED))])
+        with self._state:
+            self._scheduler.take_all()
 
     def _step(self) -> None:
         """One round: drop who is gone, plan, compute, choose, tell."""
         items = self._end_early()
         with self._state:
-            slices = self._prompt_lookup.with_drafts(self._scheduler.plan())
+            slices = self._with_drafts(self._scheduler.plan())
         results = self._run(slices)
         best = _likeliest_of_plain_rows(results.values())
         for each in slices:
-            error = results.get(each.row)
-            if isinstance(error, LuthierError):
-                items.append((each.row, error))
-                continue
-            each.row.num_computed = each.stop - len(each.drafted)
-            if each.count > 1 and not each.drafted:
-                self._runner.memory.keep(each.row)
-            if error is not None:
-                items.extend(self._advance(error, best.get(each.row)))
+            made = _made(partial(self._take, each, results.get(each.row), best.get(each.row)))
+            items.extend(made if isinstance(made, list) else [(each.row, made)])
         with self._state:
             for row, item in items:
                 if isinstance(item, LuthierError) or item.is_last:
                     self._release(row, item)
         deliver((row.channel, item) for row, item in items)
 
+    def _with_drafts(self, slices: list[RowSlice]) -> list[RowSlice]:
+        try:
+            return self._prompt_lookup.with_drafts(slices)
+        except Exception:
+            log.error("Guessing tokens failed; none are guessed in this step", exc_info=True)
+            return slices
+
+    def _take(
+        self,
+        each: RowSlice,
+        result: SliceLogits | LuthierError | None,
+        best: tuple[int, float] | None,
+    ) -> list[tuple[BatchRow, Item]]:
+        """What a computed slice gives its row."""
+        if isinstance(result, LuthierError):
+            return [(each.row, result)]
+        each.row.num_computed = each.stop - len(each.drafted)
+        if each.count > 1 and not each.drafted:
+            self._runner.memory.keep(each.row)
+        return [] if result is None else self._advance(result, best)
+
     def _end_early(self) -> list[tuple[BatchRow, Item]]:
         with self._state:
             rows = [*self._scheduler.running, *self._scheduler.waiting, *self._arrivals]
             items: list[tuple[BatchRow, Item]] = []
             for row in rows:
+                if row.head is not row:
+                    continue
                 if row.channel.is_cancelled:
-                    items.append((row, row.sequence.end(FinishReason.CANCELLED)))
+                    items.append((row, _end(row, FinishReason.CANCELLED)))
                 elif row.sequence.is_overdue:
-                    items.append((row, row.sequence.end(FinishReason.TIME_LIMIT)))
+                    made = _made(partial(_ended_in_time, row))
+                    ends = made if isinstance(made, list) else [made]
+                    items.extend((row, item) for item in ends)
             for row, item in items:
                 self._release(row, item)
         return items
@@ -310,6 +362,8 @@ class BatchedEngine(Engine):
         try:
             self._runner.begin(slices)
             return {each.slice.row: each for each in self._runner.run(slices)} if slices else {}
+        except torch.AcceleratorError:
+            raise  # the device's state is lost, and with it every row and step to come
         except Exception as error:
             log.error("Step failed", exc_info=True)
             if len(slices) == 1:
@@ -348,9 +402,19 @@ class BatchedEngine(Engine):
             sequence.report_prompt(result.logits, start=result.slice.start - row.num_virtual)
         if not result.slice.reaches_end:
             return []
+        if isinstance(row, BeamRow):
+            return self._advance_beams(row, result.logits[-1])
         if result.slice.drafted:
             return self._check_draft(result)
         return self._choose(row, result.logits[-1], best=best)
+
+    def _advance_beams(self, row: BeamRow, logits: torch.Tensor) -> list[tuple[BatchRow, Item]]:
+        """A step of a search, once the last of its beams has been computed."""
+        if not row.group.takes_step(row, logits):
+            return []
+        memory = self._runner.memory
+        made = _made(lambda: list(row.group.advance(memory)))
+        return [(row, item) for item in (made if isinstance(made, list) else [made])]
 
     def _choose(
         self, row: BatchRow, logits: torch.Tensor, *, best: tuple[int, float] | None = None
@@ -360,8 +424,24 @@ class BatchedEngine(Engine):
         return [(row, _made(lambda: sequence.advance(logits, best=best)))]
 
 
-def _made(make: Callable[[], GenerationChunk]) -> Item:
-    """A row's next item; what goes wrong is its own."""
+def _num_beams(request: Request) -> int:
+    return 1 if isinstance(request, ClassificationRequest) else request.sampling.num_beams
+
+
+def _end(row: BatchRow, reason: FinishReason) -> Item:
+    """The last chunk of a row that ends without a further token."""
+    return _made(partial(row.sequence.end, reason))
+
+
+def _ended_in_time(row: BatchRow) -> list[GenerationChunk]:
+    """The last chunks of a row whose time is over."""
+    if isinstance(row, BeamRow):
+        return list(row.group.cut())
+    return [row.sequence.end(FinishReason.TIME_LIMIT)]
+
+
+def _made(make: Callable[[], Made]) -> Made | LuthierError:
+    """What a row is given next; what goes wrong is its own."""
     try:
         return make()
     except LuthierError as error:
@@ -381,7 +461,12 @@ def _likeliest_of_plain_rows(
         if isinstance(each, SliceLogits)
         and each.slice.reaches_end
         and not each.slice.drafted
+        and not each.slice.row.is_beam
         and each.slice.row.sequence.takes_plain_argmax
     ]
-    best = likeliest([each.logits[-1] for each in plain])
+    try:
+        best = likeliest([each.logits[-1] for each in plain])
+    except Exception:
+        log.error("Choosing tokens together failed; each row chooses by itself", exc_info=True)
+        return {}
     return {each.slice.row: pair for each, pair in zip(plain, best, strict=True)}

@@ -18,11 +18,34 @@ WEIGHTS = ("float", "int8")
 
 
 @dataclass(frozen=True)
+class ProcessOptions:
+    """How an engine is run in a process of its own. Times are in seconds.
+
+    Args:
+        start_seconds: Until it must be ready, > 0; then it is killed.
+        stop_seconds: That it gets to end by itself, > 0.
+        restart_seconds: From its death to the next start; twice as long after each further death
+            that came before it had been ready for ``max_restart_seconds``.
+        max_restart_seconds: The longest such pause.
+        max_adapter_bytes: Of adapters that lie in no folder, which the process keeps for requests
+            to come; others are sent again.
+    """
+
+    start_seconds: float = 300.0
+    stop_seconds: float = 10.0
+    restart_seconds: float = 1.0
+    max_restart_seconds: float = 60.0
+    max_adapter_bytes: int = 2**30
+
+
+@dataclass(frozen=True)
 class EngineOptions:
     """How an engine is run.
 
     Args:
         max_running: Rows generated at the same time, at most, >= 1.
+        max_beam_rows: Those of beam searches among them, at most, each beam one; a request with
+            more beams is refused.
         max_waiting: Requests accepted and not started, at most; the next one is refused with
             ``CapacityError``.
         max_waiting_per_tenant: The same for any one tenant that is named.
@@ -49,9 +72,11 @@ class EngineOptions:
         prompt_lookup_tokens: Tokens that a greedy row of a causal model guesses in a step, at most,
             by what followed its last tokens before; 0 is none.
         weights: ``float`` as they are; ``int8`` is faster on CPUs and says about the same.
+        process: Run the engine in a process of its own; None is a thread of this one.
     """
 
     max_running: int = 32
+    max_beam_rows: int = 16
     max_waiting: int = 1024
     max_waiting_per_tenant: int = 256
     tenant_weights: Mapping[str, int] = field(default_factory=dict)
@@ -68,6 +93,7 @@ class EngineOptions:
     max_step_tokens: int | None = None
     prompt_lookup_tokens: int = 0
     weights: str = "float"
+    process: ProcessOptions | None = None
 
     def __post_init__(self) -> None:
         if self.weights not in WEIGHTS:
@@ -85,6 +111,7 @@ class EngineOptions:
         default = self.tenant_weights.get(OTHER_TENANTS, 1)
         return SchedulingRules(
             max_rows=self.max_running,
+            max_beam_rows=self.max_beam_rows,
             max_step_tokens=self.step_tokens_on(device),
             turn_tokens=self.turn_tokens,
             ageing_steps=self.ageing_steps,
@@ -110,6 +137,22 @@ class EngineOptions:
         if abs(priority) > self.max_priority:
             raise InvalidInputError(
                 f"'priority' must be in {-self.max_priority}..{self.max_priority}, got {priority}"
+            )
+
+    def check_beams(self, num_beams: int) -> None:
+        """Refuse a request with more beams than may run at once.
+
+        Args:
+            num_beams: Its own.
+
+        Raises:
+            InvalidInputError: Naming the limit.
+        """
+        most = min(self.max_beam_rows, self.max_running)
+        if num_beams > max(1, most):
+            raise InvalidInputError(
+                f"'num_beams' must be at most {most}, got {num_beams}: so many beams may run at "
+                "once on one base model"
             )
 
     def check_waiting(

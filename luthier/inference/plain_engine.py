@@ -1,5 +1,9 @@
 """The simple engine: a few threads, each taking one request at a time from start to end.
 
+Whose request is next is the fair queue's to say: tenants take turns by weight, then their adapters.
+The first request of an adapter of a tenant waits at most ``(F // N + 1) · L`` forward passes of a
+row: N are the threads, F the adapters of all tenants with requests, L the passes of the longest.
+
 It is the reference that faster engines are tested against, and the one for models they do not
 know. Rows share nothing but the frozen weights, so what one answers never depends on the others.
 """
@@ -9,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable
 
 import alog
@@ -35,6 +38,7 @@ from luthier.inference.runners.row_forward import (
     row_forward,
 )
 from luthier.inference.sampling.model_defaults import model_defaults
+from luthier.inference.scheduling.fair_queue import FairQueue
 from luthier.inference.scored_sequence import ScoredSequence, require_head_fits
 from luthier.inference.sequences import GeneratedSequence, RowSequence, Vocabulary
 from luthier.inference.snapshots import Snapshots
@@ -46,10 +50,22 @@ log = alog.use_channel(__name__)
 class _Row:
     """A request's sequence and the channel its chunks go to."""
 
-    def __init__(self, sequence: RowSequence, on_cancel: Callable[[_Row], None]) -> None:
+    width = 1
+
+    def __init__(
+        self, sequence: RowSequence, turn_key: str, on_cancel: Callable[[_Row], None]
+    ) -> None:
         self.sequence = sequence
+        self.tenant, self.turn_key = sequence.request.tenant, turn_key
+        self.priority = sequence.request.priority
+        self.arrival = self.arrival_step = 0
+        self.is_waiting = True
         self.channel = Channel(on_cancel=lambda: on_cancel(self))
         self._weights: object = None
+
+    @property
+    def flow(self) -> tuple[str, str]:
+        return self.tenant, self.turn_key
 
     def begin(self) -> None:
         """Note what the row runs with."""
@@ -85,9 +101,12 @@ class PlainEngine(Engine):
         self._vocabulary = Vocabulary(base_model.tokenizer, frozenset(base_model.eos_token_ids))
         self._defaults = model_defaults(base_model.model)
         # Re-entrant: dropping a stream cancels its row, and the garbage collector may do that
-        # while this thread holds the lock.
+        # while this thread holds the lock, halfway through a change of the queue.
         self._state = threading.Condition(threading.RLock())
-        self._waiting: deque[_Row] = deque()
+        rules = self._options.scheduling_on(base_model.device)
+        self._waiting: FairQueue[_Row] = FairQueue(
+            ageing_steps=rules.ageing_steps, weight_of=rules.weight_of
+        )
         self._running: set[_Row] = set()
         self._snapshots = Snapshots()
         self._is_closed = False
@@ -105,13 +124,15 @@ class PlainEngine(Engine):
     def submit(self, request: Request) -> TokenStream:
         """Accept a request; see ``Engine``."""
         self._options.check_priority(request.priority)
+        turn_key = str(id(request.adapter))
         if request.adapter is not None:
             snapshot = self._snapshots.taken(request.adapter)
             request = dataclasses.replace(request, adapter=snapshot)
-        row = _Row(self._sequence(request), on_cancel=self._drop_if_waiting)
+        row = _Row(self._sequence(request), turn_key, on_cancel=self._drop_if_waiting)
         with self._state:
+            self._forget_cancelled()
             self._check_accepts(request.tenant)
-            self._waiting.append(row)
+            self._waiting.add(row)
             self._state.notify()
         return ChannelStream(row.channel, keep_alive=self._owner())
 
@@ -122,7 +143,7 @@ class PlainEngine(Engine):
             return EngineStatus(
                 is_healthy=not detail,
                 num_running=len(self._running),
-                num_waiting=len(self._waiting),
+                num_waiting=sum(row.is_waiting for row in self._waiting),
                 detail=detail,
             )
 
@@ -158,21 +179,27 @@ class PlainEngine(Engine):
             raise EngineError("the engine is closed")
         self._options.check_waiting(
             len(self._waiting),
-            num_of_tenant=sum(row.sequence.request.tenant == tenant for row in self._waiting),
+            num_of_tenant=self._waiting.num_of(tenant),
             tenant=tenant,
             base_model=self._base_model.name,
         )
 
     def _drop_if_waiting(self, row: _Row) -> None:
         with self._state:
-            if row not in self._waiting:
+            if not row.is_waiting:
                 return  # its thread looks at the channel before the next step
-            self._waiting.remove(row)
+            row.is_waiting = False  # the queue forgets it when it is looked at next
         row.end(FinishReason.CANCELLED)
 
+    def _forget_cancelled(self) -> None:
+        for row in [row for row in self._waiting if not row.is_waiting]:
+            self._waiting.remove(row)
+
     def _take_waiting(self) -> list[_Row]:
-        waiting = list(self._waiting)
-        self._waiting.clear()
+        waiting = [row for row in self._waiting if row.is_waiting]
+        for row in list(self._waiting):
+            row.is_waiting = False
+            self._waiting.remove(row)
         return waiting
 
     def _work(self) -> None:
@@ -194,13 +221,16 @@ class PlainEngine(Engine):
     def _next_row(self) -> _Row | None:
         with self._state:
             while not self._is_closed:
-                try:
-                    row = self._waiting.popleft()
-                except IndexError:
+                self._forget_cancelled()
+                row = self._waiting.next()
+                if row is None:
                     self._state.wait()
                     continue
-                self._running.add(row)
-                return row
+                self._waiting.take(row)
+                if row.is_waiting:
+                    row.is_waiting = False
+                    self._running.add(row)
+                    return row
         return None
 
     def _run(self, row: _Row) -> None:
@@ -209,6 +239,8 @@ class PlainEngine(Engine):
                 self._answer(row)
         except LuthierError as error:
             row.send(error)
+        except torch.AcceleratorError:
+            raise  # the device's state is lost, and with it every row to come
         except Exception as error:  # engine step: a broken row ends alone
             log.error("Generation failed", exc_info=True)
             row.send(EngineError(f"generation failed with {type(error).__name__}: {error}"))
@@ -250,6 +282,8 @@ class PlainEngine(Engine):
             row.send(chunk)
 
     def _end_early(self, row: _Row) -> bool:
+        with self._state:
+            self._waiting.tick()
         if row.channel.is_cancelled or self._is_closed:
             row.end(FinishReason.CANCELLED)
         elif row.sequence.is_overdue:

@@ -138,6 +138,7 @@ def _engine_options(config: Config) -> EngineOptions:
     inference = config.inference
     return EngineOptions(
         max_running=inference.max_running,
+        max_beam_rows=inference.max_beam_rows,
         max_waiting=inference.max_waiting,
         max_waiting_per_tenant=inference.max_waiting_per_tenant,
         tenant_weights=inference.tenant_weights,
@@ -182,6 +183,7 @@ def _training_limits(config: Config) -> TrainingLimits:
         max_epochs=limits.max_epochs,
         max_batch_size=limits.max_batch_size,
         max_accumulate_steps=limits.max_accumulate_steps,
+        max_processes=limits.max_processes,
         max_source_length=limits.max_source_length,
         max_target_length=limits.max_target_length,
         max_virtual_tokens=limits.max_virtual_tokens,

@@ -163,8 +163,11 @@ class Story:
         if rng.random() < 0.3:
             sampling |= {"input_tokens": True, "token_logprobs": True, "token_ranks": True}
         beginning = rng.choice(self._beginnings)[: rng.choice([0, 16, 40])]
+        token_ids = (*beginning, *self._tokens(rng.randint(1, 30)))
+        if rng.random() < 0.3 and len(token_ids) < 50 and "seed" not in sampling:
+            sampling |= {"num_beams": 2}  # two of the longest just fit
         request = GenerationRequest(
-            (*beginning, *self._tokens(rng.randint(1, 30))),
+            token_ids,
             SamplingParams(**sampling),
             self._served[model_id],
             tenant=rng.choice(["", "a", "b"]),

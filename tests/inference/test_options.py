@@ -35,3 +35,12 @@ def test_a_full_queue_is_refused_for_all_or_for_the_tenant_that_filled_it() -> N
         options.check_waiting(8, num_of_tenant=0, tenant="acme", base_model="m")
     with pytest.raises(CapacityError, match=r"4 requests of tenant 'acme' wait.*at most 4 of one"):
         options.check_waiting(4, num_of_tenant=4, tenant="acme", base_model="m")
+
+
+def test_more_beams_than_may_run_at_once_are_refused() -> None:
+    EngineOptions(max_beam_rows=4).check_beams(4)
+    with pytest.raises(InvalidInputError, match="'num_beams' must be at most 4, got 5"):
+        EngineOptions(max_beam_rows=4).check_beams(5)
+    with pytest.raises(InvalidInputError, match="'num_beams' must be at most 2, got 3"):
+        EngineOptions(max_running=2).check_beams(3)
+    EngineOptions(max_running=1).check_beams(1)

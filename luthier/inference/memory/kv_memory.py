@@ -13,6 +13,8 @@ from how much memory there is.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 from luthier.inference.batch_rows import BatchRow
@@ -54,11 +56,13 @@ class KvMemory:
         self._bytes_per_token = shape.bytes_per_token(dtype)
 
     def num_needed(self, row: BatchRow) -> int:
-        """Tokens of the arena that a row takes when it is admitted, at least."""
-        return whole_blocks(row.num_positions) + whole_blocks(row.num_encoder)
+        """Tokens of the arena that a row, with its members, takes when it is admitted, at least."""
+        return whole_blocks(row.num_encoder) + sum(
+            whole_blocks(member.num_positions) for member in row.members
+        )
 
     def admit(self, row: BatchRow) -> bool:
-        """Give a row its ranges and the longest known prefix.
+        """Give a row and its members their ranges, and the first of them the longest known prefix.
 
         Args:
             row: One that holds nothing; its ``num_computed`` is set.
@@ -66,16 +70,55 @@ class KvMemory:
         Returns:
             Whether there was room; if not, it holds nothing still.
         """
-        if row.num_encoder:
-            row.encoder_kv = self._take(row.num_encoder)
-        if row.encoder_kv is not None or not row.num_encoder:
-            wanted = _with_headroom(row, row.num_positions)
-            row.kv = self.allocator.take(wanted) or self._take(row.num_positions)
-        if row.kv is None:
+        head = row.head
+        if head.num_encoder:
+            head.encoded.kv = self._take(head.num_encoder)
+        is_read = head.encoded.kv is not None or not head.num_encoder
+        if not (is_read and (self._take_all(row, roomy=True) or self._take_all(row, roomy=False))):
             self.drop(row)
             return False
-        row.num_computed = self._restore(row, row.kv)
+        assert head.kv is not None
+        head.num_computed = self._restore(head, head.kv)
         return True
+
+    def share(self, row: BatchRow) -> None:
+        """Give a row what the first of its members computed before the first generated token.
+
+        Args:
+            row: One that was admitted and has computed nothing.
+        """
+        assert row.kv is not None
+        assert row.head.kv is not None
+        self.arena.move(row.head.kv.start, row.kv.start, row.num_first)
+        row.num_computed = row.num_first
+
+    def reorder(
+        self, rows: Sequence[BatchRow], sources: Sequence[int], num_alike: Callable[[int, int], int]
+    ) -> None:
+        """Make each row hold what another held.
+
+        A range goes on to the first row that wants it; for the others what differs is copied into
+        ranges that nobody wants.
+
+        Args:
+            rows: Members, all of which have computed the same number of positions.
+            sources: Which row each goes on from.
+            num_alike: Of two rows, the first positions that hold the same.
+        """
+        ranges = [row.kv for row in rows]
+        unwanted = [place for place in range(len(rows)) if place not in sources]
+        passed_on: set[int] = set()
+        for row, source in zip(rows, sources, strict=True):
+            row.kv = held = ranges[source]
+            if source not in passed_on:
+                passed_on.add(source)
+                continue
+            place = unwanted.pop()
+            row.kv = target = ranges[place]
+            assert held is not None
+            assert target is not None
+            first = num_alike(source, place)
+            self.arena.move(held.start + first, target.start + first, row.num_computed - first)
 
     def grow(self, row: BatchRow, num_tokens: int) -> bool:
         """Make a row's range hold ``num_tokens``, moving it or others if need be.
@@ -110,19 +153,24 @@ class KvMemory:
         return True
 
     def release(self, row: BatchRow) -> None:
-        """Take a row's ranges back, keeping what others, or the row itself, may start from."""
-        if row.kv is not None:
-            self.keep(row)
+        """Take the ranges of a row and its members back, keeping what others, or the row itself,
+        may start from."""
+        for member in row.members:
+            if member.kv is not None:
+                self.keep(member)
         self.drop(row)
 
     def drop(self, row: BatchRow) -> None:
-        """Take a row's ranges back and look at nothing in them."""
-        for held in (row.kv, row.encoder_kv):
-            if held is not None:
-                self.allocator.free(held)
-        row.kv = row.encoder_kv = None
-        row.is_read = False
-        row.num_computed = 0
+        """Take the ranges of a row and its members back and look at nothing in them."""
+        encoded = row.head.encoded
+        held = [member.kv for member in row.members]
+        for each in (*held, encoded.kv):
+            if each is not None:
+                self.allocator.free(each)
+        encoded.kv, encoded.is_read = None, False
+        for member in row.members:
+            member.kv = None
+            member.num_computed = 0
 
     def keep(self, row: BatchRow) -> None:
         """Let others start from what a row has computed so far."""
@@ -176,6 +224,23 @@ class KvMemory:
         """A row's blocks as far as the cache could hold them all; more would push out the first."""
         most = self.prefixes.max_bytes // self._bytes_per_token
         return [block for block in row.prefix_blocks() if block.stop <= most]
+
+    def _take_all(self, row: BatchRow, *, roomy: bool) -> bool:
+        """Give all members their ranges, with room to grow or without; or none of them."""
+        for member in row.members:
+            if roomy:
+                member.kv = self.allocator.take(_with_headroom(member, member.num_positions))
+            else:
+                member.kv = self._take(member.num_positions)
+            if member.kv is None:
+                break
+        else:
+            return True
+        for member in row.members:
+            if member.kv is not None:
+                self.allocator.free(member.kv)
+                member.kv = None
+        return False
 
     def _take(self, num_tokens: int) -> KvRange | None:
         taken = self.allocator.take(num_tokens)

@@ -135,7 +135,7 @@ class EncoderDecoderRunner(Runner):
 
     def begin(self, slices: Sequence[RowSlice]) -> None:
         """Run the encoder for rows that are new, all at once; see ``Runner``."""
-        unread = [RowInput(each.row) for each in slices if not each.row.is_read]
+        unread = [RowInput(each.row) for each in slices if not each.row.encoded.is_read]
         if not unread:
             return
         arranged, spans = self._delta_layers.arrange(unread)
@@ -146,14 +146,14 @@ class EncoderDecoderRunner(Runner):
             counts = [len(row.sequence.prompt.token_ids) for row in new]
             inputs = []
             for row, embeddings in zip(new, tokens.split(counts), strict=True):
-                assert row.encoder_kv is not None
+                assert row.encoded.kv is not None
                 virtual = row.sequence.prompt.soft_prompt.encoder
                 if virtual is not None:
                     embeddings = torch.cat([virtual, embeddings])
-                inputs.append(_Input(embeddings, row.encoder_kv.start))
+                inputs.append(_Input(embeddings, row.encoded.kv.start))
             self._read(inputs, spans)
         for row in new:
-            row.is_read = True
+            row.encoded.is_read = True
 
     def run(self, slices: Sequence[RowSlice]) -> list[SliceLogits]:
         """Compute slices of the decoder; see ``Runner``."""
@@ -197,12 +197,12 @@ class EncoderDecoderRunner(Runner):
     def _part(self, each: RowSlice, embeddings: torch.Tensor) -> _Part:
         row = each.row
         assert row.kv is not None
-        assert row.encoder_kv is not None
+        assert row.encoded.kv is not None
         virtual = row.sequence.prompt.soft_prompt.decoder
         if virtual is not None and each.start < row.num_virtual:
             virtual = virtual[each.start : each.stop]
             embeddings = torch.cat([virtual, embeddings[len(virtual) :]])
-        first = row.encoder_kv.start
+        first = row.encoded.kv.start
         return _Part(embeddings, each.start, row.kv.start, (first, first + row.num_encoder))
 
     def _read(self, inputs: Sequence[_Input], spans: Sequence[AdapterSpan] = ()) -> None:

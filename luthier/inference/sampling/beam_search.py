@@ -135,6 +135,15 @@ class BeamSearch:
         self.was_cut = is_overdue
         self.is_done = all(ends) or self._cannot_improve()
 
+    def cut(self) -> None:
+        """End after the step that was taken last, with what there is; ``was_cut`` says so."""
+        by_length = self._running_scores / self._num_steps**self._length_penalty
+        merged = torch.cat([self._finished_scores, by_length])
+        texts = [*self._finished, *self._running]
+        self._finished_scores, places = merged.topk(self._num_beams)
+        self._finished = [texts[place] for place in places.tolist()]
+        self.is_done = self.was_cut = True
+
     def _total_scores(self, rows: torch.Tensor) -> torch.Tensor:
         logprobs = rows.log_softmax(dim=-1)
         scores = torch.stack(

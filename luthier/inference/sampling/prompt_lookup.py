@@ -48,7 +48,7 @@ class PromptLookup:
     def _with_draft(self, each: RowSlice) -> RowSlice:
         row = each.row
         is_decoding = each.count == 1 and each.reaches_end and not row.reports_prompt
-        if not is_decoding or row.is_encoded or not row.sequence.is_greedy:
+        if not is_decoding or row.is_encoded or row.is_beam or not row.sequence.is_greedy:
             return each
         num_left = row.largest_size - row.num_positions
         num_guesses = min(self._max_tokens, row.max_drafted, num_left - 1)

@@ -20,6 +20,11 @@ P = min(32, M // 4) a piece; T tenants are active, S adapters of its own tenant,
   generated after it: when there are more flows than slots, or memory is short, flows take turns of
   ``turn_tokens`` generated tokens each.
 
+The beams of one request (``beam_rows``) take a slot each and come and go together; their flow is
+their own, and at most ``max_beam_rows`` of them run at once. Where slots are too few for beams
+whose turn it is, what becomes free is kept for them. With searches of up to W beams about, the
+first bound holds for other requests while T · (S + 2) · W <= R, the second for all of them.
+
 A request of a priority that is lower by g than the highest that waits in its tenant is treated like
 one that came g · ``ageing_steps`` steps later. Later requests of a flow wait for the earlier ones.
 """
@@ -27,7 +32,7 @@ one that came g · ``ageing_steps`` steps later. Later requests of a flow wait f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from luthier.inference.batch_rows import BatchRow, RowSlice
@@ -44,7 +49,8 @@ class SchedulingRules:
     """What an operator may choose.
 
     Args:
-        max_rows: Rows that run at the same time, at most.
+        max_rows: Rows that run at the same time, at most; each beam is one.
+        max_beam_rows: Those of beam searches among them, at most.
         max_step_tokens: Tokens of one step; two for each row at least are used, so that no prompt
             stands still beside rows that decode.
         turn_tokens: Tokens a row generates before it may have to make way for a flow that has none
@@ -55,6 +61,7 @@ class SchedulingRules:
 
     max_rows: int
     max_step_tokens: int
+    max_beam_rows: int = 16
     turn_tokens: int = 128
     ageing_steps: int = 64
     weight_of: Callable[[str], int] = lambda tenant: 1
@@ -74,7 +81,9 @@ class Scheduler:
         self._max_step_tokens = max(rules.max_step_tokens, 2 * rules.max_rows)
         self._owed: dict[BatchRow, int] = {}  # prompt tokens, to rows that have some to compute
         self._computing: dict[str, BatchRow] = {}  # who computes a prefix block at present
-        self.waiting = FairQueue(ageing_steps=rules.ageing_steps, weight_of=rules.weight_of)
+        self.waiting: FairQueue[BatchRow] = FairQueue(
+            ageing_steps=rules.ageing_steps, weight_of=rules.weight_of
+        )
         self.running: list[BatchRow] = []  # in the order in which they were admitted
 
     def plan(self) -> list[RowSlice]:
@@ -87,13 +96,18 @@ class Scheduler:
         self._computing = {
             key: row for key, row in self._computing.items() if _is_computing_prompt(row)
         }
-        decoding = [row for row in self.running if row.num_pending == 1 and not _is_unread(row)]
+        for row in self.running:
+            if row.waits_for_head and row.head.num_computed >= row.num_first:
+                self._memory.share(row)
+        decoding = [
+            row for row in self._computable() if row.num_pending == 1 and not _is_unread(row)
+        ]
         for row in decoding:
             self._make_room(row)
         self._admit()
         # A row that had to make way takes no part.
         slices = [RowSlice(row, row.num_computed, 1) for row in decoding if row.kv is not None]
-        prompts = [row for row in self.running if row not in decoding]
+        prompts = [row for row in self._computable() if row not in decoding]
         return slices + self._divide(self._max_step_tokens - len(slices), prompts)
 
     def release(self, row: BatchRow, *, is_broken: bool = False) -> None:
@@ -103,10 +117,10 @@ class Scheduler:
             row: Which; no effect for one that is forgotten already.
             is_broken: Whether others must not start from what it computed.
         """
-        if self.waiting.remove(row):
+        if self.waiting.remove(row.head):
             return
         if row in self.running:
-            self.running.remove(row)
+            self._leave(row)
             (self._memory.drop if is_broken else self._memory.release)(row)
 
     def take_all(self) -> list[BatchRow]:
@@ -115,6 +129,14 @@ class Scheduler:
         for row in rows:
             self.release(row, is_broken=True)
         return rows
+
+    def _computable(self) -> list[BatchRow]:
+        """Running rows with something to compute now: no beams that wait for each other."""
+        return [row for row in self.running if row.num_pending > 0 and not row.waits_for_head]
+
+    def _leave(self, row: BatchRow) -> None:
+        for member in row.members:
+            self.running.remove(member)
 
     def _divide(self, budget: int, rows: list[BatchRow]) -> list[RowSlice]:
         """The step's slices of prompts."""
@@ -160,11 +182,17 @@ class Scheduler:
         passed: set[Flow] = set()
         passed_tenants: set[str] = set()
         followers: list[BatchRow] = []
+        kept_for: BatchRow | None = None  # beams that what becomes free is kept for
+        may_be_beam = True
         while len(followers) < self._rules.max_rows:
             row = self.waiting.next(passed, passed_tenants)
             if row is None:
                 break
-            if self._follows_another(row):
+            if (kept_for is not None and not self._may_pass(row, kept_for)) or (
+                row.is_beam and not may_be_beam
+            ):
+                passed.add(row.flow)
+            elif self._follows_another(row):
                 self.waiting.remove(row)
                 followers.append(row)
             elif self._make_way(row):
@@ -173,7 +201,12 @@ class Scheduler:
                 passed.add(row.flow)
             elif self._num_missing(row) > 0:
                 break  # what becomes free is kept for it, or smaller ones would always come first
+            elif self._lacks_beam_rows(row, self.running):
+                may_be_beam = False
+                passed.add(row.flow)
             else:
+                if row.width > 1 and kept_for is None:
+                    kept_for = row
                 passed_tenants.add(row.tenant)  # no other flow of it has a better claim to a slot
         for row in followers:
             self.waiting.put_back(row, is_next=False)
@@ -182,10 +215,22 @@ class Scheduler:
         if not self._memory.admit(row):
             raise AssertionError("way was made for this row, and there is none")
         self.waiting.take(row)
-        row.turn_start = len(row.sequence.token_ids)
-        self.running.append(row)
+        for member in row.members:
+            member.turn_start = len(member.generated_ids)
+            self.running.append(member)
         for block in self._memory.missing_blocks(row):
             self._computing.setdefault(block.key, row)
+
+    def _may_pass(self, row: BatchRow, wide: BatchRow) -> bool:
+        """Whether a row may take what is free before beams whose turn it is: if it could take it
+        from them."""
+        if row.tenant == wide.tenant:
+            flows = Counter(each.flow for each in self.running)
+            return flows[row.flow] + row.width <= flows[wide.flow]
+        tenants = Counter(each.tenant for each in self.running)
+        weight_of = self._rules.weight_of
+        load = (tenants[row.tenant] + row.width) / weight_of(row.tenant)
+        return load <= tenants[wide.tenant] / weight_of(wide.tenant)
 
     def _follows_another(self, row: BatchRow) -> bool:
         """True while a row of the same flow computes what this one could start from.
@@ -205,16 +250,25 @@ class Scheduler:
     def _num_missing(self, row: BatchRow) -> int:
         return self._memory.num_needed(row) - self._memory.allocator.num_free
 
+    def _lacks_beam_rows(self, row: BatchRow, rows: Sequence[BatchRow]) -> bool:
+        if not row.is_beam:
+            return False
+        return row.width + sum(each.is_beam for each in rows) > self._rules.max_beam_rows
+
     def _make_way(self, row: BatchRow) -> bool:
-        """Preempt until there is a slot and memory for ``row``; nobody if that cannot be."""
+        """Preempt until there are slots and memory for ``row``; nobody if that cannot be."""
         stays = list(self.running)
         victims: list[BatchRow] = []
         num_missing = self._num_missing(row)
-        while num_missing > 0 or len(stays) >= self._rules.max_rows:
-            victim = self._first_to_go(stays, wanting=row)
+        while True:
+            lacks_beam_rows = self._lacks_beam_rows(row, stays)
+            lacks_rows = len(stays) + row.width > self._rules.max_rows
+            if not (num_missing > 0 or lacks_rows or lacks_beam_rows):
+                break
+            victim = self._first_to_go(stays, wanting=row, only_beams=lacks_beam_rows)
             if victim is None:
                 return False
-            stays.remove(victim)
+            stays = [each for each in stays if each.head is not victim.head]
             victims.append(victim)
             num_missing -= _num_held(victim)
         for victim in victims:
@@ -229,20 +283,27 @@ class Scheduler:
             self._preempt(victim)
 
     def _first_to_go(
-        self, rows: list[BatchRow], *, wanting: BatchRow | None = None
+        self,
+        rows: list[BatchRow],
+        *,
+        wanting: BatchRow | None = None,
+        only_beams: bool = False,
     ) -> BatchRow | None:
         """Who gives up its place: of the tenant and flow with most, first those that had a turn.
 
         The oldest row of those that had none is never asked while no flow has more than one, so
-        there is always one that gets on.
+        there is always one that gets on. Beams of one search go together.
 
         Args:
             rows: Who holds places.
-            wanting: Who wants one; None asks without reason, and somebody is always found.
+            wanting: Who wants some; None asks without reason, and somebody is always found.
+            only_beams: Whether others' places are of no use.
 
         Returns:
             The row, or None if each has at least as good a claim.
         """
+        if wanting is None:  # a search counts as one, or it would always be the first
+            rows = [row for row in rows if row.head is row]
         tenants = Counter(row.tenant for row in rows)
         flows = Counter(row.flow for row in rows)
 
@@ -250,15 +311,18 @@ class Scheduler:
             return (tenants[tenant] + more) / self._rules.weight_of(tenant)
 
         def had_turn(row: BatchRow) -> bool:
-            return len(row.sequence.token_ids) - row.turn_start >= self._rules.turn_tokens
+            return len(row.generated_ids) - row.turn_start >= self._rules.turn_tokens
 
         def must_yield(row: BatchRow) -> bool:
             if wanting is None:
                 return True
+            if only_beams and not row.is_beam:
+                return False
             may_take_turn = not flows[wanting.flow] and had_turn(row)
             if row.tenant == wanting.tenant:
-                return flows[row.flow] >= flows[wanting.flow] + 2 or may_take_turn
-            if load(row.tenant, -1) >= load(wanting.tenant, 1):
+                has_less = flows[row.flow] - row.width >= flows[wanting.flow] + wanting.width
+                return has_less or may_take_turn
+            if load(row.tenant, -row.width) >= load(wanting.tenant, wanting.width):
                 return True
             return may_take_turn and load(row.tenant) > load(wanting.tenant)
 
@@ -270,12 +334,12 @@ class Scheduler:
         return rows[max(places, key=claim)] if places else None
 
     def _preempt(self, row: BatchRow) -> None:
-        """Take a row's place away; it goes on later from its tokens and what is left of its
-        keys and values."""
-        self.running.remove(row)
+        """Take the places of a row and its members away; it goes on later from its tokens and what
+        is left of its keys and values."""
+        self._leave(row)
         self._memory.release(row)
-        generated = len(row.sequence.token_ids) - row.turn_start
-        self.waiting.put_back(row, is_next=generated < self._rules.turn_tokens)
+        generated = len(row.generated_ids) - row.turn_start
+        self.waiting.put_back(row.head, is_next=generated < self._rules.turn_tokens)
 
 
 def _flows(rows: Iterable[BatchRow]) -> set[Flow]:
@@ -288,8 +352,9 @@ def _is_computing_prompt(row: BatchRow) -> bool:
 
 def _is_unread(row: BatchRow) -> bool:
     """True for a row whose encoder did not run yet."""
-    return row.num_encoder > 0 and not row.is_read
+    return row.num_encoder > 0 and not row.encoded.is_read
 
 
 def _num_held(row: BatchRow) -> int:
-    return sum(held.capacity for held in (row.kv, row.encoder_kv) if held is not None)
+    held = [row.encoded.kv, *(member.kv for member in row.members)]
+    return sum(each.capacity for each in held if each is not None)
