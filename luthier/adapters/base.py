@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from luthier.adapters.checksums import checksums_of
 from luthier.adapters.lora.layers import LoraFactors
+from luthier.adapters.start_probe import StartProbe
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,16 @@ class Adapter(ABC):
     def delta_layers(self) -> frozenset[str]:
         """Paths of the layers in ``linear_deltas``, told without reading any tensor."""
         return frozenset(self.linear_deltas())
+
+    def start_probe(self) -> StartProbe | None:
+        """What has to look at the first batches of the training before the first update, and then
+        gives this adapter its first numbers. None once it has them, and for most starts."""
+        return None
+
+    def start_settings(self) -> dict[str, Any]:
+        """What a start that looks at data was asked for, JSON values: part of what a training is.
+        Empty for all others."""
+        return {}
 
     def served(self) -> Self:
         """The adapter without what only training needs; it gives the same and has the same hash."""

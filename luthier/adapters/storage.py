@@ -129,6 +129,23 @@ def load_adapter(folder: Path, *, base_model: BaseModel) -> Adapter:
     return adapter.to(device=base_model.device, dtype=state["prompt_embeddings"].dtype)
 
 
+def read_adapter_files(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What a PEFT folder holds, as it stands there.
+
+    Args:
+        folder: Holds ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    Returns:
+        The config, and the tensors by PEFT's names.
+
+    Raises:
+        ArtifactError: If files are missing, corrupt or damaged, or hold NaN.
+        UnsafeWeightsError: If the weights are a pickle.
+    """
+    check_manifest(folder)
+    return _read_config(folder), _read_state(folder)
+
+
 def _read_head(
     folder: Path, config: Mapping[str, Any], labels: object, base_model: BaseModel
 ) -> Adapter:

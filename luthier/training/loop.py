@@ -35,6 +35,7 @@ from luthier.training.preparation import read_data, settle_options
 from luthier.training.processes.parallel import current_group
 from luthier.training.results import TrainingResult
 from luthier.training.run import TrainingRun
+from luthier.training.start_measurement import begin_from_data
 from luthier.training.trackers.registry import make_trackers
 
 
@@ -171,6 +172,15 @@ def open_run(base_model: BaseModel, job: TuningJob) -> Iterator[TrainingRun]:
             should_stop=job.should_stop,
         )
         _require_validation(options, validation_data)
+        begin_from_data(
+            base_model,
+            job.adapter,
+            data,
+            options,
+            group=group,
+            should_stop=job.should_stop,
+            checkpoint=checkpoint,
+        )
         noise = embedding_noise_of(job.dataset, seed=options.seed)
         run = TrainingRun(
             base_model,

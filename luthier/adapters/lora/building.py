@@ -11,9 +11,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from luthier.adapters.lora.fresh_factors import factor_dtype, fresh_factors
 from luthier.adapters.lora.initialisation import starting_factors
-from luthier.adapters.lora.layers import LoraFactors, oriented_weight
+from luthier.adapters.lora.layers import LoraFactors
 from luthier.adapters.lora.lora import LoraAdapter, SavedModule
+from luthier.adapters.lora.measured_starts import measured_start
 from luthier.adapters.lora.peft_format import check_state, read_config
 from luthier.adapters.lora.targets import (
     LoraTarget,
@@ -22,7 +24,8 @@ from luthier.adapters.lora.targets import (
     saved_module_paths,
     unfrozen_parameters,
 )
-from luthier.data_model.options.lora import DEFAULT_INIT, LoraConfig, LoraLimits
+from luthier.data_model.options.lora import LoraConfig, LoraLimits
+from luthier.data_model.options.lora_starts import DEFAULT_INIT
 
 
 def create_lora(
@@ -33,7 +36,7 @@ def create_lora(
     limits: LoraLimits | None = None,
     original: PreTrainedModel | None = None,
 ) -> LoraAdapter:
-    """A new adapter, ready to be trained.
+    """A new adapter, ready to be trained; one whose start looks at data has a ``start_probe``.
 
     The same model, config and seed give the same tensors; for the starts that PEFT draws, those
     that PEFT gives after ``torch.manual_seed(seed)``.
@@ -59,7 +62,11 @@ def create_lora(
         path: _new_factors(model, config, target, generator, original=original)
         for path, target in targets.items()
     }
-    return _adapter(model, config, targets, factors, _saved_modules(model, config))
+    adapter = _adapter(model, config, targets, factors, _saved_modules(model, config))
+    probe = measured_start(adapter, model, targets, seed=seed)
+    if probe is not None:
+        adapter.begin_with(probe)
+    return adapter
 
 
 def read_lora(
@@ -131,23 +138,13 @@ def _new_factors(
         generator=generator,
         original=None if original is None else original.get_submodule(target.path),
     )
-    device, dtype = layer.weight.device, factor_dtype(model)
-    lora_a = start.lora_a.to(device=device, dtype=dtype).contiguous()
-    lora_b = start.lora_b.to(device=device, dtype=dtype).contiguous()
-    factors = LoraFactors(
-        lora_a=nn.Parameter(lora_a),
-        lora_b=nn.Parameter(lora_b, requires_grad=start.trains_b),
+    return fresh_factors(
+        start,
+        layer,
         scaling=config.scaling(target.rank, target.alpha),
-        start_a=lora_a.clone() if start.is_subtracted else None,
-        start_b=lora_b.clone() if start.is_subtracted else None,
-        trains_b=start.trains_b,
+        use_dora=config.use_dora,
+        dtype=factor_dtype(model),
     )
-    if not config.use_dora:
-        return factors
-    weight = oriented_weight(layer).to(dtype)
-    lora_a, lora_b = (tensor.detach() for tensor in factors.stacked())
-    lengths = torch.linalg.norm(weight + factors.scaling * lora_b @ lora_a, dim=1)
-    return dataclasses.replace(factors, magnitude=nn.Parameter(lengths))
 
 
 def _read_factors(
@@ -211,12 +208,6 @@ def _expected_shapes(
         for name, tensor in module.network.state_dict().items():
             shapes[f"{path}.{name}"] = tuple(tensor.shape)
     return shapes
-
-
-def factor_dtype(model: PreTrainedModel) -> torch.dtype:
-    """What deltas for this model are learned in: fp32 beside half precision, as in PEFT."""
-    dtype: torch.dtype = model.dtype
-    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
 
 def _task_type(model: PreTrainedModel) -> str:

@@ -15,7 +15,12 @@ from torch import nn
 
 from luthier.adapters.lora.layers import oriented_weight
 from luthier.adapters.lora.targets import LoraTarget
-from luthier.data_model.options.lora import LOFTQ_INIT, PissaInit, parse_initialisation
+from luthier.data_model.options.lora_starts import (
+    LOFTQ_INIT,
+    MEASURED_INITS,
+    PissaInit,
+    parse_initialisation,
+)
 from luthier.errors import InvalidInputError
 
 
@@ -78,7 +83,8 @@ def starting_factors(
     lora_b = _linear_default(num_out, rank, generator)
     if kind == "random":
         return StartingFactors(lora_a, lora_b)
-    if kind == "default":
+    # A start that looks at data has this one until it has seen them.
+    if kind == "default" or kind in MEASURED_INITS:
         return StartingFactors(_linear_default(rank, num_in, generator), torch.zeros(num_out, rank))
     if kind == "gaussian":
         lora_a.normal_(std=1 / rank, generator=generator)
@@ -131,7 +137,7 @@ def _pissa(
         u, s, vh = torch.linalg.svd(weight, full_matrices=False)
         u, s, vh = u[:, :rank], s[:rank], vh[:rank]
     else:
-        u, s, vh = _low_rank_svd(weight, rank, kind.iterations, generator)
+        u, s, vh = low_rank_svd(weight, rank, kind.iterations, generator)
     root = (s / scaling).sqrt()
     return StartingFactors(root[:, None] * vh, u * root, is_subtracted=True)
 
@@ -151,15 +157,25 @@ def _loftq(
     return StartingFactors(root[:, None] * vh[:rank], u[:, :rank] * root)
 
 
-def _low_rank_svd(
+def low_rank_svd(
     weight: torch.Tensor, rank: int, num_iterations: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The largest ``rank`` singular triples, nearly, by subspace iteration.
 
+    Args:
+        weight: [M, N].
+        rank: R, at most min(M, N).
+        num_iterations: More are nearer.
+        generator: On the CPU; advanced.
+
+    Returns:
+        [M, R], [R] and [R, N].
+
     Source:
         Halko, Martinsson & Tropp 2011, arXiv 0909.4061, algorithm 4.4 and 5.1.
     """
-    basis = torch.linalg.qr(weight @ torch.randn(weight.shape[1], rank, generator=generator)).Q
+    drawn = torch.randn(weight.shape[1], rank, generator=generator).to(weight.device)
+    basis = torch.linalg.qr(weight @ drawn).Q
     for _ in range(num_iterations):
         basis = torch.linalg.qr(weight.T @ basis).Q
         basis = torch.linalg.qr(weight @ basis).Q

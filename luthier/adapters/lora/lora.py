@@ -23,6 +23,7 @@ from luthier.adapters.checksums import checksums_of
 from luthier.adapters.lora.layers import LoraFactors, LoraLinear
 from luthier.adapters.lora.peft_format import TENSOR_PREFIX, write_config
 from luthier.adapters.module_tree import own_module_tree
+from luthier.adapters.start_probe import StartProbe
 from luthier.data_model.options.lora import LoraConfig
 
 _B_SUFFIX = ".lora_B.weight"
@@ -75,6 +76,8 @@ class LoraAdapter(Adapter):
         self._is_transposed = is_transposed
         self._moved: tuple[object, Self] | None = None
         self._trees: WeakKeyDictionary[PreTrainedModel, PreTrainedModel] = WeakKeyDictionary()
+        self._probe: StartProbe | None = None
+        self._asked: LoraConfig | None = None
         self._lock = threading.Lock()
 
     @property
@@ -123,6 +126,41 @@ class LoraAdapter(Adapter):
     def soft_prompt(self) -> SoftPromptTensors:
         """None: the input stays as it is."""
         return SoftPromptTensors()
+
+    def start_probe(self) -> StartProbe | None:
+        """What must look at data first, if the initialisation says so."""
+        return self._probe
+
+    def start_settings(self) -> dict[str, Any]:
+        """All that was asked for, if ranks and layers were found by looking at data."""
+        if self._asked is None:
+            return {}
+        return {
+            name: dict(value) if isinstance(value, Mapping) else value
+            for name, value in vars(self._asked).items()
+        }
+
+    def begin_with(self, probe: StartProbe) -> None:
+        """Have a probe give this adapter its first numbers, before anybody uses it.
+
+        Args:
+            probe: Will call ``restart``.
+        """
+        self._probe, self._asked = probe, self.config
+
+    def restart(self, config: LoraConfig, factors: Mapping[str, LoraFactors]) -> None:
+        """Take other factors instead of the placeholders, before anybody uses this adapter.
+
+        Args:
+            config: With the ranks and layers that were found.
+            factors: Layer path to delta.
+        """
+        if config.target_modules != self.config.target_modules:
+            names = config.target_modules
+            self._target_names = names if isinstance(names, str) else list(names or ())
+        self.config, self.factors, self._probe = config, dict(factors), None
+        self._trees.clear()
+        self._moved = None
 
     def linear_deltas(self) -> Mapping[str, LoraFactors]:
         """The deltas, unless whole modules were trained beside them."""

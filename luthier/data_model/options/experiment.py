@@ -18,11 +18,8 @@ from typing import Any
 
 from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.options.limits import UNLIMITED, TrainingLimits
-from luthier.data_model.options.lora import (
-    LoraConfig,
-    LoraLimits,
-    require_loftq_base,
-)
+from luthier.data_model.options.lora import LoraConfig, LoraLimits
+from luthier.data_model.options.lora_starts import require_loftq_base
 from luthier.data_model.options.option_table import (
     DEFAULTS_OF_METHOD,
     GROUPS,
@@ -223,7 +220,7 @@ class ExperimentOptions:
         if method == LORA:
             self.lora.validate(LoraLimits())
             require_loftq_base(
-                self.lora,
+                self.lora.initialisation,
                 quantization=self.training.quantization,
                 serve_quantized=self.training.serve_quantized,
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,11 +16,11 @@ from luthier.data_model.checks import (
     require_text,
 )
 from luthier.data_model.options.limits import TrainingLimits
-from luthier.data_model.options.quantisation import NONE
+from luthier.data_model.options.lora_starts import DEFAULT_INIT, parse_initialisation
 from luthier.data_model.options.reading import given_options, option_aliases, option_names
 from luthier.data_model.options.setting import Setting, option
 from luthier.data_model.options.training_options import TrainingOptions
-from luthier.errors import InvalidInputError, NotSupportedError, did_you_mean
+from luthier.errors import InvalidInputError
 
 #: PEFT's word for "every linear layer but the head".
 ALL_LINEAR = "all-linear"
@@ -29,27 +28,6 @@ ALL_LINEAR = "all-linear"
 MAX_PATTERN_CHARS = 1000
 #: Largest rank of all; no layer of a model that exists has more inputs or outputs by far.
 MAX_RANK = 65_536
-
-DEFAULT_INIT = "default"
-PISSA_INIT = "pissa"
-LOFTQ_INIT = "loftq"
-INITIALISATIONS = (
-    DEFAULT_INIT,
-    "gaussian",
-    "random",
-    PISSA_INIT,
-    "pissa_niter_16",
-    "olora",
-    "orthogonal",
-    "mica",
-    LOFTQ_INIT,
-)
-_PISSA_ITERATIONS = re.compile(r"pissa_niter_([0-9]{1,3})")
-_NOT_OFFERED = {
-    "eva": "it needs a pass over the training data before the first step",
-    "corda": "it needs a pass over the training data before the first step",
-    "lora_ga": "it needs gradients of the training data before the first step",
-}
 
 
 @dataclass(frozen=True)
@@ -63,17 +41,6 @@ class LoraLimits:
 
     max_rank: int = MAX_RANK
     max_names: int = 10_000
-
-
-@dataclass(frozen=True)
-class PissaInit:
-    """PiSSA's decomposition.
-
-    Args:
-        iterations: Of the randomised one; None decomposes fully.
-    """
-
-    iterations: int | None
 
 
 _NO_PATTERN: Mapping[str, Any] = MappingProxyType({})
@@ -158,7 +125,8 @@ class LoraConfig:
         "text",
         "How the factors start: default (no effect at first), gaussian, random, pissa, "
         "pissa_niter_N, olora, orthogonal, mica; loftq makes up for the rounding of a quantised "
-        "base model, and so needs serve_quantized.",
+        "base model, and so needs serve_quantized; eva, corda and lora_ga look at the first "
+        "batches of the training.",
         aliases=("init_lora_weights",),
     )
     lora_plus_ratio: float = option(
@@ -168,6 +136,47 @@ class LoraConfig:
         above=0,
         maximum=1e6,
         aliases=("loraplus_lr_ratio",),
+    )
+    start_batches: int = option(
+        8, "int", "Batches that eva, corda and lora_ga look at.", minimum=1, maximum=1_000_000
+    )
+    eva_rho: float = option(
+        2.0,
+        "number",
+        "eva: a layer gets at most this many times its rank, at the cost of others; 1 moves none.",
+        minimum=1,
+        maximum=1000,
+    )
+    eva_adjust_scaling: bool = option(
+        True, "bool", "eva: a layer's alpha follows its rank, so that scaling stays."
+    )
+    eva_label_mask: bool = option(
+        True, "bool", "eva: look at tokens that are learned alone; causal models only."
+    )
+    eva_whiten: bool = option(
+        False, "bool", "eva: divide each direction by the root of its singular value."
+    )
+    corda_method: str = option(
+        "ipm",
+        "choice",
+        "corda: learn what matters most to the data (ipm), or least, which keeps more of what the "
+        "base model knows (kpm).",
+        choices=("ipm", "kpm"),
+    )
+    lora_ga_direction: str = option(
+        "ArB2r",
+        "choice",
+        "lora_ga: which of the gradient's 2·R largest parts A and B are made of.",
+        choices=("ArBr", "A2rBr", "ArB2r", "random"),
+    )
+    lora_ga_scale: str = option(
+        "stable",
+        "choice",
+        "lora_ga: how the factors are scaled.",
+        choices=("stable", "weight_svd", "gd_scale", "unit"),
+    )
+    lora_ga_gamma: float = option(
+        16.0, "number", "lora_ga: gamma of the scale stable.", above=0, maximum=1e6
     )
 
     @classmethod
@@ -205,12 +214,10 @@ class LoraConfig:
 
         Raises:
             InvalidInputError: Naming the option, the value and the limit.
-            NotSupportedError: For an initialisation of PEFT's that is not offered here, with the
-                reason.
         """
         for field in dataclasses.fields(self):
             setting: Setting = field.metadata["setting"]
-            if setting.kind in ("int", "number", "bool", "text"):
+            if setting.kind in ("int", "number", "bool", "text", "choice"):
                 setting.check(field.name, getattr(self, field.name), TrainingLimits())
         require_int("rank", self.rank, maximum=limits.max_rank)
         for name in ("target_modules", "exclude_modules"):
@@ -260,59 +267,6 @@ LORA_OPTION_ALIASES = option_aliases(LoraConfig)
 
 #: Hyperparameters of the loop where a LoRA tuning says nothing.
 LORA_TUNING_DEFAULTS = TrainingOptions(num_epochs=3, learning_rate=2e-4, accumulate_steps=1)
-
-
-def parse_initialisation(word: str) -> str | PissaInit:
-    """What an initialisation's word means.
-
-    Args:
-        word: As in ``LoraConfig.initialisation``.
-
-    Returns:
-        The word itself, or for PiSSA how to decompose.
-
-    Raises:
-        NotSupportedError: If PEFT has it and we do not, with the reason.
-        InvalidInputError: If nobody has it.
-    """
-    if word == PISSA_INIT:
-        return PissaInit(None)
-    fast = _PISSA_ITERATIONS.fullmatch(word)
-    if fast:
-        return PissaInit(int(fast.group(1)))
-    if word in INITIALISATIONS:
-        return word
-    if word in _NOT_OFFERED:
-        raise NotSupportedError(f"initialisation {word!r} is not offered: {_NOT_OFFERED[word]}")
-    raise InvalidInputError(
-        f"'initialisation' must be one of {', '.join(INITIALISATIONS)}, got {word[:80]!r}"
-        + did_you_mean(word[:80], INITIALISATIONS)
-    )
-
-
-def require_loftq_base(config: LoraConfig, *, quantization: str, serve_quantized: bool) -> None:
-    """Refuse ``loftq`` where the deltas would not stand beside the rounding that they make up for.
-
-    Args:
-        config: Of the LoRA.
-        quantization: Of the base model while it is tuned.
-        serve_quantized: Whether the saved model asks for the same.
-
-    Raises:
-        InvalidInputError: Saying what is missing.
-    """
-    if config.initialisation != LOFTQ_INIT:
-        return
-    if quantization == NONE:
-        raise InvalidInputError(
-            "initialisation 'loftq' makes up for the rounding of a quantised base model; set "
-            "'quantization'"
-        )
-    if not serve_quantized:
-        raise InvalidInputError(
-            "initialisation 'loftq' gives deltas for the quantised base model alone; set "
-            "'serve_quantized'"
-        )
 
 
 def _plain_value(option: str, value: Any) -> Any:

@@ -23,7 +23,7 @@ from luthier.adapters.prompts.source_prompt import (
 )
 from luthier.data_model.dataset import Dataset, load_dataset
 from luthier.data_model.options.experiment import ExperimentOptions
-from luthier.data_model.options.lora import LOFTQ_INIT
+from luthier.data_model.options.lora_starts import LOFTQ_INIT
 from luthier.data_model.options.run_options import FULL_FINE_TUNING, LORA
 from luthier.data_model.tuning import (
     PromptOutputModelType,

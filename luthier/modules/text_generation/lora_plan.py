@@ -9,15 +9,14 @@ from typing import Any
 from luthier.adapters.lora.building import create_lora
 from luthier.adapters.lora.lora import LoraAdapter
 from luthier.data_model.options.lora import (
-    LOFTQ_INIT,
     LORA_OPTION_ALIASES,
     LORA_OPTION_NAMES,
     LORA_TUNING_DEFAULTS,
     MAX_RANK,
     LoraConfig,
     LoraLimits,
-    require_loftq_base,
 )
+from luthier.data_model.options.lora_starts import LOFTQ_INIT, require_loftq_base
 from luthier.data_model.options.training_options import (
     TRAINING_OPTION_ALIASES,
     TRAINING_OPTION_NAMES,
@@ -92,7 +91,7 @@ def plan_lora_tuning(
     max_rank = min(MAX_RANK, limits_for(plan.hooks, environment).max_lora_rank)
     lora.validate(LoraLimits(max_rank=max_rank))
     require_loftq_base(
-        lora,
+        lora.initialisation,
         quantization=plan.options.quantization,
         serve_quantized=plan.options.serve_quantized,
     )

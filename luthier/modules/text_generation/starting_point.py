@@ -23,7 +23,20 @@ from luthier.resources.base_model import BaseModel
 #: Where a saved model and a checkpoint keep their adapter.
 _ADAPTER_FOLDER = "adapter"
 #: Options of LoRA that act while it is tuned and leave no trace in the result.
-_TRAINING_ONLY = ("dropout", "lora_plus_ratio", "initialisation")
+_TRAINING_ONLY = (
+    "dropout",
+    "lora_plus_ratio",
+    "initialisation",
+    "start_batches",
+    "eva_rho",
+    "eva_adjust_scaling",
+    "eva_label_mask",
+    "eva_whiten",
+    "corda_method",
+    "lora_ga_direction",
+    "lora_ga_scale",
+    "lora_ga_gamma",
+)
 
 
 def find_start(name: str, *, models_dir: Path, from_request: bool) -> Path:

@@ -125,6 +125,7 @@ def _describe(adapter: Adapter) -> dict[str, Any]:
         settings = adapter.peft_config()
     except NotSupportedError:  # full fine-tuning has none
         settings = {}
+    settings = {**settings, **adapter.start_settings()}
     tensors = {
         name: f"{str(parameter.dtype).removeprefix('torch.')} {list(parameter.shape)}"
         for name, parameter in adapter.named_parameters()

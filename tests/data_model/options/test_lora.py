@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from luthier.data_model.options.lora import LoraConfig, LoraLimits, PissaInit, parse_initialisation
-from luthier.errors import InvalidInputError, NotSupportedError, UnknownKeyError
+from luthier.data_model.options.lora import LoraConfig, LoraLimits
+from luthier.errors import InvalidInputError, UnknownKeyError
 
 
 def test_the_defaults_are_valid() -> None:
@@ -74,16 +74,20 @@ def test_values_that_cannot_be_meant_are_refused(options: dict[str, Any], messag
         LoraConfig.from_mapping(options).validate(LoraLimits())
 
 
-@pytest.mark.parametrize("word", ["eva", "corda", "lora_ga"])
-def test_starts_that_are_not_offered_are_refused_with_the_reason(word: str) -> None:
-    with pytest.raises(NotSupportedError, match=f"'{word}' is not offered: it "):
-        LoraConfig(initialisation=word).validate(LoraLimits())
-
-
-def test_words_of_pissa() -> None:
-    assert parse_initialisation("pissa") == PissaInit(None)
-    assert parse_initialisation("pissa_niter_0") == PissaInit(0)
-    assert parse_initialisation("pissa_niter_16") == PissaInit(16)
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("start_batches", 0),
+        ("eva_rho", 0.5),
+        ("corda_method", "xpm"),
+        ("lora_ga_direction", "ArBrr"),
+        ("lora_ga_scale", "big"),
+        ("lora_ga_gamma", 0),
+    ],
+)
+def test_settings_of_starts_are_checked(option: str, value: Any) -> None:
+    with pytest.raises(InvalidInputError, match=f"'{option}' must be"):
+        LoraConfig(**{option: value}).validate(LoraLimits())
 
 
 def test_scaling_follows_the_rank() -> None:

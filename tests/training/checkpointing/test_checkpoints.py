@@ -77,9 +77,21 @@ def _hash(adapter: Adapter) -> list[tuple[str, bytes]]:
             {"save_checkpoint": "best"},
         ),
         ("tiny_causal_base", lambda base: _lora(base, initialisation="pissa"), {}),
+        ("tiny_causal_base", lambda base: _lora(base, initialisation="eva", use_dora=True), {}),
+        ("tiny_seq2seq_base", lambda base: _lora(base, initialisation="corda"), {}),
+        ("tiny_causal_base", lambda base: _lora(base, initialisation="lora_ga"), {}),
         ("tiny_causal_base", lambda base: FullWeights(base.model), {"learning_rate": 1e-3}),
     ],
-    ids=["soft_prompt", "base dropout", "lora with dropout, best", "pissa", "full"],
+    ids=[
+        "soft_prompt",
+        "base dropout",
+        "lora with dropout, best",
+        "pissa",
+        "eva with dora",
+        "corda",
+        "lora_ga",
+        "full",
+    ],
 )
 def test_resuming_after_any_update_gives_the_bits_of_a_run_that_never_stopped(
     base_name: str,
