@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.lora_models import disturb
 from fixtures.train_rows import ROWS
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.utils.loftq_utils import _low_rank_decomposition
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from luthier.adapters.lora.building import create_lora
 from luthier.adapters.storage import load_adapter, save_adapter
@@ -31,8 +32,8 @@ KINDS: dict[str, dict[str, Any]] = {"lora": {}, "dora": {"use_dora": True}}
 QUICK: dict[str, Any] = {"num_epochs": 4, "batch_size": 4, "accumulate_steps": 1}
 
 
-def _theirs(folder: Path, word: str, **options: Any) -> PeftModel:
-    """PEFT on transformers' quantised model, in the mode that bitsandbytes trains in."""
+def _their_base(folder: Path, word: str) -> PreTrainedModel:
+    """transformers' quantised model."""
     if word == "int8":
         config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     else:
@@ -42,9 +43,14 @@ def _theirs(folder: Path, word: str, **options: Any) -> PeftModel:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.float32,
         )
-    model = AutoModelForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=config, dtype=torch.float32
     )
+
+
+def _theirs(folder: Path, word: str, **options: Any) -> PeftModel:
+    """PEFT on transformers' quantised model, in the mode that bitsandbytes trains in."""
+    model = _their_base(folder, word)
     model.requires_grad_(False)
     torch.manual_seed(3)
     lora = PeftLoraConfig(
@@ -174,28 +180,46 @@ def test_a_loftq_is_tuned_and_served_on_the_quantised_base(
     model.release()
 
 
-def test_both_engines_serve_a_quantised_base(tiny_causal_base: BaseModel) -> None:
-    base = tiny_causal_base.quantised("nf4")
-    adapter = create_lora(base.model, LoraConfig(rank=4, initialisation="random"), seed=3)
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_loras_on_a_quantised_base_share_a_batch_and_say_what_peft_says(
+    tiny_causal_base: BaseModel, tiny_causal_dir: Path, tmp_path: Path, word: str, kind: str
+) -> None:
+    base = tiny_causal_base.quantised(word)
+    config = LoraConfig.from_mapping({"rank": 4, "initialisation": "random", **KINDS[kind]})
+    adapter = create_lora(base.model, config, seed=3)
+    disturb(adapter, seed=4, by=0.2)
+    sampling = SamplingParams(max_new_tokens=8, min_new_tokens=8)
+    prompts = [base.tokenizer(text)["input_ids"] for text in ("My package never arrived", "Label")]
     requests = [
-        GenerationRequest(
-            tuple(base.tokenizer(text)["input_ids"]),
-            SamplingParams(max_new_tokens=8),
-            adapter=each,
-        )
-        for text in ("My package never arrived", "Label")
+        GenerationRequest(tuple(ids), sampling, adapter=each)
+        for ids in prompts
         for each in (None, adapter)
     ]
-    texts = []
+    said = []
     for make in (PlainEngine, BatchedEngine):
         engine = make(base)
         try:
             streams = [engine.submit(request) for request in requests]
-            texts.append(["".join(chunk.text for chunk in stream) for stream in streams])
+            said.append([[t.token_id for c in stream for t in c.tokens] for stream in streams])
+            if isinstance(engine, BatchedEngine):
+                assert engine.keeps_deltas(adapter)
+                assert engine._whole_models is None, "all of them ran in the batch"
         finally:
             engine.close()
-    assert texts[0] == texts[1]
-    assert texts[0][0] != texts[0][1]
+    assert said[0] == said[1]
+    assert said[0][0] != said[0][1]
+    if (kind, word) == ("dora", "int8"):
+        return  # bitsandbytes loses this layer's scales between PEFT's passes
+    save_adapter(adapter, tmp_path / "lora", base_model_name=str(tiny_causal_dir))
+    # In training, where nothing is dropped, bitsandbytes computes as our layers do.
+    theirs = PeftModel.from_pretrained(_their_base(tiny_causal_dir, word), tmp_path / "lora")
+    theirs.train()
+    for ids, expected in zip(prompts, said[1][1::2], strict=True):
+        out = theirs.generate(
+            input_ids=torch.tensor([ids]), max_new_tokens=8, min_new_tokens=8, do_sample=False
+        )
+        assert out[0, len(ids) :].tolist() == expected
 
 
 @pytest.mark.parametrize(("serve_quantized", "held"), [(False, "none"), (True, "nf4")])

@@ -15,6 +15,7 @@ from luthier.inference.batch_rows import RowInput, RowSlice
 from luthier.inference.deltas.delta_steps import AdapterSpan, LayerStep, choose_spans, plan_step
 from luthier.inference.deltas.delta_tables import DeltaTables
 from luthier.inference.deltas.merged_adapter import HotAdapter, MergedLayer, MergeOptions
+from luthier.resources.quantised_layers import QuantisedLinear
 
 #: Tokens of one row in a pass.
 Part = TypeVar("Part", bound="RowSlice | RowInput")
@@ -93,9 +94,9 @@ class DeltaLayers:
     def watching(self, num_tokens: int) -> Iterator[set[str]]:
         """Learn from one pass of ``num_tokens`` tokens which layers see every token just once.
 
-        Only those can have deltas, if their weights are plain numbers in the model's precision: an
-        expert, for one, sees some tokens in an order of its own. Layers that an earlier pass found
-        stay usable.
+        Only those can have deltas, if their weights are plain numbers in the model's precision, or
+        quantised by ``resources.quantised_layers``: an expert, for one, sees some tokens in an
+        order of its own. Layers that an earlier pass found stay usable.
 
         Args:
             num_tokens: More than other parts of the pass see.
@@ -109,7 +110,7 @@ class DeltaLayers:
         yield found
         for path, layer in self._layers.items():
             sees_all = [shape[:-1] for shape in layer.seen_shapes or ()] == [(1, num_tokens)]
-            if sees_all and _is_plain(layer.weight, self.tables.dtype):
+            if sees_all and _is_readable(layer.base, self.tables.dtype):
                 self._usable[path] = layer.base
                 found.add(path)
             layer.seen_shapes = None
@@ -176,6 +177,8 @@ class DeltaLayers:
         return self._plan
 
 
-def _is_plain(weight: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether a weight is not quantised; libraries that do keep theirs in subclasses."""
-    return type(weight) in (torch.Tensor, nn.Parameter) and weight.dtype == dtype
+def _is_readable(layer: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether a layer's numbers can be known; libraries that quantise keep theirs in subclasses."""
+    weight = layer.weight
+    is_plain = type(weight) in (torch.Tensor, nn.Parameter) and weight.dtype == dtype
+    return isinstance(layer, QuantisedLinear) or is_plain

@@ -111,7 +111,7 @@ class DeltaTable:
 
     def __init__(self, layer: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:
         self._layer = layer
-        out_features, in_features = oriented_weight(layer).shape
+        out_features, in_features = _features_of(layer)
         self.content = TableContent(
             a=torch.empty(0, in_features, dtype=dtype, device=device),
             b=torch.empty(0, out_features, dtype=dtype, device=device),
@@ -246,7 +246,7 @@ class DeltaTables:
             factors: By layer path.
 
         Raises:
-            NotSupportedError: If DoRA meets a quantised layer.
+            NotSupportedError: If DoRA meets a layer that others have quantised.
         """
         try:
             for path, each in factors.items():
@@ -287,6 +287,14 @@ def rescaled(output: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | Non
         [N, out].
     """
     return output * scale if bias is None else (output - bias) * scale + bias
+
+
+def _features_of(layer: nn.Module) -> tuple[int, int]:
+    """A layer's numbers of outputs and inputs, told without its weight, which may be packed."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    out_features, in_features = oriented_weight(layer).shape
+    return out_features, in_features
 
 
 def _roomy(num_rows: int, device: torch.device) -> int:
