@@ -1,9 +1,11 @@
 """What one step adds to each linear layer: which tokens, by which adapter's delta.
 
-Where an adapter has many tokens or a high rank, ordinary products are fastest; each costs some
-microseconds beside its arithmetic. Where many adapters have one token and a low rank each, two
-kernels that gather rows (a sampled product for A, a weighted bag of rows for B) take all their
-tokens together.
+Where an adapter has many tokens, ordinary products are fastest; each costs some microseconds
+beside its arithmetic. Where many adapters have one token each, two kernels that gather rows (a
+sampled product for A, a weighted bag of rows for B) take all their tokens together. Then what
+counts is how quickly factors come from memory: with SmolLM2-135M on one core and 24 LoRAs of ranks
+4 to 64 on all linear layers (703 MB) in a step, both kernels take 87 ms, a product for each 94 ms,
+and just summing up the same numbers, layer by layer, 63 ms.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from luthier.inference.deltas.delta_tables import (
     rescaled,
 )
 
-#: Rank times tokens of an adapter up to which gathering is the faster way: measured on a CPU with
-#: AVX-512, where the gathering kernels read large adapters from memory at half a product's speed.
+#: Rank times tokens of an adapter up to which it is gathered though it has more tokens than one:
+#: a product reads its rows once, gathering once for each token.
 _MAX_GATHERED_ROWS = 16
 #: Adapters from which on gathering, which has a cost of its own, beats a product for each.
 MIN_GATHERED_ADAPTERS = 12
@@ -55,7 +57,9 @@ def choose_spans(counts: Mapping[str, int], tables: DeltaTables) -> list[Adapter
         Gathered ones first; in an order that does not depend on that of ``counts``.
     """
     small = {
-        key for key, count in counts.items() if count * tables.max_rank(key) <= _MAX_GATHERED_ROWS
+        key
+        for key, count in counts.items()
+        if count == 1 or count * tables.max_rank(key) <= _MAX_GATHERED_ROWS
     }
     if len(small) < MIN_GATHERED_ADAPTERS:
         small = set()
@@ -95,7 +99,10 @@ class Gather:
         is_sampled = device.type == "cpu" and like.a.dtype in (torch.float32, torch.float64)
         self._owners = None if is_sampled else torch.tensor(owners, device=device)
         if is_sampled:
-            self._pattern = _sparse(self._starts, self._columns, like.a)
+            self._low = torch.zeros(len(columns), dtype=like.a.dtype)
+            self._pattern = _sparse(self._starts, self._columns, self._low, len(like.a))
+            # Half the bytes of numbers that are read beside the rows themselves.
+            self._columns, self._starts = self._columns.int(), self._starts.int()
 
     def add(
         self, output: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, table: TableContent
@@ -116,9 +123,12 @@ class Gather:
             low = (table.a[self._columns] * x[self._owners]).sum(dim=1, keepdim=True)
             output.index_add_(0, self._owners, table.b[self._columns] * low)
             return
-        low = torch.sparse.sampled_addmm(self._pattern, x, table.a.t(), beta=0.0).values()
+        # The pattern's values are ``_low``: written in place, so that the pattern is not copied.
+        # What was NaN there would stay NaN, whatever ``beta`` is.
+        self._low.zero_()
+        torch.sparse.sampled_addmm(self._pattern, x, table.a.t(), beta=0.0, out=self._pattern)
         output += torch.embedding_bag(
-            table.b, self._columns, self._starts, False, 0, False, low, True
+            table.b, self._columns, self._starts, False, 0, False, self._low, True
         )[0]
 
 
@@ -190,15 +200,17 @@ def plan_step(
     return steps
 
 
-def _sparse(starts: torch.Tensor, columns: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Zeros at the places of a [tokens, rows of the table] matrix that are to be computed."""
+def _sparse(
+    starts: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, num_rows: int
+) -> torch.Tensor:
+    """The places of a [tokens, rows of the table] matrix that are to be computed."""
     with warnings.catch_warnings():
         # Sparse CSR tensors are announced as beta, once per process.
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(
             starts,
             columns,
-            torch.zeros(len(columns), dtype=table.dtype),
-            size=(len(starts) - 1, len(table)),
+            values,
+            size=(len(starts) - 1, num_rows),
             check_invariants=False,
         )

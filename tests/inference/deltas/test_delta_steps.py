@@ -93,6 +93,25 @@ def test_numbers_that_are_not_finite_stay_with_their_own_token(is_gathered: bool
     assert output[1:].isfinite().all()
 
 
+@torch.no_grad()
+def test_numbers_that_were_not_finite_are_gone_in_the_next_pass_of_the_same_plan() -> None:
+    layer = nn.Linear(IN, OUT)
+    tables = DeltaTables({"one": layer}, dtype=torch.float32, device=torch.device("cpu"))
+    for key in "ab":
+        tables.place(key, {"one": make_factors(ord(key), torch.float32)})
+    spans = [AdapterSpan(key, 1, is_gathered=True) for key in "ab"]
+    step = plan_step(tables, spans, num_tokens=2)["one"]
+    x = torch.randn(2, IN)
+    expected = layer(x)
+    step.add(expected, x, layer.bias)
+    broken = layer(x)
+    step.add(broken, torch.full_like(x, torch.nan), layer.bias)
+    assert broken.isnan().all()
+    output = layer(x)
+    step.add(output, x, layer.bias)
+    assert torch.equal(output, expected)
+
+
 def test_only_many_adapters_with_little_each_are_gathered() -> None:
     tables = DeltaTables(
         {"one": nn.Linear(IN, OUT)}, dtype=torch.float32, device=torch.device("cpu")
@@ -102,7 +121,12 @@ def test_only_many_adapters_with_little_each_are_gathered() -> None:
             nn.Parameter(torch.randn(4, IN)), nn.Parameter(torch.randn(OUT, 4)), scaling=1.0
         )
         tables.place(key, {"one": factors})
-    little = dict.fromkeys("nmlkjihgfedc", 1)
+    large = LoraFactors(
+        nn.Parameter(torch.randn(64, IN)), nn.Parameter(torch.randn(OUT, 64)), scaling=1.0
+    )
+    tables.remove("c")
+    tables.place("c", {"one": large})
+    little = dict.fromkeys("nmlkjihgfedc", 1)  # whatever its rank, one token is little
     assert choose_spans({"a": 40, "b": 5, **little}, tables) == [
         *(AdapterSpan(key, 1, True) for key in "cdefghijklmn"),
         AdapterSpan("a", 40, False),
