@@ -75,12 +75,14 @@ def score_rows(network: TrainingNetwork, batch: TokenBatch) -> list[ScoredRow]:
     Returns:
         One entry per row that has a label, in order.
     """
-    losses, is_correct = network.token_scores(batch)
+    losses, choices = network.token_scores(batch)
     if not batch.rows:  # An idle batch only lent its process's share of the weights.
         return []
-    counts = (batch.labels != IGNORED_LABEL).sum(dim=1).tolist()
+    is_label = batch.labels != IGNORED_LABEL
+    counts = is_label.sum(dim=1).tolist()
+    is_correct = (choices == batch.labels[is_label]).cpu()
     found, start = [], 0
-    losses, is_correct = losses.double().cpu(), is_correct.cpu()
+    losses, choices = losses.double().cpu(), choices.cpu()
     for row, count in zip(batch.rows, counts, strict=True):
         part = slice(start, start + count)
         start += count
@@ -92,6 +94,7 @@ def score_rows(network: TrainingNetwork, batch: TokenBatch) -> list[ScoredRow]:
                 num_correct_tokens=int(is_correct[part].sum()),
                 input_text="",
                 reference="",
+                choice=int(choices[start - 1]),
             )
             found.append(scored)
     return found
@@ -122,6 +125,8 @@ def with_texts(
     """
     by_row = {example.row: example for example in data.examples}
     ordered = sorted(rows, key=lambda scored: scored.row)
+    if data.class_labels:
+        return tuple(_with_classes(each, by_row[each.row], data, tokenizer) for each in ordered)
     parts = [split_example(by_row[scored.row], is_seq2seq=is_seq2seq) for scored in ordered]
     texts = _generated([source for source, _ in parts], generate)
     return tuple(
@@ -132,6 +137,19 @@ def with_texts(
             generated=text,
         )
         for scored, (source, target), text in zip(ordered, parts, texts, strict=True)
+    )
+
+
+def _with_classes(
+    scored: ScoredRow, example: Example, data: TrainingData, tokenizer: PreTrainedTokenizerBase
+) -> ScoredRow:
+    source, (label,) = split_example(example, is_seq2seq=False)
+    assert scored.choice is not None
+    return replace(
+        scored,
+        input_text=tokenizer.decode(source, skip_special_tokens=True),
+        reference=data.class_labels[label],
+        generated=data.class_labels[scored.choice],
     )
 
 

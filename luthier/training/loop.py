@@ -151,6 +151,7 @@ def open_run(base_model: BaseModel, job: TuningJob) -> Iterator[TrainingRun]:
     options = settle_options(job.options, default_seed=None if state is None else state.seed)
     metrics = make_metrics(options.metrics, judge=job.judge)
     _require_generate(metrics, job.generate, options)
+    _require_classes(metrics, job.adapter)
     group = current_group()
     callbacks: tuple[TrainingCallback, ...] = ()
     if group.is_main:
@@ -248,6 +249,15 @@ def _require_generate(
         raise InvalidInputError(
             f"'metrics' names {', '.join(names)}, which compare generated text, and this training "
             "was given nothing to generate with"
+        )
+
+
+def _require_classes(metrics: Sequence[Metric], adapter: Adapter) -> None:
+    names = [metric.name for metric in metrics if metric.needs_classes]
+    if names and not adapter.class_labels:
+        raise InvalidInputError(
+            f"'metrics' names {', '.join(names)}, which compare classes, and {adapter.method} "
+            "learns to write text; label_accuracy compares labels that are written"
         )
 
 

@@ -33,17 +33,17 @@ def cross_entropy_sum(
 
 @torch.no_grad()
 def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of each label, and whether it has the largest logit.
+    """Cross-entropy of each label, and what has the largest logit in its place.
 
     Args:
         logits: [N, V].
         labels: [N].
 
     Returns:
-        fp32 [N] and bool [N].
+        fp32 [N] and int64 [N].
     """
     losses = functional.cross_entropy(logits.float(), labels, reduction="none")
-    return losses, logits.argmax(dim=-1) == labels
+    return losses, logits.argmax(dim=-1)
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def projected_token_scores(
         chunk_numbers: Most logits at once.
 
     Returns:
-        fp32 [N] and bool [N].
+        fp32 [N] and int64 [N].
     """
     chunk_rows = max(1, chunk_numbers // weight.shape[0])
     parts = [
@@ -74,8 +74,8 @@ def projected_token_scores(
             hidden.split(chunk_rows), labels.split(chunk_rows), strict=True
         )
     ]
-    losses, is_correct = zip(*parts, strict=True)
-    return torch.cat(losses), torch.cat(is_correct)
+    losses, choices = zip(*parts, strict=True)
+    return torch.cat(losses), torch.cat(choices)
 
 
 def projected_cross_entropy_sum(

@@ -96,12 +96,14 @@ def read_data(
     dataset.validate()
     verbalizer = Verbalizer(options.verbalizer)
     verbalizer.require_trainable()
+    _require_readable_classes(adapter, dataset)
     key_values = adapter.prefix_key_values()
     row_tokenizer = _row_tokenizer(
         base_model,
         adapter.soft_prompt(),
         options,
         num_cached=0 if key_values is None else key_values.shape[2],
+        class_labels=adapter.class_labels,
     )
     conversations: dict[int, ChatTrainRecord] = {}
     if dataset.skip_parent_probability or dataset.random_parent_probability:
@@ -110,6 +112,7 @@ def read_data(
     data = tokenize_records(
         train, verbalizer, row_tokenizer, options=dataset, should_stop=should_stop
     )
+    data = dataclasses.replace(data, class_labels=adapter.class_labels)
     _report_truncation("train", data)
     if changes_rows(dataset) or dataset.neftune_noise_alpha:
         data = _with_changes(data, row_tokenizer, conversations, dataset, seed=options.seed)
@@ -124,12 +127,32 @@ def read_data(
         name="validation",
         should_stop=should_stop,
     )
+    validation_data = dataclasses.replace(validation_data, class_labels=adapter.class_labels)
     _report_truncation("validation", validation_data)
     return data, validation_data
 
 
+def _require_readable_classes(adapter: Adapter, dataset: DatasetOptions) -> None:
+    if not adapter.class_labels:
+        return
+    for name, value, accepted in (
+        ("prompt_format", dataset.prompt_format, ("auto", "verbalizer")),
+        ("chat_template", dataset.chat_template, (None,)),
+    ):
+        if value not in accepted:
+            raise InvalidInputError(
+                f"{name!r} is {str(value)[:80]!r}; a classification reads texts as the verbalizer "
+                "writes them"
+            )
+
+
 def _row_tokenizer(
-    base_model: BaseModel, prompt: SoftPromptTensors, options: TrainingOptions, *, num_cached: int
+    base_model: BaseModel,
+    prompt: SoftPromptTensors,
+    options: TrainingOptions,
+    *,
+    num_cached: int,
+    class_labels: tuple[str, ...],
 ) -> RowTokenizer:
     num_virtual_tokens = num_cached + max(
         0 if part is None else part.shape[0] for part in (prompt.encoder, prompt.decoder)
@@ -153,6 +176,7 @@ def _row_tokenizer(
         has_virtual_tokens=prompt.decoder is not None,
         max_row_length=room,
         end_token_ids=base_model.eos_token_ids,
+        class_labels=class_labels,
     )
 
 

@@ -78,9 +78,9 @@ def test_token_scores_add_up_to_the_loss_and_say_which_token_is_first(chunk_numb
     )
     labels = torch.randint(20, (11,), generator=generator)
     labels[3] = (hidden @ weight.T)[3].argmax()
-    losses, is_correct = projected_token_scores(
+    losses, choices = projected_token_scores(
         hidden, weight, None, labels, chunk_numbers=chunk_numbers
     )
     torch.testing.assert_close(losses.sum(), cross_entropy_sum(hidden @ weight.T, labels))
-    assert is_correct.tolist() == ((hidden @ weight.T).argmax(dim=1) == labels).tolist()
-    assert is_correct[3]
+    assert choices.tolist() == (hidden @ weight.T).argmax(dim=1).tolist()
+    assert choices[3] == labels[3]

@@ -30,6 +30,8 @@ METRIC_WORDS = (
     "token_accuracy",
     "exact_match",
     "label_accuracy",
+    "accuracy",
+    "macro_f1",
     "bleu",
     "rouge1",
     "rouge2",

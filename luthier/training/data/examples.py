@@ -110,12 +110,14 @@ class TrainingData:
         truncation: What was cut.
         change: Changes the rows of a batch each time they are learned from, or None.
         drawn_options: What decides about such changes, name to value; part of what a training is.
+        class_labels: What labels are numbers of, if they are no tokens.
     """
 
     examples: Sequence[Example]
     truncation: TruncationReport
     change: BatchChange | None = None
     drawn_options: Mapping[str, object] = field(default_factory=dict)
+    class_labels: tuple[str, ...] = ()
 
     def batch(self, indices: Sequence[int], *, epoch: int) -> list[Example]:
         """The rows of one batch, as they are learned from in one epoch.

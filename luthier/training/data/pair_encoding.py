@@ -58,11 +58,11 @@ def encode_pairs(
     Raises:
         TrainingDataError: If a pair cannot be learned from; names its row.
     """
-    sources = _encode_sources(pairs, verbalizer, row_tokenizer)
+    sources = encode_sources(pairs, verbalizer, row_tokenizer)
     targets = _encode_targets(pairs, row_tokenizer)
     rows = []
     for pair, source, target in zip(pairs, sources, targets, strict=True):
-        kept_source = _cut_source(source, row_tokenizer)
+        kept_source = cut_source(source, row_tokenizer)
         kept_target = target[: row_tokenizer.max_target_length]
         example = _example(pair.row, kept_source, kept_target, row_tokenizer, name=name)
         rows.append(
@@ -111,10 +111,19 @@ def _fields_of(record: DataObjectBase) -> dict[str, object]:
     return {name: getattr(record, name) for name in record.fields}
 
 
-def _encode_sources(
+def encode_sources(
     pairs: Sequence[TextPair], verbalizer: Verbalizer, row_tokenizer: RowTokenizer
 ) -> list[list[int]]:
-    """The tokens of every source, all at once but for the few that spell control tokens."""
+    """The tokens of every source, all at once but for the few that spell control tokens.
+
+    Args:
+        pairs: As ``text_pair`` gives them.
+        verbalizer: Made their sources.
+        row_tokenizer: The base model's tokenizer.
+
+    Returns:
+        As many lists as pairs, nothing cut.
+    """
     encoder = row_tokenizer.encoder
     encoded = row_tokenizer.tokenizer([pair.source for pair in pairs], verbose=False)
     sources: list[list[int]] = encoded["input_ids"]
@@ -165,8 +174,16 @@ def _example(
     return example
 
 
-def _cut_source(ids: list[int], row_tokenizer: RowTokenizer) -> list[int]:
-    """The first tokens that fit; what the tokenizer adds at the end stays at the end."""
+def cut_source(ids: list[int], row_tokenizer: RowTokenizer) -> list[int]:
+    """The first tokens that fit; what the tokenizer adds at the end stays at the end.
+
+    Args:
+        ids: Of a source.
+        row_tokenizer: Says how many fit.
+
+    Returns:
+        The tokens that are kept.
+    """
     max_length = row_tokenizer.max_source_length
     if len(ids) <= max_length:
         return ids

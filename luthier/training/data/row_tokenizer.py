@@ -25,6 +25,7 @@ class RowTokenizer:
             that token cannot be predicted and is not learned.
         max_row_length: Most tokens of one sequence that the base model can take, or None.
         end_token_ids: Others at which generation ends; a chat template may end answers with them.
+        class_labels: Names of the classes that are learned instead of text; else none.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -35,6 +36,7 @@ class RowTokenizer:
     has_virtual_tokens: bool = False
     max_row_length: int | None = None
     end_token_ids: tuple[int, ...] = ()
+    class_labels: tuple[str, ...] = ()
 
     @functools.cached_property
     def encoder(self) -> PromptEncoder:

@@ -18,6 +18,7 @@ from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.errors import CancelledError, InvalidInputError, TrainingDataError
 from luthier.training.data.cache_pruning import prune_cache
+from luthier.training.data.class_encoding import encode_classes
 from luthier.training.data.content_key import content_key
 from luthier.training.data.conversation_encoding import ConversationEncoder
 from luthier.training.data.cut_counts import CutCounts
@@ -96,10 +97,16 @@ class RecordTokenizer:
     def _encode_pairs(self, pairs: Sequence[TextPair]) -> list[TokenizedRow]:
         if not pairs:
             return []
-        return encode_pairs(pairs, self.verbalizer, self.row_tokenizer, name=self.name)
+        encode = encode_classes if self.row_tokenizer.class_labels else encode_pairs
+        return encode(pairs, self.verbalizer, self.row_tokenizer, name=self.name)
 
     def _tokenize_one(self, row: int, record: object) -> list[TokenizedRow]:
         place = f"{self.name} row {row}"
+        if self.row_tokenizer.class_labels:
+            raise TrainingDataError(
+                f"{place} is a {type(record).__name__}; a classification is learned from texts "
+                "with a label"
+            )
         if isinstance(record, GenerationTrainRecord | ClassificationTrainRecord):
             pair = text_pair(row, record, self.verbalizer, name=self.name)
             messages = (ChatMessage("user", pair.source), ChatMessage("assistant", pair.target))

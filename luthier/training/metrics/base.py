@@ -24,7 +24,9 @@ class ScoredRow:
             reference so far.
         input_text: What the model reads.
         reference: What it should write.
-        generated: What it writes; None where no metric asks for text.
+        generated: What it writes; None where no metric asks for text. The class that it takes the
+            row for where it tells classes apart.
+        choice: The model's first choice for the last label token.
     """
 
     row: int
@@ -34,6 +36,7 @@ class ScoredRow:
     input_text: str
     reference: str
     generated: str | None = None
+    choice: int | None = None
 
 
 class Metric(ABC):
@@ -44,6 +47,8 @@ class Metric(ABC):
     higher_is_better: ClassVar[bool]
     #: Whether it compares generated text.
     needs_text: ClassVar[bool] = False
+    #: Whether it compares classes, for models that tell them apart.
+    needs_classes: ClassVar[bool] = False
 
     @abstractmethod
     def of_row(self, row: ScoredRow) -> float | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from luthier.errors import InvalidInputError, did_you_mean
+from luthier.training.metrics.accuracy import Accuracy
 from luthier.training.metrics.ai_judge import AiJudge, Judge
 from luthier.training.metrics.base import Metric
 from luthier.training.metrics.bleu import Bleu
 from luthier.training.metrics.exact_match import ExactMatch
 from luthier.training.metrics.label_accuracy import LabelAccuracy
 from luthier.training.metrics.loss import Loss
+from luthier.training.metrics.macro_f1 import MacroF1
 from luthier.training.metrics.perplexity import Perplexity
 from luthier.training.metrics.rouge import Rouge1, Rouge2, RougeL
 from luthier.training.metrics.row_perplexity import RowPerplexity
@@ -26,6 +28,8 @@ METRICS: dict[str, type[Metric]] = {
         TokenAccuracy,
         ExactMatch,
         LabelAccuracy,
+        Accuracy,
+        MacroF1,
         Bleu,
         Rouge1,
         Rouge2,

@@ -174,13 +174,13 @@ class TrainingNetwork:
         return cross_entropy_sum(logits[0], labels, label_weights)
 
     def token_scores(self, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy of each label, and whether it is the model's first choice.
+        """Cross-entropy of each label, and the model's first choice in its place.
 
         Args:
             batch: Rows.
 
         Returns:
-            fp32 [N] and bool [N], row after row; without gradients.
+            fp32 [N] and int64 [N], row after row; without gradients.
         """
         if self._sharded is not None:
             return self._sharded.run(lambda: self._token_scores(batch))
