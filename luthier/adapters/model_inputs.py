@@ -120,7 +120,7 @@ def prepare_inputs(
             inputs_embeds=_prefix(prompt.decoder, embed(input_ids)),
             attention_mask=mask,
             position_ids=positions_of(mask)[:, num_cached:]
-            if _takes_positions(model.__class__)
+            if takes_positions(model.__class__)
             else None,
             past_key_values=cache,
             num_prefix_positions=_length(prompt.decoder),
@@ -172,5 +172,6 @@ def _length(prompt: torch.Tensor | None) -> int:
 
 
 @functools.cache
-def _takes_positions(model_class: type[PreTrainedModel]) -> bool:
+def takes_positions(model_class: type[PreTrainedModel]) -> bool:
+    """Whether a network can be told where its tokens stand."""
     return "position_ids" in inspect.signature(model_class.forward).parameters

@@ -28,8 +28,6 @@ SETTINGS_ARGUMENT = "training_options"
 NOT_ON_THE_WIRE: Mapping[str, str] = {
     "trackers": "the operator says where measurements are sent",
     "tracker_project": "the operator says where measurements are sent",
-    "num_processes": "a server's job is one process",
-    "use_fsdp": "a server's job is one process",
     "compile_model": "speed is the operator's business",
 }
 #: Options of the loop with fields of their own in the requests that caikit-nlp's clients know.
@@ -102,6 +100,8 @@ class TrainingSettings(DataObjectBase):  # type: ignore[misc]  # caikit is untyp
     start_from: Annotated[Optional[str], FieldNumber(47)] = None
     judge_model: Annotated[Optional[str], FieldNumber(48)] = None
     judge_template: Annotated[Optional[str], FieldNumber(49)] = None
+    num_processes: Annotated[Optional[int], FieldNumber(50)] = None
+    use_fsdp: Annotated[Optional[bool], FieldNumber(51)] = None
 
     @classmethod
     def from_proto(cls, proto: Any) -> "TrainingSettings":

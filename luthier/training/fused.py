@@ -14,7 +14,7 @@ A training that ends or fails leaves; the next one that waits takes its place.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
@@ -117,6 +117,10 @@ class _LiveJob:
     micro_batch: MicroBatch = field(init=False)
 
 
+#: Whose micro-batch waits for a pass, and the micro-batch.
+_Waiting: TypeAlias = tuple[_LiveJob, FusedPart]
+
+
 class _Group:
     """The trainings that are under way, and how the others ended."""
 
@@ -159,19 +163,19 @@ class _Group:
 
     def run_round(self) -> None:
         """One micro-batch of every training."""
-        parts, alone = [], []
+        parts: list[_Waiting] = []
+        alone: list[_LiveJob] = []
         for live in self.live:
             part = self._shared_network().pack(live.micro_batch)
             if part is None or part.num_tokens > self._max_pass_tokens:
                 alone.append(live)
             else:
                 parts.append((live, part))
-        passes = share_out([part.num_tokens for _, part in parts], self._max_pass_tokens)
-        for indices in passes:
-            if len(indices) == 1:
-                alone.append(parts[indices[0]][0])
+        for together in _passes(parts, self._max_pass_tokens):
+            if len(together) == 1:
+                alone.append(together[0][0])
             else:
-                self._run_together([parts[index] for index in indices])
+                self._run_together(together)
         for live in alone:
             self._run_alone(live)
 
@@ -180,7 +184,7 @@ class _Group:
         for live in self.live:
             live.stack.close()
 
-    def _run_together(self, several: Sequence[tuple[_LiveJob, FusedPart]]) -> None:
+    def _run_together(self, several: Sequence[_Waiting]) -> None:
         network, parts = self._shared_network(), [part for _, part in several]
         passed = _attempt(lambda: network.forward(parts))
         if isinstance(passed, Exception):
@@ -266,6 +270,25 @@ def _next_of(steps: Steps, loss_sum: torch.Tensor | None) -> MicroBatch | None:
         return steps.send(loss_sum)  # type: ignore[arg-type]  # the first is None
     except StopIteration:
         return None
+
+
+def _passes(parts: Sequence[_Waiting], limit: int) -> list[list[_Waiting]]:
+    """Who shares a pass with whom: one kind, and where rows are padded, rows of like width."""
+    groups: dict[Hashable, list[_Waiting]] = {}
+    for waiting in parts:
+        part = waiting[1]
+        # Within a class no row is padded to more than twice its width.
+        groups.setdefault((part.kind, part.width.bit_length()), []).append(waiting)
+    passes = []
+    for group in groups.values():
+        widest = max(part.width for _, part in group)
+        sizes = [
+            part.num_tokens if not widest else part.num_tokens // part.width * widest
+            for _, part in group
+        ]
+        fitting = [max(1, min(size, limit)) for size in sizes]
+        passes += [[group[index] for index in indices] for indices in share_out(fitting, limit)]
+    return passes
 
 
 def share_out(sizes: Sequence[int], limit: int) -> list[list[int]]:

@@ -32,6 +32,7 @@ from luthier.training.metrics.base import Metric
 from luthier.training.metrics.registry import make_metrics
 from luthier.training.networks.embedding_noise import embedding_noise_of
 from luthier.training.preparation import read_data, settle_options
+from luthier.training.processes.own_device import require_processes
 from luthier.training.processes.parallel import current_group
 from luthier.training.results import TrainingResult
 from luthier.training.run import TrainingRun
@@ -149,6 +150,7 @@ def open_run(base_model: BaseModel, job: TuningJob) -> Iterator[TrainingRun]:
     checkpoint = None if job.resume_from is None else find_checkpoint(job.resume_from)
     state = None if checkpoint is None else read_checkpoint(checkpoint)
     options = settle_options(job.options, default_seed=None if state is None else state.seed)
+    require_processes(options.num_processes)
     metrics = make_metrics(options.metrics, judge=job.judge)
     _require_generate(metrics, job.generate, options)
     _require_classes(metrics, job.adapter)

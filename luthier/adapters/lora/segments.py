@@ -6,6 +6,8 @@
     frozen layer          |  one product over all of them                 |
     deltas                |  A's           |  none     |  C's              |
 
+In a padded pass the stretches are rows, whatever their width in a layer.
+
 Nothing of one stretch is ever multiplied with anything of another, so what is no number in one
 stays there.
 """
@@ -14,8 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -65,19 +67,33 @@ class RandomStream:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """A stretch of a pass's tokens that belongs to one adapter.
+    """A stretch of a pass's tokens, or of its rows, that belongs to one adapter.
 
     Args:
         owner: Under which the layers know the adapter.
-        start: First token.
-        stop: The token after the last.
+        start: First token; of a padded pass the first row.
+        stop: The token or row after the last.
         stream: Where its dropout comes from; None if there is none.
+        widths: Of a padded pass: columns of the pass to those that this segment fills, for each
+            stack of the network.
     """
 
     owner: Hashable
     start: int
     stop: int
     stream: RandomStream | None = None
+    widths: Mapping[int, int] | None = None
+
+    def in_tokens(self, width: int) -> Segment:
+        """The same segment of a padded pass's rows, laid end to end.
+
+        Args:
+            width: Columns of the pass.
+
+        Returns:
+            A segment that counts tokens.
+        """
+        return replace(self, start=self.start * width, stop=self.stop * width)
 
 
 class SegmentPlan:
@@ -85,6 +101,7 @@ class SegmentPlan:
 
     def __init__(self) -> None:
         self.segments: Sequence[Segment] = ()
+        self.is_padded = False
 
 
 class SegmentedLora(nn.Module):
@@ -95,7 +112,8 @@ class SegmentedLora(nn.Module):
         plan: Says which tokens are whose, from pass to pass.
 
     Shape:
-        forward: [1, N, in] -> [1, N, out], dtype of ``base``.
+        forward: [1, N, in] -> [1, N, out], dtype of ``base``; of a padded pass [B, T, in] ->
+        [B, T, out].
     """
 
     def __init__(self, base: nn.Module, plan: SegmentPlan) -> None:
@@ -113,14 +131,25 @@ class SegmentedLora(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The base layer's output with each segment's delta."""
+        segments = self._plan.segments
+        if not self._plan.is_padded:
+            return self._with_deltas(x, segments, None)
+        num_rows, width = x.shape[:2]
+        in_tokens = [segment.in_tokens(width) for segment in segments]
+        output = self._with_deltas(x.reshape(1, num_rows * width, -1), in_tokens, width)
+        return output.view(num_rows, width, -1)
+
+    def _with_deltas(
+        self, x: torch.Tensor, segments: Sequence[Segment], width: int | None
+    ) -> torch.Tensor:
         plain: list[tuple[Segment, LoraLinear]] = []
         others: list[tuple[Segment, LoraLinear]] = []
-        for segment in self._plan.segments:
+        for segment in segments:
             layer = self.deltas.get(segment.owner)
             if layer is not None:
                 (plain if layer.is_plain(x) else others).append((segment, layer))
         output = self._with_plain(x, plain) if plain else self.base(x)
-        return _with_others(x, output, others) if others else output
+        return _with_others(x, output, others, width) if others else output
 
     def _with_plain(
         self, x: torch.Tensor, parts: Sequence[tuple[Segment, LoraLinear]]
@@ -138,7 +167,10 @@ class SegmentedLora(nn.Module):
 
 
 def _with_others(
-    x: torch.Tensor, output: torch.Tensor, parts: Sequence[tuple[Segment, LoraLinear]]
+    x: torch.Tensor,
+    output: torch.Tensor,
+    parts: Sequence[tuple[Segment, LoraLinear]],
+    width: int | None,
 ) -> torch.Tensor:
     """Deltas that have their own way: DoRA, dropout, another dtype, a quantised base."""
     by_start = {segment.start: (segment, layer) for segment, layer in parts}
@@ -153,8 +185,22 @@ def _with_others(
         segment, layer = by_start[start]
         stream = segment.stream if layer.draws else None
         with stream.drawn_from() if stream is not None else contextlib.nullcontext():
-            pieces.append(layer.add_delta(read, written))
+            if width is None:
+                pieces.append(layer.add_delta(read, written))
+            else:
+                pieces.append(_with_padding(layer, read, written, segment, width))
     return torch.cat(pieces, dim=1)
+
+
+def _with_padding(
+    layer: LoraLinear, read: torch.Tensor, written: torch.Tensor, segment: Segment, width: int
+) -> torch.Tensor:
+    """The delta of rows of a padded pass without what is padding in this pass alone: as many random
+    numbers are drawn as the rows by themselves would draw."""
+    own = width if segment.widths is None else segment.widths[width]
+    rows, outputs = (tensor.view(-1, width, tensor.shape[-1]) for tensor in (read, written))
+    own_rows = layer.add_delta(rows[:, :own].contiguous(), outputs[:, :own])
+    return torch.cat([own_rows, outputs[:, own:]], dim=1).view(written.shape)
 
 
 class _PlainDeltas(torch.autograd.Function):

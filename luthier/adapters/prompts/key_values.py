@@ -65,8 +65,21 @@ def prefix_cache(key_values: torch.Tensor, *, num_rows: int, is_seq2seq: bool) -
     Returns:
         A new cache; gradients of all rows add up in ``key_values``.
     """
-    cache = DynamicCache()
     expanded = key_values[:, None].expand(-1, num_rows, -1, -1, -1)
-    for layer, (keys, values) in enumerate(expanded.unflatten(0, (-1, 2)).unbind(0)):
+    return cache_of_rows(expanded, is_seq2seq=is_seq2seq)
+
+
+def cache_of_rows(key_values: torch.Tensor, *, is_seq2seq: bool) -> Cache:
+    """A cache in which every row begins with keys and values of its own.
+
+    Args:
+        key_values: [2·L, B, K, P, Dh], in the order of ``prefix_cache``.
+        is_seq2seq: Whether they stand in a decoder that also attends to an encoder.
+
+    Returns:
+        A new cache.
+    """
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(key_values.unflatten(0, (-1, 2)).unbind(0)):
         cache.update(keys, values, layer)
     return EncoderDecoderCache(cache, DynamicCache()) if is_seq2seq else cache

@@ -18,6 +18,7 @@ class TrainingLimits:
         max_target_length: Largest ``max_target_length``, in tokens.
         max_virtual_tokens: Largest ``num_virtual_tokens``.
         max_lora_rank: Largest rank of a LoRA.
+        max_processes: Largest ``num_processes``.
     """
 
     max_epochs: int = 1000
@@ -27,6 +28,7 @@ class TrainingLimits:
     max_target_length: int = 32_768
     max_virtual_tokens: int = 1024
     max_lora_rank: int = 1024
+    max_processes: int = 8
 
 
 #: For callers who answer to no server: only nonsense is refused.

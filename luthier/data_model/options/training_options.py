@@ -350,7 +350,7 @@ class TrainingOptions:
         "Processes that share the rows of each update, a GPU each where there are some; they learn "
         "what one would. Under torchrun its own number counts.",
         minimum=1,
-        maximum=4096,
+        limit="max_processes",
         is_bookkeeping=True,
     )
     use_fsdp: bool = option(

@@ -50,7 +50,7 @@ from luthier.modules.text_generation.text_generation import TextGeneration
 from luthier.modules.text_generation.text_module import TextModule
 from luthier.modules.text_generation.train_plan import seed_to_resume
 from luthier.resources.base_model import BaseModel
-from luthier.resources.hardware import parse_device, pick_mixed_precision, pick_training_dtype
+from luthier.resources.hardware import pick_mixed_precision, pick_training_dtype
 from luthier.resources.store import BaseModelLease
 from luthier.training.callbacks.base import TrainingCallback
 from luthier.training.callbacks.metrics_file import MetricsFile
@@ -58,6 +58,7 @@ from luthier.training.data.prompt_style import PromptStyle
 from luthier.training.job import TuningJob
 from luthier.training.loop import learn
 from luthier.training.preparation import settle_options
+from luthier.training.processes.own_device import own_device, require_gpus
 from luthier.training.processes.parallel import current_group
 from luthier.training.results import TrainingResult
 
@@ -98,16 +99,7 @@ def training_device(options: ExperimentOptions) -> torch.device:
     """
     training = options.training
     word = training.device if training.is_device_given else None
-    device = parse_device(word or environment().base_models.sources.default_device)
-    group = current_group()
-    if group.is_alone or device.type == "cpu":
-        return device
-    if word is not None and ":" in word:
-        raise InvalidInputError(
-            f"'environment.device' {word!r} is one GPU, and there are {group.num_processes} "
-            "processes; write 'cuda'"
-        )
-    return group.device
+    return own_device(word, default=environment().base_models.sources.default_device)
 
 
 def require_devices(options: ExperimentOptions) -> None:
@@ -119,12 +111,7 @@ def require_devices(options: ExperimentOptions) -> None:
     Raises:
         InvalidInputError: Naming both numbers.
     """
-    wanted, device = options.training.num_processes, training_device(options)
-    if device.type != "cpu" and wanted > torch.cuda.device_count():
-        raise InvalidInputError(
-            f"'environment.num_processes' is {wanted}, but this machine has "
-            f"{torch.cuda.device_count()} GPUs"
-        )
+    require_gpus(options.training.num_processes, training_device(options))
 
 
 @dataclass(frozen=True)

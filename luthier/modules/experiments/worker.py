@@ -20,7 +20,6 @@ others; the main one alone speaks and writes.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import json
 import os
@@ -45,14 +44,18 @@ from luthier.modules.experiments.experiment import (
 )
 from luthier.modules.experiments.together import ExperimentOutcome, train_many
 from luthier.training.callbacks.base import StartEvent, StepEvent, TrainingCallback
-from luthier.training.processes.launched_process import read_request, reporting, write_answer
+from luthier.training.processes.launched_process import (
+    die_with_launcher,
+    read_request,
+    reporting,
+    write_answer,
+)
 from luthier.training.processes.launching import launch
 from luthier.training.processes.parallel import joined
 from luthier.training.results import EvaluationPoint, TrainingResult
 
 COMMANDS = ("train", "dry_run", "train_many")
 MODULE = "luthier.modules.experiments.worker"
-_PR_SET_PDEATHSIG = 1
 #: Where torchrun writes how many processes there are.
 _WORLD_SIZE_VARIABLE = "WORLD_SIZE"
 
@@ -91,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _main_of_launched(folder: Path, out: TextIO) -> int:
     """One of several processes; errors are told by the one that started them."""
-    _die_with_parent()
+    die_with_launcher()
     process = int(os.environ["RANK"])
     with reporting(folder, process), contextlib.ExitStack() as stack:
         _configure_logging()
@@ -101,12 +104,6 @@ def _main_of_launched(folder: Path, out: TextIO) -> int:
         if process == 0:
             write_answer(folder, done)
     return 0
-
-
-def _die_with_parent() -> None:
-    """End this process when the one that launched it does, even by SIGKILL. Linux only."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _configure_logging() -> None:

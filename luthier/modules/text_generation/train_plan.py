@@ -55,6 +55,7 @@ from luthier.training.data.prompt_style import PromptStyle
 from luthier.training.data.verbalizer import DEFAULT_VERBALIZER, Verbalizer
 from luthier.training.loop import tune
 from luthier.training.preparation import settle_options
+from luthier.training.processes.own_device import own_device, require_gpus
 from luthier.training.results import TrainingResult
 
 log = alog.use_channel(__name__)
@@ -128,7 +129,7 @@ class TrainingPlan:
             base_model = _in_dtype(self.base_model, self.options.torch_dtype)
             quantised = base_model.quantised(quantization)
             return BaseModelLease(quantised, store, None)
-        device = parse_device(self.options.device or store.sources.default_device)
+        device = own_device(self.options.device, default=store.sources.default_device)
         return store.acquire(
             self.base_model,
             dtype=pick_training_dtype(
@@ -227,8 +228,9 @@ def plan_training(
     options = replace(options, verbalizer=template)
     options.validate(limits_for(hooks, environment))
     options = settle_options(options, default_seed=seed_to_resume(hooks.resume_from))
-    if options.device is not None:
-        parse_device(options.device)
+    device = parse_device(options.device or environment.base_models.sources.default_device)
+    if hooks.from_request:
+        require_gpus(options.num_processes, device)
     base_model = arguments["base_model"]
     name, kind = _describe(base_model, environment, hooks)
     read = _StreamReader(template, dataset, hooks, environment).read

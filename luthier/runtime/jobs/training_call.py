@@ -12,6 +12,7 @@ from caikit.core import ModuleBase
 from caikit.core.data_model import DataBase, DataStream
 from caikit.core.registries import module_registry
 
+from luthier.data_model.training_settings import SETTINGS_ARGUMENT, given_settings
 from luthier.errors import InvalidInputError
 from luthier.runtime.jobs.base import TrainingSpec
 from luthier.runtime.jobs.job_folder import JobFolder
@@ -50,6 +51,19 @@ def train_module(spec: TrainingSpec, folder: JobFolder) -> ModuleBase:
         if folder.has_checkpoint:
             arguments["resume_from"] = folder.run_folder
     return module_class.train(**arguments)
+
+
+def num_processes_of(parameters: Mapping[str, Any]) -> int:
+    """How many processes the parameters of a train request ask for.
+
+    Args:
+        parameters: As the spec has them.
+
+    Returns:
+        At least one.
+    """
+    number: int = given_settings(parameters.get(SETTINGS_ARGUMENT)).get("num_processes", 1)
+    return number
 
 
 def module_class_of(module_id: str) -> type[ModuleBase]:

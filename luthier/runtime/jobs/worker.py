@@ -22,15 +22,18 @@ from luthier.config import load_config
 from luthier.config.caikit_bridge import configure_logging
 from luthier.errors import CancelledError, LuthierError
 from luthier.runtime.folders import publish_folder
+from luthier.runtime.jobs.base import TrainingSpec
 from luthier.runtime.jobs.executor import MODULE_PACKAGES_VARIABLE, PARENT_PID_VARIABLE
 from luthier.runtime.jobs.job_folder import JobFolder, Outcome
-from luthier.runtime.jobs.training_call import train_module
+from luthier.runtime.jobs.training_call import num_processes_of, train_module
 
 log = alog.use_channel(__name__)
 
 #: Added to the nice value, so that the servers stay responsive while a training takes the CPUs.
 NICENESS = 10
 _PR_SET_PDEATHSIG = 1
+#: What each of several processes runs.
+_LAUNCHED_MODULE = "luthier.runtime.jobs.launched_worker"
 
 
 def main(arguments: list[str]) -> int:
@@ -73,8 +76,7 @@ def _work(folder: JobFolder) -> Outcome:
         for package in os.environ.get(MODULE_PACKAGES_VARIABLE, "luthier.modules").split(","):
             importlib.import_module(package)
         spec = folder.read_spec()
-        model = train_module(spec, folder)
-        model.save(str(folder.staged_model))
+        _train(spec, folder)
         # From here on the job counts as done; a late SIGTERM must not tear the two steps apart.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         publish_folder(folder.staged_model, spec.model_folder)
@@ -85,6 +87,18 @@ def _work(folder: JobFolder) -> Outcome:
     except Exception as error:
         log.error("training failed unexpectedly", exc_info=error)
         return Outcome(LuthierError.code, f"{type(error).__name__}: {error}")
+
+
+def _train(spec: TrainingSpec, folder: JobFolder) -> None:
+    """Train and save the model where it is staged, here or in processes below this one."""
+    num_processes = num_processes_of(spec.parameters)
+    if num_processes == 1:
+        train_module(spec, folder).save(str(folder.staged_model))
+        return
+    # Heavy, and most jobs are one process.
+    from luthier.training.processes.launching import launch  # noqa: PLC0415
+
+    launch(_LAUNCHED_MODULE, {"job_folder": str(folder.path)}, num_processes=num_processes)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -52,7 +52,7 @@ class EmbeddingNoise:
         Args:
             layer: The caller's own; others would get the noise too.
         """
-        layer.register_forward_hook(lambda _layer, _ids, output: self._noisy(output))
+        layer.register_forward_hook(lambda _layer, _ids, output: self.noisy(output))
 
     @contextlib.contextmanager
     def applied(self, attention_mask: torch.Tensor, *, batch: int) -> Iterator[None]:
@@ -72,7 +72,8 @@ class EmbeddingNoise:
         finally:
             self._mask = None
 
-    def _noisy(self, embeddings: torch.Tensor) -> torch.Tensor:
+    def noisy(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Embeddings with the next noise, [B, T, D]; as they are where none is applied."""
         mask = self._mask
         if mask is None:
             return embeddings

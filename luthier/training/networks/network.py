@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 from luthier.adapters.base import Adapter
@@ -232,7 +232,9 @@ class TrainingNetwork:
             self._adapter,
             batch.input_ids,
             batch.attention_mask,
-            decoder_input_ids=None if is_causal else self._shifted_right(batch.labels),
+            decoder_input_ids=None
+            if is_causal
+            else shifted_right(batch.labels, self._model.config),
             embed=self._embed,
         )
         # A causal model's state at one token predicts the next; a decoder reads shifted labels.
@@ -294,13 +296,20 @@ class TrainingNetwork:
         kept: DynamicCache = cache
         return kept
 
-    def _shifted_right(self, labels: torch.Tensor) -> torch.Tensor:
-        """What a decoder reads to write ``labels``: its start token, then all labels but the
-        last."""
-        config = self._model.config
-        shifted = labels.roll(1, dims=1)
-        shifted[:, 0] = config.decoder_start_token_id
-        return shifted.masked_fill(shifted == IGNORED_LABEL, config.pad_token_id)
+
+def shifted_right(labels: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
+    """What a decoder reads to write labels: its start token, then all labels but the last.
+
+    Args:
+        labels: [B, U].
+        config: Of a seq2seq model.
+
+    Returns:
+        Token ids, [B, U].
+    """
+    shifted = labels.roll(1, dims=1)
+    shifted[:, 0] = config.decoder_start_token_id
+    return shifted.masked_fill(shifted == IGNORED_LABEL, config.pad_token_id)
 
 
 def _remove_dropout(model: nn.Module) -> None:

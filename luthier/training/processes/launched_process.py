@@ -11,7 +11,10 @@ A process leaves a file if it ends by an error, so that the error which came fir
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
+import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +25,7 @@ from luthier.errors import LuthierError
 
 REQUEST, ANSWER = "request.json", "answer.json"
 _MAX_MESSAGE_CHARS = 2000
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,12 @@ class Report:
     message: str
     type: str
     time_ns: int
+
+
+def die_with_launcher() -> None:
+    """End this process when the one that launched it does, even by SIGKILL. Linux only."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def read_request(folder: Path) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from caikit.core.data_model import DataStream
 
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.data_model.tuning import TuningConfig
-from luthier.errors import InvalidInputError
+from luthier.errors import InvalidInputError, UnknownKeyError
 from luthier.modules import PeftPromptTuning
 from luthier.runtime.jobs.training_call import (
     as_arguments,
     module_class_of,
+    num_processes_of,
     record_class_of,
     train_argument_types,
 )
@@ -59,3 +60,15 @@ def test_a_module_is_found_by_its_id_and_its_types_are_known():
 def test_an_unknown_module_is_named():
     with pytest.raises(InvalidInputError, match="'nobody'"):
         module_class_of("nobody")
+
+
+def test_a_job_is_one_process_unless_it_asks_for_more() -> None:
+    assert num_processes_of({}) == 1
+    assert num_processes_of({"training_options": None}) == 1
+    assert num_processes_of({"training_options": {"weight_decay": 0.1}}) == 1
+    assert num_processes_of({"training_options": {"num_processes": 3}}) == 3
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(UnknownKeyError, match="num_processes"):
+        num_processes_of({"training_options": {"num_proceses": 3}})

@@ -1,0 +1,97 @@
+"""Gradients of a shared padded pass against those of each batch alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fixtures.fused_batches import make_micro_batch, require_same_as_alone
+from fixtures.fused_jobs import METHODS, PADDED_METHODS
+from fixtures.tiny_models import make_tokenizer
+from transformers import BartConfig, BartForConditionalGeneration
+
+from luthier.resources.base_model import BaseModel
+
+SEQ2SEQ_METHODS = sorted({*METHODS, *PADDED_METHODS})
+
+
+@pytest.fixture(scope="module")
+def tiny_bart() -> BaseModel:
+    """Learned positions, and one table of embeddings for encoder and decoder."""
+    torch.manual_seed(3)
+    tokenizer = make_tokenizer()
+    config = BartConfig(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=1,
+        init_std=0.3,
+    )
+    return BaseModel.from_memory(BartForConditionalGeneration(config), tokenizer, name="bart")
+
+
+@pytest.mark.parametrize("method", SEQ2SEQ_METHODS)
+def test_two_of_a_method_share_a_pass_of_t5(tiny_seq2seq_base: BaseModel, method: str) -> None:
+    base = tiny_seq2seq_base
+    require_same_as_alone(base, [make_micro_batch(base, method, number) for number in range(2)])
+
+
+@pytest.mark.parametrize("method", ["lora", "dora_with_dropout", "two_prompts", "prefix_tuning"])
+def test_two_of_a_method_share_a_pass_of_bart(tiny_bart: BaseModel, method: str) -> None:
+    mix = [make_micro_batch(tiny_bart, method, number) for number in range(2)]
+    require_same_as_alone(tiny_bart, mix)
+
+
+@pytest.mark.parametrize("methods", [("decoder", "two"), ("encoder", "lora")])
+def test_methods_that_are_alike_in_kind_share_a_pass(
+    tiny_seq2seq_base: BaseModel, methods: tuple[str, ...]
+) -> None:
+    base = tiny_seq2seq_base
+    kinds = {
+        "decoder": ["prompt_tuning", "two_prompts"],
+        "two": ["two_prompts"],
+        "encoder": ["encoder_prompt", "multitask_prompt_tuning"],
+        "lora": ["lora", "lora_with_dropout", "dora_with_dropout", "pissa"],
+    }
+    names = [name for kind in methods for name in kinds[kind]]
+    mix = [make_micro_batch(base, name, number) for number, name in enumerate(names)]
+    # The model's large weights round more than 1e-4 in fp32; in fp64 it is below 1e-6.
+    require_same_as_alone(base, mix, tolerance=5e-4)
+
+
+def test_prefixes_of_causal_models_share_a_pass(tiny_causal_base: BaseModel) -> None:
+    base = tiny_causal_base
+    mix = [make_micro_batch(base, "prefix_tuning", n, num_rows=1 + n) for n in range(3)]
+    require_same_as_alone(base, mix)
+
+
+@pytest.mark.parametrize("method", ["lora_with_dropout", "prompt_tuning", "dora", "p_tuning"])
+def test_noise_is_that_of_each_alone(tiny_causal_base: BaseModel, method: str) -> None:
+    base = tiny_causal_base
+    mix = [make_micro_batch(base, method, number, noise=5.0 + number) for number in range(3)]
+    require_same_as_alone(base, mix)
+
+
+@pytest.mark.parametrize("method", ["lora_with_dropout", "two_prompts", "prefix_tuning"])
+def test_noise_on_both_stacks_is_that_of_each_alone(
+    tiny_seq2seq_base: BaseModel, tiny_bart: BaseModel, method: str
+) -> None:
+    for base in (tiny_seq2seq_base, tiny_bart):
+        mix = [make_micro_batch(base, method, number, noise=5.0) for number in range(2)]
+        require_same_as_alone(base, mix)
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt_tuning", "prefix_tuning"])
+def test_mixed_precision_is_that_of_each_alone(tiny_causal_base: BaseModel, method: str) -> None:
+    base = tiny_causal_base
+    mix = [
+        make_micro_batch(base, method, number, mixed_precision="bfloat16") for number in range(2)
+    ]
+    require_same_as_alone(base, mix, tolerance=0.05)
