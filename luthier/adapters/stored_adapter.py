@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -33,13 +33,44 @@ class StoredAdapter(Adapter):
     """
 
     method = "stored"
+    _kept: Callable[[], Adapter | None]
 
     def __init__(self, adapter: Adapter, folder: Path, *, base_model: BaseModel) -> None:
+        self._place(folder, base_model, adapter.content_hash(), adapter.delta_layers())
+        self._kept = weakref.ref(adapter)
+
+    @classmethod
+    def unread(
+        cls,
+        folder: Path,
+        *,
+        base_model: BaseModel,
+        content_hash: str,
+        delta_layers: frozenset[str],
+    ) -> Self:
+        """An adapter that somebody else has read, another process perhaps.
+
+        Args:
+            folder: PEFT's; it must stay as it is as long as this object is used.
+            base_model: What the adapter is for; not kept alive.
+            content_hash: Of the adapter; another one in its place is refused.
+            delta_layers: Of the adapter.
+
+        Returns:
+            The adapter, read when somebody asks for its tensors.
+        """
+        stored = cls.__new__(cls)
+        stored._place(folder, base_model, content_hash, delta_layers)
+        return stored
+
+    def _place(
+        self, folder: Path, base_model: BaseModel, content_hash: str, delta_layers: frozenset[str]
+    ) -> None:
         self.folder = folder
         self._base_model = weakref.ref(base_model)
-        self._hash = adapter.content_hash()
-        self._delta_layers = adapter.delta_layers()
-        self._kept = weakref.ref(adapter)
+        self._hash = content_hash
+        self._delta_layers = delta_layers
+        self._kept = _nothing
         self._lock = threading.Lock()
 
     @property
@@ -122,3 +153,7 @@ class StoredAdapter(Adapter):
         if adapter.content_hash() != self._hash:
             raise ReplacedError(f"adapter {self.folder.name!r} was replaced by another one")
         return adapter
+
+
+def _nothing() -> None:
+    """What is left of an adapter that nobody keeps."""

@@ -139,6 +139,18 @@ class AdaptersConfig:
 
 
 @dataclass(frozen=True)
+class EngineProcessConfig:
+    """``inference.process``: engines in processes of their own."""
+
+    enabled: bool
+    start_seconds: PositiveSeconds
+    stop_seconds: PositiveSeconds
+    restart_seconds: SecondsOrZero
+    max_restart_seconds: PositiveSeconds
+    max_adapter_bytes: PositiveInt
+
+
+@dataclass(frozen=True)
 class InferenceConfig:
     """``inference``: the engines."""
 
@@ -157,6 +169,7 @@ class InferenceConfig:
     max_prefix_bytes: CountOrZero
     num_threads: PositiveInt
     adapters: AdaptersConfig
+    process: EngineProcessConfig
     limits: InferenceLimits
 
 

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
 from luthier.errors import ConflictError, LuthierError
 from luthier.inference.base import GenerationChunk, TokenStream
 
 Item = GenerationChunk | LuthierError
+
+
+class Outbox(ABC):
+    """A reader of many channels at once."""
+
+    @abstractmethod
+    def collect(self, channels: Sequence[Channel]) -> None:
+        """Take what lies in channels; called in the thread that put it, once for each delivery.
+
+        Args:
+            channels: Those that got something; ``Channel.take_all`` gives it, ``Channel.tag`` says
+                whose it is.
+        """
 
 
 class Channel:
@@ -29,6 +43,8 @@ class Channel:
         self._items: deque[Item] = deque()
         self._condition = threading.Condition()
         self._sleeper: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+        self._outbox: Outbox | None = None
+        self.tag = 0
         self.is_cancelled = False
         self.is_ended = False
 
@@ -58,13 +74,29 @@ class Channel:
                 self._sleeper = (loop, future)
             await future
 
-    def put(self, item: Item) -> asyncio.AbstractEventLoop | None:
-        """Add an item; return the loop that must be told, if the reader sleeps on one."""
+    def take_all(self) -> list[Item]:
+        """What has come by now, if anything."""
+        with self._condition:
+            items = list(self._items)
+            self._items.clear()
+            return items
+
+    def forward_to(self, outbox: Outbox, tag: int) -> None:
+        """Hand over to a reader that never waits: from now on it is told of each delivery."""
+        with self._condition:
+            self.tag = tag
+            self._outbox = outbox
+        outbox.collect([self])
+
+    def put(self, item: Item) -> asyncio.AbstractEventLoop | Outbox | None:
+        """Add an item; return the loop or the outbox that must be told, if there is one."""
         with self._condition:
             if self.is_ended:
                 return None
             self._items.append(item)
             self.is_ended = isinstance(item, LuthierError) or item.is_last
+            if self._outbox is not None:
+                return self._outbox
             self._condition.notify()
             return self._sleeper[0] if self._sleeper else None
 
@@ -77,15 +109,18 @@ class Channel:
 
 
 def deliver(items: Iterable[tuple[Channel, Item]]) -> None:
-    """Put what one step made; each event loop that waits is woken once, however many its rows."""
-    sleepers: dict[asyncio.AbstractEventLoop, list[Channel]] = {}
+    """Put what one step made; each reader that waits is told once, however many its rows."""
+    told: dict[asyncio.AbstractEventLoop | Outbox, list[Channel]] = {}
     for channel, item in items:
-        loop = channel.put(item)
-        if loop is not None:
-            sleepers.setdefault(loop, []).append(channel)
-    for loop, channels in sleepers.items():
+        reader = channel.put(item)
+        if reader is not None:
+            told.setdefault(reader, []).append(channel)
+    for reader, channels in told.items():
+        if isinstance(reader, Outbox):
+            reader.collect(channels)
+            continue
         try:
-            loop.call_soon_threadsafe(_wake_all, channels)
+            reader.call_soon_threadsafe(_wake_all, channels)
         except RuntimeError:  # the loop is closed: nobody will ever read these
             for channel in channels:
                 channel.cancel()
@@ -120,6 +155,19 @@ class ChannelStream(TokenStream):
     def cancel(self) -> None:
         """Ask the engine to drop this row."""
         self._channel.cancel()
+
+    def forward_to(self, outbox: Outbox, *, tag: int) -> None:
+        """Let an outbox read this stream.
+
+        Args:
+            outbox: Is told of all that has come and will come.
+            tag: Under which it knows the stream.
+
+        Raises:
+            ConflictError: If somebody reads it already.
+        """
+        self._take_once()
+        self._channel.forward_to(outbox, tag)
 
     def __del__(self) -> None:
         self._channel.cancel()

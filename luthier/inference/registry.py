@@ -1,4 +1,4 @@
-"""One engine per base model in this process."""
+"""One engine per copy of a base model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import alog
 from luthier.errors import NotSupportedError
 from luthier.inference.base import Engine
 from luthier.inference.batched_engine import BatchedEngine
+from luthier.inference.engine_process.process_engine import ProcessEngine
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
 from luthier.resources.base_model import BaseModel
@@ -40,14 +41,28 @@ def engine_for(base_model: BaseModel, *, options: EngineOptions | None = None) -
     with _lock:
         engine = _engines.get(key)
         if engine is None:
-            engine = _engines[key] = _make_engine(base_model, options or EngineOptions())
+            engine = _engines[key] = make_engine(base_model, options or EngineOptions())
             finalizer = weakref.finalize(base_model, _retire, key)
             finalizer.atexit = False
         return engine
 
 
-def _make_engine(base_model: BaseModel, options: EngineOptions) -> Engine:
-    """The batched engine for models that it can run, the plain one for all others."""
+def make_engine(base_model: BaseModel, options: EngineOptions) -> Engine:
+    """A new engine that nobody shares: the batched one for models that it can run, the plain one
+    for all others; in a process of its own if the options say so.
+
+    Args:
+        base_model: A loaded model.
+        options: Of the engine.
+
+    Returns:
+        The engine; whoever called closes it.
+
+    Raises:
+        LuthierError: If it cannot be started.
+    """
+    if options.process is not None:
+        return ProcessEngine(base_model, options)
     try:
         return BatchedEngine(base_model, options)
     except NotSupportedError as reason:

@@ -17,7 +17,7 @@ from luthier.config.caikit_bridge import apply_to_caikit
 from luthier.data_model.sampling import SamplingLimits
 from luthier.data_model.streams import StreamLimits
 from luthier.data_model.tuning import TrainingLimits
-from luthier.inference.options import EngineOptions
+from luthier.inference.options import EngineOptions, ProcessOptions
 from luthier.modules.judging import JudgeEndpoint
 from luthier.resources.names import BaseModelSources
 from luthier.resources.store import BaseModelStore
@@ -131,6 +131,7 @@ def _sources(config: Config) -> BaseModelSources:
         trust_remote_code=config.trust_remote_code,
         default_dtype=config.torch_dtype,
         default_device=config.device,
+        shares_memory=config.inference.process.enabled,
     )
 
 
@@ -155,7 +156,13 @@ def _engine_options(config: Config) -> EngineOptions:
         max_host_adapter_bytes=inference.adapters.max_host_bytes,
         merge_after_steps=inference.adapters.merge_after_steps,
         max_merged_bytes=inference.adapters.max_merged_bytes,
+        process=_process_options(config),
     )
+
+
+def _process_options(config: Config) -> ProcessOptions | None:
+    settings = dataclasses.asdict(config.inference.process)
+    return ProcessOptions(**settings) if settings.pop("enabled") else None
 
 
 def _sampling_limits(config: Config) -> SamplingLimits:

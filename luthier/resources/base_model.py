@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
 from luthier.data_model.options.quantisation import NONE
 from luthier.errors import ArtifactError, InvalidInputError, NotSupportedError
 from luthier.resources.quantisation import parse_quantisation, quantised_copy
+from luthier.resources.shared_tensors import SharedTensors
 
 log = alog.use_channel(__name__)
 
@@ -48,6 +49,7 @@ class BaseModel:
         pad_token_id: For filling rows; the tokenizer's end-of-sequence where it has no padding.
         max_positions: Tokens it can attend to, or None if nothing bounds them.
         quantization: How the weights of its linear layers are held, a word of ``QUANTISATIONS``.
+        shared: The memory of all its tensors, if other processes can map it.
     """
 
     name: str
@@ -58,6 +60,7 @@ class BaseModel:
     pad_token_id: int
     max_positions: int | None
     quantization: str = NONE
+    shared: SharedTensors | None = None
 
     @classmethod
     def from_memory(

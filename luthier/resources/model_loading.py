@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Iterator
@@ -29,8 +30,10 @@ from luthier.files.torch_files import read_torch_file
 from luthier.resources.base_model import BaseModel, BaseModelKind, kind_of
 from luthier.resources.gguf import dequantise_to_folder
 from luthier.resources.hardware import parse_device, parse_dtype
+from luthier.resources.model_copy import model_tensors
 from luthier.resources.names import BaseModelLocation, BaseModelSources
 from luthier.resources.quantisation import parse_quantisation, quantise
+from luthier.resources.shared_tensors import SharedTensors
 
 log = alog.use_channel(__name__)
 
@@ -81,7 +84,12 @@ def load_base_model(
     model = _read_model(folder, config, kind, dtype=torch_dtype, name=name, sources=sources)
     _refuse_unfinished_numbers(model, name=name)
     quantise(model, word, device=torch_device)
-    return BaseModel.from_memory(model, tokenizer, name=name, quantization=word)
+    base_model = BaseModel.from_memory(model, tokenizer, name=name, quantization=word)
+    if not sources.shares_memory or torch_device.type != "cpu":
+        return base_model
+    # Nobody else has the model yet, so its tensors may move.
+    shared = SharedTensors(model_tensors(model), takes_over=True)
+    return dataclasses.replace(base_model, shared=shared)
 
 
 def save_base_model(base_model: BaseModel, folder: Path) -> None:

@@ -45,6 +45,7 @@ class BaseModelSources:
         default_device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto`` for the best present.
         cache_dir: Where dequantised GGUF models are kept; None is ``~/.cache/luthier`` (or
             ``$XDG_CACHE_HOME/luthier``).
+        shares_memory: Hold weights on the CPU in memory that other processes can map.
     """
 
     base_models_dir: Path | None = None
@@ -55,6 +56,7 @@ class BaseModelSources:
     default_dtype: str = "float32"
     default_device: str = "cpu"
     cache_dir: Path | None = None
+    shares_memory: bool = False
 
     def __post_init__(self) -> None:
         if self.base_models_dir is not None and not Path(self.base_models_dir).is_dir():

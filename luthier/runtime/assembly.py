@@ -7,6 +7,7 @@ from pathlib import Path
 
 import luthier.modules as modules
 from luthier.config.schema import Config
+from luthier.config.settings import env_name
 from luthier.modules.environment import Environment
 from luthier.modules.service_package import ServicePackages
 from luthier.runtime.grpc_server.server import GrpcServer
@@ -65,6 +66,8 @@ def make_executor(config: Config, store: MemoryJobStore) -> LocalProcessExecutor
         max_running=settings.max_running_jobs,
         max_waiting=settings.max_waiting_jobs,
         cancel_grace_seconds=settings.cancel_grace_seconds,
+        # A training's base model is its own: no other process maps it.
+        environment={env_name("inference.process.enabled"): "false"},
     )
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.process_engines import close_process_engines, process_engine
+from fixtures.refusing_model import DEADLY_ID, POISON_ID, refusing
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -35,7 +37,13 @@ from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
 from luthier.resources.base_model import BaseModel
 
-ENGINES: dict[str, Callable[..., Engine]] = {"plain": PlainEngine, "batched": BatchedEngine}
+ENGINES: dict[str, Callable[..., Engine]] = {
+    "plain": PlainEngine,
+    "batched": BatchedEngine,
+    "process": process_engine,
+}
+#: Each engine of its own options is a process of its own, which takes seconds to start.
+ALL_ENGINES = ["plain", "batched", pytest.param("process", marks=pytest.mark.slow)]
 PROMPTS = (
     "hello world",
     "Tweet text : @foo what a cute dog! Label :",
@@ -45,26 +53,40 @@ PROMPTS = (
 MakePrompt = Callable[..., Adapter]
 
 
-@pytest.fixture(params=ENGINES)
-def make_engine(request: pytest.FixtureRequest) -> Iterator[Callable[..., Engine]]:
-    """Makes engines of each sort, and closes them."""
+@pytest.fixture(scope="module", autouse=True)
+def _no_process_left() -> Iterator[None]:
+    yield
+    close_process_engines()
+
+
+def made_engines(sort: str) -> Iterator[Callable[..., Engine]]:
     made: list[Engine] = []
 
     def make(base_model: BaseModel, **options: int) -> Engine:
         try:
-            made.append(ENGINES[request.param](base_model, EngineOptions(**options)))
+            engine = ENGINES[sort](base_model, EngineOptions(**options))
         except NotSupportedError as error:
             pytest.skip(str(error))
-        return made[-1]
+        if sort != "process":
+            made.append(engine)
+        return engine
 
     yield make
     for engine in made:
         engine.close()
 
 
-@pytest.fixture
-def engine(make_engine: Callable[..., Engine], base_model: BaseModel) -> Engine:
-    return make_engine(base_model)
+@pytest.fixture(params=ALL_ENGINES)
+def make_engine(request: pytest.FixtureRequest) -> Iterator[Callable[..., Engine]]:
+    """Makes engines of each sort, and closes them."""
+    yield from made_engines(request.param)
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest, base_model: BaseModel) -> Iterator[Engine]:
+    """An engine of each sort with default options."""
+    for make in made_engines(request.param):
+        yield make(base_model)
 
 
 def ids_of(base_model: BaseModel, text: str) -> tuple[int, ...]:
@@ -747,47 +769,13 @@ def test_an_adapter_of_another_width_is_refused(
         engine.submit(ask(base_model, "hello", adapter=wide))
 
 
-def with_forward(
-    base_model: BaseModel, before_forward: Callable[[torch.Tensor | None], None]
-) -> BaseModel:
-    """The same weights, with something that happens before every forward pass."""
-
-    class Watched(type(base_model.model)):  # type: ignore[misc]
-        def forward(
-            self,
-            input_ids: torch.Tensor | None = None,
-            position_ids: torch.Tensor | None = None,
-            inputs_embeds: torch.Tensor | None = None,
-            logits_to_keep: Any = 0,
-            **others: Any,
-        ) -> Any:
-            before_forward(inputs_embeds)
-            return super().forward(
-                input_ids=input_ids,
-                position_ids=position_ids,
-                inputs_embeds=inputs_embeds,
-                logits_to_keep=logits_to_keep,
-                **others,
-            )
-
-    model = Watched(base_model.model.config).eval()
-    model.load_state_dict(base_model.model.state_dict())
-    return replace(base_model, model=model)
-
-
 def test_a_row_whose_forward_pass_raises_ends_alone(
     make_engine: Callable[..., Engine], causal_base: BaseModel
 ) -> None:
-    poison = causal_base.embedding_weight[399]
-
-    def refuse_poison(inputs_embeds: torch.Tensor | None) -> None:
-        if inputs_embeds is not None and (inputs_embeds == poison).all(-1).any():
-            raise RuntimeError("poisoned")
-
-    engine = make_engine(with_forward(causal_base, refuse_poison))
+    engine = make_engine(refusing(causal_base))
     good = ask(causal_base, "hello world", max_new_tokens=20)
     alone = list(engine.submit(good))
-    bad = GenerationRequest((5, 399, 6), SamplingParams())
+    bad = GenerationRequest((5, POISON_ID, 6), SamplingParams())
     streams = [engine.submit(request) for request in (good, bad, good, bad, good)]
     for index in (1, 3):
         with pytest.raises(EngineError, match="poisoned"):
@@ -816,18 +804,12 @@ def test_a_dead_engine_is_unhealthy_and_nobody_waits_for_it(
     make_engine: Callable[..., Engine], causal_base: BaseModel
 ) -> None:
     """SystemExit is no ordinary error of a row: it ends the thread it is raised in."""
-    is_deadly = threading.Event()
-
-    def die(inputs_embeds: torch.Tensor | None) -> None:
-        if is_deadly.is_set():
-            raise SystemExit("killed")
-
-    engine = make_engine(with_forward(causal_base, die), max_running=1, num_threads=1)
-    is_deadly.set()
+    engine = make_engine(refusing(causal_base), max_running=1, num_threads=1)
+    deadly = GenerationRequest((5, DEADLY_ID, 6), SamplingParams())
     streams = []
     for _ in range(3):
         try:
-            streams.append(engine.submit(ask(causal_base, "hello")))
+            streams.append(engine.submit(deadly))
         except EngineError:
             break
     for stream in streams:

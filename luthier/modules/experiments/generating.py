@@ -5,6 +5,7 @@ Training and inference do not know each other; here they meet.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from luthier.adapters.base import Adapter
@@ -42,13 +43,15 @@ def generate_with(
         From token ids to texts; raises ``CancelledError`` if it was to stop.
     """
     sampling = SamplingParams(max_new_tokens=max_new_tokens, preserve_input_text=False)
+    # What is being learned changes all the time and dies with the training: nothing to hand over.
+    in_this_process = None if options is None else dataclasses.replace(options, process=None)
 
     def generate(prompts: Sequence[Sequence[int]]) -> list[str]:
         model, delta = base_model, adapter
         if isinstance(adapter, FullWeights):
             # A model of its own for each evaluation, so that nothing of older weights is reused.
             model = BaseModel.from_memory(adapter.model, base_model.tokenizer, name=base_model.name)
-        engine = engine_for(model, options=options)
+        engine = engine_for(model, options=in_this_process)
         requests = [
             GenerationRequest(
                 input_ids=tuple(prompt),

@@ -1,0 +1,183 @@
+"""The process's side: does what the owner asks for, and tells it each step in one message."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import alog
+
+from luthier.adapters.stored_adapter import StoredAdapter
+from luthier.errors import EngineError, LuthierError
+from luthier.inference.base import Engine
+from luthier.inference.channels import Channel, ChannelStream, Outbox
+from luthier.inference.engine_process.messages import (
+    Message,
+    Operation,
+    decode_error,
+    decode_request,
+    encode_chunk,
+    encode_error,
+    receive_message,
+    send_message,
+    unpack_tensors,
+)
+from luthier.inference.engine_process.sent_adapters import receive_adapter
+from luthier.resources.base_model import BaseModel
+
+log = alog.use_channel(__name__)
+
+#: How often a process that hears nothing looks whether its owner and its engine are alive.
+_LOOK_SECONDS = 1.0
+
+
+class EngineHost(Outbox):
+    """Serves one engine to the process at the other end of a connection.
+
+    Args:
+        connection: To the owner.
+        engine: Started; closed when the owner asks for it.
+        base_model: What the engine serves.
+        owner_pid: The process that started this one.
+    """
+
+    def __init__(
+        self, connection: Connection, engine: Engine, base_model: BaseModel, *, owner_pid: int
+    ) -> None:
+        self._connection = connection
+        self._engine = engine
+        self._base_model = base_model
+        self._owner_pid = owner_pid
+        self._streams: dict[int, ChannelStream] = {}
+        self._held: dict[str, Any] = {}  # adapters and heads, or the error that came instead
+        self._num_seen = 0
+        # Steps of several threads must neither overtake each other nor mix on the wire.
+        self._sending = threading.Lock()
+
+    def serve(self) -> bool:
+        """Do what the owner asks for, until it is gone or asks for the end.
+
+        Returns:
+            True if it asked for the end; its streams were told by then.
+        """
+        try:
+            while self._owner_is_there():
+                message = receive_message(self._connection)
+                for operation in message.operations:
+                    if operation[0] == "close":
+                        self._engine.close()
+                        return True
+                    self._do(operation, list(message.blobs))
+        except (EOFError, OSError):
+            pass
+        return False
+
+    def send(self, *operations: Operation) -> None:
+        """Say something to the owner. One that is gone is not told."""
+        with self._sending:
+            self._send(list(operations))
+
+    def collect(self, channels: Sequence[Channel]) -> None:
+        """Send what a step gave, all rows in one message; see ``Outbox``."""
+        with self._sending:
+            chunks: list[list[Any]] = []
+            errors: list[list[Any]] = []
+            for channel in channels:
+                for item in channel.take_all():
+                    if isinstance(item, LuthierError):
+                        errors.append([channel.tag, *encode_error(item)])
+                    else:
+                        chunks.append(encode_chunk(channel.tag, item))
+                if channel.is_ended:
+                    self._streams.pop(channel.tag, None)
+            if chunks or errors:
+                self._send([["step", self._status(), chunks, errors]])
+        self._say_if_dead()
+
+    def _owner_is_there(self) -> bool:
+        while not self._connection.poll(_LOOK_SECONDS):
+            # The connection may have been inherited by somebody else who holds it open.
+            if os.getppid() != self._owner_pid:
+                return False
+            self._say_if_dead()
+        return True
+
+    def _say_if_dead(self) -> None:
+        status = self._engine.status()
+        if not status.is_healthy and status.detail != "closed":
+            self.send(["dead", status.detail])
+
+    def _status(self) -> list[int]:
+        # Seen first: a request that comes in between is rather counted twice than not at all.
+        num_seen = self._num_seen
+        status = self._engine.status()
+        return [num_seen, status.num_waiting]
+
+    def _send(self, operations: list[Operation]) -> None:
+        with contextlib.suppress(OSError):  # ``serve`` will see that the owner is gone
+            send_message(self._connection, Message(operations))
+
+    def _do(self, operation: Operation, blobs: list[bytes]) -> None:
+        name, *values = operation
+        if name == "submit":
+            self._submit(*values)
+        elif name == "cancel":
+            stream = self._streams.get(values[0])
+            if stream is not None:
+                stream.cancel()
+        elif name == "adapter":
+            self._receive_adapter(*values, blobs=blobs)
+        elif name == "keeps":
+            self._say_if_kept(*values)
+        elif name == "broken":
+            self._held[values[0]] = decode_error(values[1:])
+        elif name == "head":
+            self._held[values[0]] = unpack_tensors(blobs[0])["head"]
+        elif name == "forget":
+            self._held.pop(values[0], None)
+
+    def _say_if_kept(self, number: int, delta_layers: list[str]) -> None:
+        """Whether the engine keeps the deltas of any adapter that has them in these layers."""
+        adapter = StoredAdapter.unread(
+            Path(),
+            base_model=self._base_model,
+            content_hash="",
+            delta_layers=frozenset(delta_layers),
+        )
+        self.send(["kept", number, self._engine.keeps_deltas(adapter)])
+
+    def _submit(self, number: int, values: list[Any]) -> None:
+        try:
+            for held in (self._held.get(values[1]), self._held.get(str(values[-1]))):
+                if isinstance(held, LuthierError):
+                    raise held
+            stream = self._engine.submit(decode_request(values, self._held))
+            assert isinstance(stream, ChannelStream)
+        except Exception as error:  # noqa: BLE001  logged there: the request ends alone
+            self._num_seen += 1
+            self._refuse(number, error)
+            return
+        self._num_seen += 1
+        self._streams[number] = stream
+        stream.forward_to(self, tag=number)
+
+    def _refuse(self, number: int, error: Exception) -> None:
+        if not isinstance(error, LuthierError):
+            log.error("A request failed", exc_info=error)
+            error = EngineError(f"generation failed with {type(error).__name__}: {error}")
+        with self._sending:
+            self._send([["step", self._status(), [], [[number, *encode_error(error)]]]])
+
+    def _receive_adapter(self, key: str, about: dict[str, Any], *, blobs: list[bytes]) -> None:
+        try:
+            self._held[key] = receive_adapter(about, blobs, base_model=self._base_model)
+        except LuthierError as error:
+            self._held[key] = error
+        if "saved" in about:
+            shutil.rmtree(Path(about["saved"]), ignore_errors=True)

@@ -1,0 +1,295 @@
+"""An engine whose steps run in another process.
+
+```
+    submit ─► adapters, requests, cancels ─►  process: the engine that a thread would run
+    streams ◄─ one message for each step  ◄─  (its base model is around the same tensors)
+```
+
+If the process dies, every stream gets an error at once, the engine is not healthy until the next
+process is ready, and that one is started after a pause that grows while they keep dying.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import os
+import tempfile
+import weakref
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier.adapters.base import Adapter
+from luthier.data_model.options.quantisation import NONE
+from luthier.errors import EngineError, LuthierError, NotSupportedError
+from luthier.inference.base import (
+    ClassificationRequest,
+    Engine,
+    EngineStatus,
+    FinishReason,
+    GenerationChunk,
+    Request,
+    TokenStream,
+)
+from luthier.inference.channels import Channel, ChannelStream, Item, deliver
+from luthier.inference.engine_process.child_process import ChildProcess
+from luthier.inference.engine_process.messages import (
+    Message,
+    decode_chunk,
+    decode_error,
+    encode_error,
+    encode_request,
+    pack_tensors,
+)
+from luthier.inference.engine_process.sent_adapters import (
+    SentThings,
+    describe_adapter,
+    head_key,
+    key_of,
+    num_bytes_of,
+)
+from luthier.inference.engine_process.supervisor import MakeError, Supervisor
+from luthier.inference.options import EngineOptions, ProcessOptions
+from luthier.inference.prompts import prepare_prompt
+from luthier.inference.scored_sequence import require_head_fits
+from luthier.inference.snapshots import Snapshots
+from luthier.resources.base_model import BaseModel
+from luthier.resources.model_copy import describe_base_model, model_tensors
+from luthier.resources.shared_tensors import SharedTensors
+
+
+class _Row:
+    """A request that the process has been told of."""
+
+    def __init__(self, channel: Channel, *, tenant: str, num_input: int) -> None:
+        self.channel = channel
+        self.tenant = tenant
+        self.last = GenerationChunk(text="", input_token_count=num_input)
+        self.is_started = False
+
+    def cancelled(self) -> GenerationChunk:
+        """Its last chunk, if the process can no longer make it."""
+        return dataclasses.replace(
+            self.last, text="", tokens=(), input_tokens=(), finish_reason=FinishReason.CANCELLED
+        )
+
+
+class ProcessEngine(Engine):
+    """Runs one base model's engine in a process of its own.
+
+    Args:
+        base_model: Read, never changed. Its tensors are shared with the process if it was loaded
+            so (``BaseModelSources.shares_memory``); if not, they are copied for it.
+        options: Limits; ``process`` is about the process itself.
+
+    Raises:
+        NotSupportedError: If the model cannot be built in another process.
+        EngineError: If no process can be started.
+    """
+
+    def __init__(self, base_model: BaseModel, options: EngineOptions | None = None) -> None:
+        self._options = options or EngineOptions()
+        self._limits = self._options.process or ProcessOptions()
+        if base_model.quantization != NONE:
+            raise NotSupportedError(
+                f"base model {base_model.name!r} is quantised ({base_model.quantization}), and "
+                "such a model has no engine in a process of its own: 'inference.process.enabled'"
+            )
+        self.is_rounded = self._options.weights == "int8"  # until the process says so
+        # A view of its own, so that the last lease can free the model while this engine lives.
+        self._base_model = dataclasses.replace(base_model)
+        self._owner = weakref.ref(base_model)
+        self._tensors = base_model.shared or SharedTensors(model_tensors(base_model.model))
+        self._folder = tempfile.TemporaryDirectory(prefix="luthier-engine-")
+        describe_base_model(base_model, Path(self._folder.name))
+        self._snapshots = Snapshots()
+        self._numbers = itertools.count()
+        self._rows: dict[int, _Row] = {}
+        self._questions: dict[int, Future[bool]] = {}
+        self._kept_layers: dict[frozenset[str], bool] = {}
+        self._forget_process()
+        self._supervisor = Supervisor(
+            self._start, hear=self._hear, fail=self._fail, limits=self._limits
+        )
+        self._state = self._supervisor.state
+
+    def submit(self, request: Request) -> TokenStream:
+        """Accept a request; see ``Engine``."""
+        self._options.check_priority(request.priority)
+        if isinstance(request, ClassificationRequest):
+            require_head_fits(self._base_model, request.head)
+        adapter, content_hash = request.adapter, ""
+        # Deltas stand before nothing: the prompt is that of the bare base.
+        has_deltas = adapter is not None and bool(adapter.delta_layers())
+        bare = dataclasses.replace(request, adapter=None) if has_deltas else request
+        prompt = prepare_prompt(self._base_model, bare)
+        if adapter is not None:
+            content_hash, adapter = self._snapshots.take(adapter)
+        number = next(self._numbers)
+        channel = Channel(on_cancel=lambda: self._cancel(number))
+        with self._state:
+            process = self._supervisor.living()
+            self._check_waiting(request.tenant)
+            adapter_key = self._bring_adapter(process, adapter, content_hash)
+            head = self._bring_head(process, request)
+            values = encode_request(request, adapter_key=adapter_key, head_key=head)
+            process.say(["submit", number, values])
+            self._num_submitted += 1
+            self._rows[number] = _Row(
+                channel, tenant=request.tenant, num_input=len(prompt.token_ids)
+            )
+        return ChannelStream(channel, keep_alive=self._owner())
+
+    def status(self) -> EngineStatus:
+        """How the engine is doing; see ``Engine``."""
+        with self._state:
+            detail = self._supervisor.failure or ("closed" if self._supervisor.is_closed else "")
+            num_waiting = self._estimated_waiting()
+            return EngineStatus(not detail, len(self._rows) - num_waiting, num_waiting, detail)
+
+    def keeps_deltas(self, adapter: Adapter) -> bool:
+        """Whether the process keeps them; see ``Engine``. Waits until it can tell."""
+        layers = adapter.delta_layers()
+        if not layers:
+            return False
+        with self._state:
+            if layers in self._kept_layers:
+                return self._kept_layers[layers]
+            number = next(self._numbers)
+            answer = Future[bool]()
+            self._supervisor.living().say(["keeps", number, sorted(layers)])
+            self._questions[number] = answer
+        return self._kept_layers.setdefault(layers, answer.result())
+
+    def close(self) -> None:
+        """End every stream and the process; see ``Engine``."""
+        self._supervisor.close()
+        self._folder.cleanup()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process; None while there is none."""
+        process = self._supervisor.process
+        return None if process is None else process.pid
+
+    def _start(self) -> ChildProcess:
+        process = ChildProcess(self._tensors.file_descriptor)
+        about = {
+            "owner_pid": os.getpid(),
+            "folder": self._folder.name,
+            "places": {
+                name: dataclasses.astuple(place) for name, place in self._tensors.places.items()
+            },
+            "device": str(self._base_model.device),
+            "options": dataclasses.asdict(dataclasses.replace(self._options, process=None)),
+            "num_threads": torch.get_num_threads(),
+            "log_level": logging.getLogger().getEffectiveLevel(),
+        }
+        # A message of its own, so that it is all that is read before the engine is there.
+        process.say_later(lambda: Message([["start", about]]))
+        return process
+
+    def _forget_process(self) -> None:
+        self._sent = SentThings(self._limits.max_adapter_bytes)
+        self._num_submitted = 0
+        self._num_seen = 0  # of those, when the process said how many wait
+        self._num_waiting = 0
+
+    def _cancel(self, number: int) -> None:
+        # Called from anywhere, by the collector too: it may take no lock.
+        process = self._supervisor.process
+        if process is not None:
+            process.say(["cancel", number])
+
+    def _check_waiting(self, tenant: str) -> None:
+        num_waiting = self._estimated_waiting()
+        of_tenant = sum(r.tenant == tenant and not r.is_started for r in self._rows.values())
+        self._options.check_waiting(
+            num_waiting,
+            num_of_tenant=min(num_waiting, of_tenant),
+            tenant=tenant,
+            base_model=self._base_model.name,
+        )
+
+    def _estimated_waiting(self) -> int:
+        """Those that the process said wait, and those that it may not know of yet."""
+        num_unstarted = sum(not row.is_started for row in self._rows.values())
+        return min(num_unstarted, self._num_waiting + self._num_submitted - self._num_seen)
+
+    def _bring_adapter(
+        self, process: ChildProcess, adapter: Adapter | None, content_hash: str
+    ) -> str:
+        """See to it that the process has the adapter when the next operation comes; its key."""
+        if adapter is None:
+            return ""
+        key = key_of(adapter, content_hash)
+        if not self._sent.holds(key):
+            self._count(process, key, num_bytes_of(adapter))
+            folder = Path(self._folder.name)
+            process.say_later(lambda: _described(key, adapter, content_hash, folder))
+        return key
+
+    def _bring_head(self, process: ChildProcess, request: Request) -> str:
+        if not isinstance(request, ClassificationRequest):
+            return ""
+        key = head_key(request.head)
+        if not self._sent.holds(key):
+            self._count(process, key, request.head.nbytes)
+            message = Message([["head", key]], [pack_tensors({"head": request.head})])
+            process.say_later(lambda: message)
+        return key
+
+    def _count(self, process: ChildProcess, key: str, num_bytes: int) -> None:
+        for dropped in self._sent.add(key, num_bytes):
+            process.say(["forget", dropped])
+
+    def _hear(self, name: str, values: list[Any]) -> None:
+        if name == "step":
+            self._pass_on(*values)
+        elif name == "ready":
+            (self.is_rounded,) = values
+        elif name == "kept":
+            with self._state:
+                question = self._questions.pop(values[0])
+            question.set_result(values[1])
+
+    def _pass_on(self, status: list[int], chunks: list[list[Any]], errors: list[list[Any]]) -> None:
+        """Give each stream what a step gave it."""
+        items: list[tuple[int, Item]] = [decode_chunk(values) for values in chunks]
+        items += [(number, decode_error(values)) for number, *values in errors]
+        delivered: list[tuple[Channel, Item]] = []
+        with self._state:
+            self._num_seen, self._num_waiting = status
+            for number, item in items:
+                row = self._rows[number]
+                if isinstance(item, LuthierError) or item.is_last:
+                    del self._rows[number]
+                else:
+                    row.last, row.is_started = item, True
+                delivered.append((row.channel, item))
+        deliver(delivered)
+
+    def _fail(self, make_error: MakeError) -> None:
+        """End every stream of a process that has ended."""
+        with self._state:
+            rows, self._rows = list(self._rows.values()), {}
+            questions, self._questions = list(self._questions.values()), {}
+            is_closed = self._supervisor.is_closed
+            self._forget_process()
+        for question in questions:
+            question.set_exception(make_error())
+        deliver((row.channel, row.cancelled() if is_closed else make_error()) for row in rows)
+
+
+def _described(key: str, adapter: Adapter, content_hash: str, folder: Path) -> Message:
+    try:
+        return describe_adapter(key, adapter, content_hash, folder)
+    except OSError as error:
+        problem: LuthierError = EngineError(f"the adapter could not be handed over: {error}")
+    except LuthierError as error:
+        problem = error
+    return Message([["broken", key, *encode_error(problem)]])
