@@ -21,6 +21,7 @@
     ├── CancelledError               (RuntimeError)    somebody asked to stop
     ├── ServerUnreachableError       (ConnectionError) a client got no answer, or half of one
     └── EngineError                  (RuntimeError)    our bug: the engine died or broke a promise
+        └── EngineDownError                            it died, and another is on its way
 
 Each class owns a stable ``code``: it appears in logs, in the gRPC trailer and in the HTTP body.
 ``runtime/errors.py`` maps classes to statuses; docs/errors.md is made from this tree.
@@ -165,6 +166,21 @@ class EngineError(LuthierError, RuntimeError):
     """The inference engine failed; a bug of ours."""
 
     code = "engine_failed"
+
+
+class EngineDownError(EngineError):
+    """The process of an inference engine has died, and the next one has not been started yet.
+
+    Args:
+        message: What it died of.
+        retry_after_seconds: When to try again.
+    """
+
+    code = "engine_down"
+
+    def __init__(self, message: str, *, retry_after_seconds: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 def error_class(code: str) -> type[LuthierError]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from luthier import errors
-from luthier.errors import CapacityError, LuthierError, did_you_mean
+from luthier.errors import CapacityError, EngineDownError, LuthierError, did_you_mean
 
 
 def classes_below(root: type[LuthierError]) -> list[type[LuthierError]]:
@@ -46,8 +46,9 @@ def test_errors_survive_the_way_out_of_a_child_process(kind):
     assert str(copy) == "what happened"
 
 
-def test_the_time_to_wait_survives_too():
-    copy = pickle.loads(pickle.dumps(CapacityError("full", retry_after_seconds=7)))
+@pytest.mark.parametrize("kind", [CapacityError, EngineDownError])
+def test_the_time_to_wait_survives_too(kind):
+    copy = pickle.loads(pickle.dumps(kind("full", retry_after_seconds=7)))
     assert copy.retry_after_seconds == 7
 
 

@@ -21,6 +21,7 @@ from luthier.errors import (
     BaseModelNotFoundError,
     CancelledError,
     CapacityError,
+    EngineDownError,
     InvalidInputError,
     LuthierError,
     ModelNotFoundError,
@@ -38,6 +39,7 @@ _ADVICE: tuple[tuple[type[LuthierError], str], ...] = (
     (BaseModelNotFoundError, "'luthier doctor' shows the base models that are found here"),
     (ModelNotFoundError, "'luthier models list' shows what is served"),
     (CapacityError, "try again later"),
+    (EngineDownError, "try again later"),
 )
 
 

@@ -12,6 +12,7 @@ from luthier.errors import (
     CancelledError,
     CapacityError,
     ConflictError,
+    EngineDownError,
     InvalidInputError,
     LuthierError,
     NotFoundError,
@@ -52,14 +53,14 @@ def error_from_body(
     Args:
         body: The decoded body.
         status: HTTP status, or the number in the body of an SSE error.
-        retry_after_seconds: For a ``CapacityError``.
+        retry_after_seconds: For an error that passes.
     """
     message = str(body.get("details") or body.get("detail") or f"the server answered {status}")
     known = dict(_classes_by_code())
     words = (body.get("error"), body.get("error_code"), body.get("code"))
     found = next((known[word] for word in words if isinstance(word, str) and word in known), None)
     error_class = found or _BY_STATUS.get(status, LuthierError)
-    if issubclass(error_class, CapacityError):
+    if issubclass(error_class, CapacityError | EngineDownError):
         return error_class(message, retry_after_seconds=retry_after_seconds)
     return error_class(message)
 

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from luthier.errors import NotSupportedError
 from luthier.resources.base_model import BaseModel
+from luthier.resources.quantised_layers import QuantisedLinear
 
 _DESCRIPTION = "base_model.json"
 
@@ -61,6 +62,11 @@ def describe_base_model(base_model: BaseModel, folder: Path) -> None:
         "config_class": _path_of(type(config), base_model=base_model.name),
         "config": config.to_dict(),
         "attention": config._attn_implementation,
+        "quantised": {
+            path: (_path_of(type(layer), base_model=base_model.name), layer.settings())
+            for path, layer in model.named_modules()
+            if isinstance(layer, QuantisedLinear)
+        },
         "modules": _modules_digest(model),
     }
     generation_config = getattr(model, "generation_config", None)
@@ -82,8 +88,8 @@ def build_base_model(folder: Path, tensors: Mapping[str, torch.Tensor]) -> BaseM
         A frozen base model.
 
     Raises:
-        NotSupportedError: If the model was changed after its class had built it, such as by
-            quantisation, so that its class does not build it again.
+        NotSupportedError: If the model was changed after its class had built it, other than by
+            ``quantise``, so that its class does not build it again.
     """
     description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
     config = _class_at(description["config_class"]).from_dict(description["config"])
@@ -91,11 +97,13 @@ def build_base_model(folder: Path, tensors: Mapping[str, torch.Tensor]) -> BaseM
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")  # what is drawn here is replaced
         model = _class_at(description["model_class"])(config)
+    for path, (kind, settings) in description["quantised"].items():
+        model.set_submodule(path, _class_at(kind).empty(settings))
     _put(tensors, into=model)
     if _modules_digest(model) != description["modules"] or _has_gaps(model):
         raise NotSupportedError(
-            f"base model {description['name']!r} was changed after it was built (is it "
-            "quantised?), so it cannot be built again in another process"
+            f"base model {description['name']!r} was changed after it was built, so it cannot be "
+            "built again in another process"
         )
     model.eval()
     if "generation_config" in description:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, Self
 
@@ -45,6 +45,22 @@ class QuantisedLinear(nn.Linear, ABC):
         self.register_parameter(
             "bias", None if bias is None else nn.Parameter(bias, requires_grad=False)
         )
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What beside its tensors makes this layer, as JSON values; ``empty`` takes it."""
+
+    @classmethod
+    @abstractmethod
+    def empty(cls, settings: Mapping[str, Any]) -> Self:
+        """A layer that is yet to be given the tensors of another, under their names.
+
+        Args:
+            settings: The other one's.
+
+        Returns:
+            A layer whose tensors are placeholders without memory.
+        """
 
     @abstractmethod
     def dequantised_weight(self) -> torch.Tensor:
@@ -86,6 +102,16 @@ class Int8Linear(QuantisedLinear):
             weight.detach().to(torch.float16).contiguous()
         )
         return cls(packed, scale, bias)
+
+    def settings(self) -> dict[str, Any]:
+        """Its shape, and whether it has a bias."""
+        return _shape_settings(self)
+
+    @classmethod
+    def empty(cls, settings: Mapping[str, Any]) -> Self:
+        """A layer that is yet to be given its tensors."""
+        weight = torch.empty(settings["shape"], dtype=torch.int8, device="meta")
+        return cls(weight, _placeholder(), _placeholder() if settings["has_bias"] else None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x Wᵀ + bias``. On a CPU in the dtype of ``x``; on a GPU ``x`` is rounded to 8 bits."""
@@ -140,6 +166,40 @@ class Int4Linear(QuantisedLinear):
         )
         return cls(packed, state, bias)
 
+    def settings(self) -> dict[str, Any]:
+        """Its shape, whether it has a bias, and how its blocks are packed."""
+        return {
+            **_shape_settings(self),
+            "dtype": _name_of(self._dtype),
+            "block": self._block,
+            "type": self._type,
+            "nested_block": self._nested_block,
+            "nested_dtype": _name_of(self._nested_dtype),
+        }
+
+    @classmethod
+    def empty(cls, settings: Mapping[str, Any]) -> Self:
+        """A layer that is yet to be given its tensors."""
+        kind = require_bitsandbytes().functional.QuantState
+        nested = kind(
+            absmax=_placeholder(),
+            code=_placeholder(),
+            blocksize=settings["nested_block"],
+            dtype=getattr(torch, settings["nested_dtype"]),
+        )
+        state = kind(
+            absmax=_placeholder(),
+            shape=torch.Size(settings["shape"]),
+            dtype=getattr(torch, settings["dtype"]),
+            blocksize=settings["block"],
+            code=_placeholder(),
+            quant_type=settings["type"],
+            offset=_placeholder(),
+            state2=nested,
+        )
+        bias = _placeholder() if settings["has_bias"] else None
+        return cls(torch.empty(0, dtype=torch.uint8, device="meta"), state, bias)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x Wᵀ + bias``, computed in the dtype of ``x``."""
         bias = self.bias if self.bias is None else self.bias.to(x.dtype)
@@ -176,6 +236,19 @@ class Int4Linear(QuantisedLinear):
             offset=offset,
             state2=nested,
         )
+
+
+def _shape_settings(layer: QuantisedLinear) -> dict[str, Any]:
+    shape = [layer.out_features, layer.in_features]
+    return {"shape": shape, "has_bias": layer.bias is not None}
+
+
+def _placeholder() -> torch.Tensor:
+    return torch.empty(0, device="meta")
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from luthier.errors import (
     CancelledError,
     CapacityError,
     ConflictError,
+    EngineDownError,
     EngineError,
     InvalidInputError,
     LuthierError,
@@ -47,6 +48,7 @@ STATUS: dict[type[BaseException], Status] = {
     CancelledError: Status(grpc.StatusCode.CANCELLED, 499),
     NotSupportedError: Status(grpc.StatusCode.UNIMPLEMENTED, 501),
     TrainingFailedError: Status(grpc.StatusCode.INTERNAL, 500),
+    EngineDownError: Status(grpc.StatusCode.UNAVAILABLE, 503),
     EngineError: Status(grpc.StatusCode.INTERNAL, 500),
     LuthierError: Status(grpc.StatusCode.INTERNAL, 500),
     BaseException: Status(grpc.StatusCode.INTERNAL, 500),
@@ -109,7 +111,8 @@ def problem_of(error: BaseException) -> Problem:
         return Problem(f"internal error, id {error_id}", LuthierError.code, status, error_id)
     if status.http == 500:
         log.error("request failed: error_id=%s", error_id, exc_info=error)
-    retry_after = error.retry_after_seconds if isinstance(error, CapacityError) else None
+    is_passing = isinstance(error, CapacityError | EngineDownError)
+    retry_after = error.retry_after_seconds if is_passing else None
     return Problem(shorten(str(error)), error.code, status, error_id, retry_after)
 
 

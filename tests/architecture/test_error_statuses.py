@@ -11,6 +11,7 @@ from luthier import errors
 from luthier.errors import (
     CapacityError,
     ConflictError,
+    EngineDownError,
     InvalidInputError,
     LuthierError,
     NotFoundError,
@@ -47,6 +48,7 @@ def test_each_class_and_code_is_documented(kind):
         (NotFoundError, grpc.StatusCode.NOT_FOUND, 404),
         (ConflictError, grpc.StatusCode.FAILED_PRECONDITION, 409),
         (CapacityError, grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
+        (EngineDownError, grpc.StatusCode.UNAVAILABLE, 503),
         (KeyError, grpc.StatusCode.INTERNAL, 500),
     ],
 )

@@ -24,8 +24,7 @@ from typing import Any
 import torch
 
 from luthier.adapters.base import Adapter
-from luthier.data_model.options.quantisation import NONE
-from luthier.errors import EngineError, LuthierError, NotSupportedError
+from luthier.errors import EngineError, LuthierError
 from luthier.inference.base import (
     ClassificationRequest,
     Engine,
@@ -94,11 +93,6 @@ class ProcessEngine(Engine):
     def __init__(self, base_model: BaseModel, options: EngineOptions | None = None) -> None:
         self._options = options or EngineOptions()
         self._limits = self._options.process or ProcessOptions()
-        if base_model.quantization != NONE:
-            raise NotSupportedError(
-                f"base model {base_model.name!r} is quantised ({base_model.quantization}), and "
-                "such a model has no engine in a process of its own: 'inference.process.enabled'"
-            )
         self.is_rounded = self._options.weights == "int8"  # until the process says so
         # A view of its own, so that the last lease can free the model while this engine lives.
         self._base_model = dataclasses.replace(base_model)

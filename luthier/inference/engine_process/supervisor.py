@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 
 import alog
 
-from luthier.errors import EngineError, LuthierError
+from luthier.errors import EngineDownError, EngineError, LuthierError
 from luthier.inference.engine_process.child_process import ChildProcess, death_of
 from luthier.inference.engine_process.logs import write_log
 from luthier.inference.engine_process.messages import decode_error
@@ -82,14 +83,16 @@ class Supervisor:
             One that runs, or starts and will read what it is told.
 
         Raises:
-            EngineError: If there is none, saying why and when there will be one.
+            EngineDownError: If there is none, saying why and when there will be one.
+            EngineError: If there will be none.
         """
         if self.is_closed:
             raise EngineError("the engine is closed")
         if self.process is None:
-            pause = max(0.0, self._next_start - time.monotonic())
-            raise EngineError(
-                f"the engine has stopped: {self.failure}; it starts again in {pause:.0f} s"
+            pause = math.ceil(max(0.0, self._next_start - time.monotonic()))
+            raise EngineDownError(
+                f"{_PREFIX}{self.failure}; it starts again in {pause} s",
+                retry_after_seconds=max(1, pause),
             )
         return self.process
 
