@@ -102,6 +102,8 @@ class TrainingSettings(DataObjectBase):  # type: ignore[misc]  # caikit is untyp
     judge_template: Annotated[Optional[str], FieldNumber(49)] = None
     num_processes: Annotated[Optional[int], FieldNumber(50)] = None
     use_fsdp: Annotated[Optional[bool], FieldNumber(51)] = None
+    save_every_seconds: Annotated[Optional[float], FieldNumber(52)] = None
+    checkpoint_time_share: Annotated[Optional[float], FieldNumber(53)] = None
 
     @classmethod
     def from_proto(cls, proto: Any) -> "TrainingSettings":

@@ -235,6 +235,7 @@ def _checkpoint_writer(
         is_resumed=is_resumed,
         is_following=is_following,
         backup_folder=job.backup_folder,
+        group=current_group(),
     )
 
 

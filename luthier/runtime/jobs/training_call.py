@@ -12,7 +12,11 @@ from caikit.core import ModuleBase
 from caikit.core.data_model import DataBase, DataStream
 from caikit.core.registries import module_registry
 
-from luthier.data_model.training_settings import SETTINGS_ARGUMENT, given_settings
+from luthier.data_model.training_settings import (
+    SETTINGS_ARGUMENT,
+    TrainingSettings,
+    given_settings,
+)
 from luthier.errors import InvalidInputError
 from luthier.runtime.jobs.base import TrainingSpec
 from luthier.runtime.jobs.job_folder import JobFolder
@@ -48,6 +52,7 @@ def train_module(spec: TrainingSpec, folder: JobFolder) -> ModuleBase:
         arguments["from_request"] = True
         folder.run_folder.mkdir(exist_ok=True)
         arguments["run_folder"] = folder.run_folder
+        arguments[SETTINGS_ARGUMENT] = _resumable(arguments.get(SETTINGS_ARGUMENT))
         if folder.has_checkpoint:
             arguments["resume_from"] = folder.run_folder
     return module_class.train(**arguments)
@@ -108,6 +113,14 @@ def as_arguments(parameters: Mapping[str, Any], types: Mapping[str, Any]) -> dic
         Keyword arguments.
     """
     return {name: _as_argument(value, types.get(name)) for name, value in parameters.items()}
+
+
+def _resumable(settings: TrainingSettings | None) -> TrainingSettings:
+    """Settings with the checkpoints that a job needs, unless they say which."""
+    settings = TrainingSettings() if settings is None else settings
+    if settings.save_checkpoint is None:
+        settings.save_checkpoint = "resumable"
+    return settings
 
 
 def _takes_hooks(module_class: type[ModuleBase]) -> bool:

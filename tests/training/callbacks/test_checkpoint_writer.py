@@ -14,13 +14,23 @@ from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.errors import ConflictError
 from luthier.resources.base_model import BaseModel
+from luthier.training.callbacks.base import StartEvent, TrainingCallback
+from luthier.training.callbacks.checkpoint_writer import CheckpointWriter
 from luthier.training.checkpointing.checkpoints import list_checkpoints
+from luthier.training.checkpointing.state import ResumePoint, TrainingState
+from luthier.training.data.examples import TruncationReport
 from luthier.training.loop import tune
 from luthier.training.results import TrainingResult
 
 RECORDS = [GenerationTrainRecord(input=f"row {number}", output="yes") for number in range(8)]
 #: 4 updates per epoch, 12 in all.
-OPTIONS = TrainingOptions(num_epochs=3, learning_rate=0.01, batch_size=2, accumulate_steps=1)
+OPTIONS = TrainingOptions(
+    num_epochs=3,
+    learning_rate=0.01,
+    batch_size=2,
+    accumulate_steps=1,
+    checkpoint_time_share=1.0,  # all that the policy names, however short the training is
+)
 
 
 def _run(base: BaseModel, folder: Path, **changes: Any) -> TrainingResult:
@@ -44,6 +54,7 @@ def _run(base: BaseModel, folder: Path, **changes: Any) -> TrainingResult:
         ({"keep_checkpoints": 0}, [4, 8, 12]),
         ({"save_every_steps": 5, "keep_checkpoints": 0}, [4, 5, 8, 10, 12]),
         ({"save_checkpoint": "each_evaluation"}, [4, 8, 12]),
+        ({"save_checkpoint": "resumable"}, [4, 8]),
         ({"save_checkpoint": "never"}, []),
         ({"save_checkpoint": "never", "save_every_steps": 5}, [5, 10]),
     ],
@@ -54,6 +65,97 @@ def test_the_policy_says_which_checkpoints_are_there(
     _run(tiny_causal_base, tmp_path, **changes)
     assert list(list_checkpoints(tmp_path / "checkpoints")) == expected
     assert not list(tmp_path.rglob("*.partial"))
+
+
+class _Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _saved_steps(
+    base: BaseModel,
+    folder: Path,
+    *,
+    seconds_each: float,
+    write_seconds: float,
+    num_trainable: int = 0,
+    **changes: Any,
+) -> list[int]:
+    """Steps that are saved of twelve, of which every fourth ends an epoch."""
+    clock = _Clock()
+    options = dataclasses.replace(
+        OPTIONS, checkpoint_time_share=0.05, keep_checkpoints=0, **changes
+    )
+    prompt = SoftPrompt(torch.zeros(1, base.hidden_size), kind="causal", places=("decoder",))
+    writer = CheckpointWriter(folder, prompt, options, base_model_name="x", clock=clock)
+    writer.on_start(StartEvent(options, 8, 12, 12, num_trainable, TruncationReport(0, 0, 0, 0)))
+    state = _captured(base, prompt)
+
+    def capture() -> TrainingState:
+        clock.now += write_seconds
+        return state
+
+    for step in range(1, 13):
+        clock.now += seconds_each
+        is_end = step % 4 == 0
+        state.progress.step = step
+        writer.on_resume_point(ResumePoint(step, is_end, is_end, step == 12, None, capture))
+    return list(list_checkpoints(folder / "checkpoints"))
+
+
+def _captured(base: BaseModel, prompt: SoftPrompt) -> TrainingState:
+    """The state of a training that has just been through."""
+    states: list[TrainingState] = []
+
+    class _Catch(TrainingCallback):
+        def on_resume_point(self, point: ResumePoint) -> None:
+            states.append(point.capture())
+
+    tune(base, prompt, RECORDS, options=OPTIONS, callbacks=(_Catch(),))
+    return states[-1]
+
+
+@pytest.mark.parametrize(
+    ("seconds_each", "write_seconds", "num_trainable", "changes", "expected"),
+    [
+        # Cheap: at the end of each epoch.
+        (1.0, 0.01, 0, {}, [4, 8, 12]),
+        # 2 s are more than a twentieth of an epoch's 20, so one is left out; the last is not.
+        (5.0, 2.0, 0, {}, [4, 12]),
+        # The first is guessed from what is learned: 1e9 numbers are a minute.
+        (5.0, 2.0, 10**9, {}, [12]),
+        # Epochs of an hour: no more than 300 s of work are lost.
+        (200.0, 2.0, 0, {}, [2, 4, 6, 8, 10, 12]),
+        (200.0, 2.0, 0, {"save_every_seconds": 0.0}, [4, 8, 12]),
+        # 30 s each: not before 600 s have passed.
+        (200.0, 30.0, 5 * 10**8, {}, [3, 6, 9, 12]),
+        (200.0, 2.0, 0, {"save_checkpoint": "resumable"}, [2, 4, 6, 8, 10]),
+        (200.0, 2.0, 0, {"save_checkpoint": "never"}, []),
+    ],
+)
+def test_checkpoints_take_a_small_share_of_the_time(
+    seconds_each: float,
+    write_seconds: float,
+    num_trainable: int,
+    changes: dict[str, Any],
+    expected: list[int],
+    tiny_causal_base: BaseModel,
+    tmp_path: Path,
+) -> None:
+    found = _saved_steps(
+        tiny_causal_base,
+        tmp_path,
+        seconds_each=seconds_each,
+        write_seconds=write_seconds,
+        num_trainable=num_trainable,
+        **changes,
+    )
+    assert found == expected
 
 
 def test_the_best_checkpoint_is_kept_on_top(tiny_causal_base: BaseModel, tmp_path: Path) -> None:
