@@ -1,7 +1,7 @@
 """From files to records to train on and records to validate with; the same for the same seed.
 
 Rows that stand alone are read as a stream each time somebody iterates: a first pass checks and
-counts them, and only row numbers stay in memory. Chained rows are held whole, because a row may
+counts them, and only a byte per row stays in memory. Chained rows are held whole, because a row may
 continue any other.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -134,7 +135,11 @@ class _Table:
 
     def records(self, units: _Units, options: DatasetOptions) -> Iterable[DatasetRecord]:
         if not self.shape.is_chained:
-            return _RowView(self, frozenset(unit for unit in units if isinstance(unit, int)))
+            marks = bytearray(self.num_rows)
+            for unit in units:
+                assert isinstance(unit, int)
+                marks[unit] = 1
+            return _RowView(self, bytes(marks), len(units))
         chosen = sorted(row for unit in units if isinstance(unit, list) for row in unit)
         new_index = {row: index for index, row in enumerate(chosen)}
         turns = [self.turns[row] for row in chosen]
@@ -159,21 +164,40 @@ class _Joined:
 
 @dataclass(frozen=True)
 class _RowView:
-    """Some rows of a file, read anew by each iteration."""
+    """Some rows of a file, read anew by each iteration.
+
+    Args:
+        table: All of the file's rows.
+        marks: A byte for each of them, 1 for those that are meant: a file may have many.
+        num_rows: How many those are.
+    """
 
     table: _Table
-    rows: frozenset[int]
+    marks: bytes
+    num_rows: int
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.num_rows
 
     def __iter__(self) -> Iterator[DatasetRecord]:
-        if not self.rows:
+        if not self.num_rows:
             return
         table = self.table
+        row = -1
         for row, record in enumerate(_read(table.name, table.shape, table.limits)):
-            if row in self.rows:
+            if row == table.num_rows:
+                raise _changed(table)
+            if self.marks[row]:
                 yield conversation_of([record]) if isinstance(record, Turn) else record
+        if row + 1 < table.num_rows:
+            raise _changed(table)
+
+
+def _changed(table: _Table) -> TrainingDataError:
+    return TrainingDataError(
+        f"{table.name!r} had {table.num_rows} rows when it was first read, and has others now; do "
+        "not change a file that is learned from"
+    )
 
 
 def _read(name: str, shape: Shape, limits: StreamLimits) -> Iterator[DatasetRow]:
@@ -233,6 +257,8 @@ def _split(table: _Table, options: DatasetOptions) -> tuple[_Units, _Units]:
     num_held_out = min(math.ceil(len(units) * options.validation_size), len(units) - 1)
     generator = random.Random(f"split, seed {options.split_seed}")
     chosen = set(generator.sample(range(len(units)), num_held_out))
+    if isinstance(units, range):
+        return array("q", (row for row in units if row not in chosen)), sorted(chosen)
     kept = [unit for index, unit in enumerate(units) if index not in chosen]
     held_out = [unit for index, unit in enumerate(units) if index in chosen]
     return kept, held_out  # type: ignore[return-value]  # units are all rows or all groups

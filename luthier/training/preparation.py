@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import alog
 
@@ -116,8 +116,8 @@ def read_data(
     _report_truncation("train", data)
     if changes_rows(dataset) or dataset.neftune_noise_alpha:
         data = _with_changes(data, row_tokenizer, conversations, dataset, seed=options.seed)
-    held_out = list(validation or ())
-    if not held_out:
+    held_out = list(validation) if isinstance(validation, Iterator) else validation
+    if held_out is None or next(iter(held_out), None) is None:
         return data, None
     validation_data = tokenize_records(
         held_out,

@@ -197,3 +197,11 @@ def test_validation_rows_are_learned_as_well_where_that_is_asked(tmp_path: Path)
     assert learned == [_said(record) for record in apart.train] + measured
     assert len(measured) == 2
     assert learned == [_said(record) for record in joined.train]
+
+
+@pytest.mark.parametrize("num_rows", [3, 5])
+def test_a_file_that_changed_since_it_was_counted_is_refused(tmp_path: Path, num_rows: int) -> None:
+    data = _load(tmp_path, _pairs(4), validation_size=0)
+    _write(tmp_path / "train.jsonl", _pairs(num_rows))
+    with pytest.raises(TrainingDataError, match=r"had 4 rows when it was first read"):
+        list(data.train)

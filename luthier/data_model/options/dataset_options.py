@@ -148,6 +148,15 @@ class DatasetOptions:
         maximum=1000,
     )
     number_of_workers: int = option(1, "int", "Threads that tokenize.", minimum=1, maximum=256)
+    max_tokens_in_memory: int = option(
+        2**22,
+        "int",
+        "Tokens and labels that a training without tokenization_cache keeps in memory, about 70 "
+        "bytes each; more data goes to a file of the system's temporary folder (TMPDIR), which is "
+        "gone with the training.",
+        minimum=0,
+        maximum=2**60,
+    )
     tokenization_cache: str | None = option(
         None,
         "text",

@@ -56,6 +56,7 @@ _GROUP_OF: Mapping[str, str] = MappingProxyType(
         "max_source_length": "tokenizer",
         "max_target_length": "tokenizer",
         "padding_quantile": "tokenizer",
+        "max_tokens_in_memory": "tokenizer",
         "tokenization_cache": "tokenizer",
         "max_tokenization_cache_bytes": "tokenizer",
         "torch_dtype": "architecture",

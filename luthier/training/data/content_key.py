@@ -45,6 +45,7 @@ _WITHOUT_EFFECT = frozenset(
         "number_of_workers",
         "tokenization_cache",
         "max_tokenization_cache_bytes",
+        "max_tokens_in_memory",
     }
 )
 

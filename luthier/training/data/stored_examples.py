@@ -125,7 +125,7 @@ def write_stored(folder: Path, rows: Iterable[TokenizedRow]) -> TrainingData | N
     cuts = CutCounts()
     try:
         with write_folder_atomically(folder) as partial:
-            _write_rows(partial, rows, cuts)
+            write_rows(partial, rows, cuts)
             if not cuts.num_rows:
                 raise _NoRowsError
             write_manifest(partial, truncation=dataclasses.asdict(cuts.report()))
@@ -140,7 +140,14 @@ class _NoRowsError(Exception):
     """Ends the writing of a folder that would hold nothing."""
 
 
-def _write_rows(folder: Path, rows: Iterable[TokenizedRow], cuts: CutCounts) -> None:
+def write_rows(folder: Path, rows: Iterable[TokenizedRow], cuts: CutCounts) -> None:
+    """Write the three files that ``StoredExamples`` reads, a row in memory at a time.
+
+    Args:
+        folder: Empty.
+        rows: Read once.
+        cuts: Counts what was cut.
+    """
     num_tokens = num_labels = 0
     with (
         (folder / _TOKENS).open("wb") as tokens,

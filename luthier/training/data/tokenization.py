@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
@@ -21,11 +20,11 @@ from luthier.training.data.cache_pruning import prune_cache
 from luthier.training.data.class_encoding import encode_classes
 from luthier.training.data.content_key import content_key
 from luthier.training.data.conversation_encoding import ConversationEncoder
-from luthier.training.data.cut_counts import CutCounts
-from luthier.training.data.examples import Example, TokenizedRow, TrainingData
+from luthier.training.data.examples import TokenizedRow, TrainingData
 from luthier.training.data.pair_encoding import TextPair, encode_pairs, text_pair
 from luthier.training.data.plain_text import encode_plain_text
 from luthier.training.data.row_tokenizer import RowTokenizer, eos_token_id_of
+from luthier.training.data.spilled_examples import keep_examples
 from luthier.training.data.stored_examples import read_stored, write_stored
 from luthier.training.data.verbalizer import DEFAULT_VERBALIZER, Verbalizer
 
@@ -33,8 +32,10 @@ __all__ = ["RecordTokenizer", "RowTokenizer", "TrainRecord", "eos_token_id_of", 
 
 log = alog.use_channel(__name__)
 
-#: Records that go to the tokenizer at once; also how often a stop is looked for.
+#: Records that go to the tokenizer at once, and their characters, except that there is always one
+#: record; also how often a stop is looked for.
 _CHUNK_ROWS = 512
+_CHUNK_CHARS = 2**18
 #: Chunks that wait per thread, so that a fast reader does not fill the memory.
 _CHUNKS_AHEAD = 2
 
@@ -164,7 +165,7 @@ def tokenize_records(
     options = options or DatasetOptions()
     tokenizer = RecordTokenizer(verbalizer, row_tokenizer, options, name)
     if options.tokenization_cache is None:
-        data = _kept_in_memory(tokenizer, records, should_stop)
+        data = _kept_while_used(tokenizer, records, should_stop)
     else:
         data = _kept_on_disk(tokenizer, records, should_stop, Path(options.tokenization_cache))
     if data is None:
@@ -172,15 +173,11 @@ def tokenize_records(
     return data
 
 
-def _kept_in_memory(
+def _kept_while_used(
     tokenizer: RecordTokenizer, records: Iterable[TrainRecord], should_stop: Callable[[], bool]
 ) -> TrainingData | None:
-    cuts = CutCounts()
-    examples: list[Example] = []
-    for row in _tokenized(tokenizer, records, should_stop):
-        cuts.count(row)
-        examples.append(row.example)
-    return TrainingData(tuple(examples), cuts.report()) if examples else None
+    rows = _tokenized(tokenizer, records, should_stop)
+    return keep_examples(rows, max_tokens=tokenizer.options.max_tokens_in_memory)
 
 
 def _kept_on_disk(
@@ -220,11 +217,35 @@ def _tokenized(
 def _chunks(
     records: Iterable[TrainRecord], should_stop: Callable[[], bool]
 ) -> Iterator[list[_Numbered]]:
-    numbered = enumerate(records, start=1)
-    while chunk := list(islice(numbered, _CHUNK_ROWS)):
-        if should_stop():
-            raise CancelledError("training was cancelled while its data was tokenized")
-        yield chunk
+    chunk: list[_Numbered] = []
+    num_chars = 0
+    for row, record in enumerate(records, start=1):
+        size = _num_chars(record)
+        if chunk and (len(chunk) == _CHUNK_ROWS or num_chars + size > _CHUNK_CHARS):
+            yield _asked(chunk, should_stop)
+            chunk, num_chars = [], 0
+        chunk.append((row, record))
+        num_chars += size
+    if chunk:
+        yield _asked(chunk, should_stop)
+
+
+def _asked(chunk: list[_Numbered], should_stop: Callable[[], bool]) -> list[_Numbered]:
+    if should_stop():
+        raise CancelledError("training was cancelled while its data was tokenized")
+    return chunk
+
+
+def _num_chars(record: object) -> int:
+    """Characters that will be tokenized, about; 0 of what is no record."""
+    texts: Iterable[object] = ()
+    if isinstance(record, GenerationTrainRecord):
+        texts = (record.input, record.output)
+    elif isinstance(record, ClassificationTrainRecord | TextTrainRecord):
+        texts = (record.text,)
+    elif isinstance(record, ChatTrainRecord):
+        texts = (message.content for message in record.messages)
+    return sum(len(text) for text in texts if isinstance(text, str))
 
 
 def _in_order(

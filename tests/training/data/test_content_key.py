@@ -70,7 +70,7 @@ def test_another_setting_has_another_key(changed: dict[str, Any]) -> None:
 
 def test_what_changes_no_token_changes_no_key() -> None:
     same = {"number_of_workers": 4, "token_mask_probability": 0.5, "tokenization_cache": "x"}
-    same["max_tokenization_cache_bytes"] = 1
+    same["max_tokenization_cache_bytes"] = same["max_tokens_in_memory"] = 1
     assert _key(**same) == _key()
 
 

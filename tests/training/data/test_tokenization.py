@@ -1,6 +1,8 @@
 """From records to ids and labels: nothing is cut or dropped without a word."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fixtures.tiny_models import BOS_ID, EOS_ID, make_tokenizer
@@ -17,9 +19,10 @@ from luthier.errors import (
     VerbalizerError,
 )
 from luthier.training.data import tokenization
-from luthier.training.data.examples import TrainingData
+from luthier.training.data.examples import TokenizedRow, TrainingData
 from luthier.training.data.prompt_encoding import PromptEncoder
 from luthier.training.data.tokenization import (
+    RecordTokenizer,
     RowTokenizer,
     TrainRecord,
     eos_token_id_of,
@@ -173,6 +176,22 @@ def test_many_rows_keep_their_order_and_numbers() -> None:
     assert [example.row for example in examples] == list(range(1, 1200))
     tokenizer = make_tokenizer()
     assert tokenizer.decode(examples[1099].input_ids[:-1]) == "row 11001100"
+
+
+def test_long_rows_go_to_the_tokenizer_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    tokenize = RecordTokenizer.tokenize
+
+    def counted(self: RecordTokenizer, records: Sequence[Any]) -> list[TokenizedRow]:
+        sizes.append(len(records))
+        return tokenize(self, records)
+
+    monkeypatch.setattr(RecordTokenizer, "tokenize", counted)
+    lengths = [10, 10, 200_000, 100_000, 300_000, 10]
+    records = [GenerationTrainRecord(input="a" * length, output="b") for length in lengths]
+    examples = _tokenize(*records).examples
+    assert [example.row for example in examples] == list(range(1, 7))
+    assert sizes == [3, 1, 1, 1]
 
 
 def test_the_tokenizers_own_end_token_is_learned_if_generation_stops_at_it() -> None:
