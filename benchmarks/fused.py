@@ -48,7 +48,7 @@ from luthier.resources.store import BaseModelStore
 from luthier.training.callbacks.base import StartEvent, TrainingCallback
 from luthier.training.data.bucketing import plan_epoch
 from luthier.training.data.collation import TokenBatch, collate
-from luthier.training.fused import MAX_PASS_TOKENS, tune_many
+from luthier.training.fusion.fused import MAX_PASS_TOKENS, tune_many
 from luthier.training.job import TuningJob
 from luthier.training.loop import tune
 from luthier.training.preparation import read_data

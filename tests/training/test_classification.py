@@ -22,7 +22,7 @@ from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.errors import CancelledError, InvalidInputError, TrainingDataError
 from luthier.resources.base_model import BaseModel
-from luthier.training.fused import tune_many
+from luthier.training.fusion.fused import tune_many
 from luthier.training.job import TuningJob
 from luthier.training.loop import tune
 from luthier.training.results import TrainingResult

@@ -40,7 +40,7 @@ from luthier.training.callbacks.base import StepEvent, TrainingCallback
 from luthier.training.checkpointing.checkpoints import list_checkpoints
 from luthier.training.data.bucketing import plan_epoch
 from luthier.training.data.examples import IGNORED_LABEL, Example, TrainingData, TruncationReport
-from luthier.training.fused import tune_many
+from luthier.training.fusion.fused import tune_many
 from luthier.training.job import TuningJob
 from luthier.training.loop import tune
 from luthier.training.processes.parallel import ALONE

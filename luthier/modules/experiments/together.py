@@ -18,7 +18,7 @@ from luthier.errors import ConflictError, LuthierError
 from luthier.modules.environment import environment
 from luthier.modules.experiments.experiment import Experiment, open_experiment
 from luthier.training.callbacks.base import TrainingCallback
-from luthier.training.fused import Outcome, tune_many
+from luthier.training.fusion.fused import Outcome, tune_many
 from luthier.training.results import TrainingResult
 
 log = alog.use_channel(__name__)

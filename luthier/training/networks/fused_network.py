@@ -26,12 +26,12 @@ from luthier.adapters.lora.layers import LoraLinear
 from luthier.adapters.lora.segments import RandomStream, Segment, SegmentedLora, SegmentPlan
 from luthier.adapters.module_tree import own_module_tree
 from luthier.resources.base_model import BaseModel
+from luthier.training.fusion.padded_parts import PaddedPart, PaddedParts
 from luthier.training.learner import Learner, MicroBatch
 from luthier.training.losses import projected_label_losses
 from luthier.training.networks.label_head import LabelHead, install_label_head
 from luthier.training.networks.mixed_precision import autocast_dtype
-from luthier.training.networks.packed_network import PackedNetwork, PackedPart
-from luthier.training.networks.padded_parts import PaddedPart, PaddedParts
+from luthier.training.networks.packed_network import PackedNetwork, PackedPart, pack_if_exact
 
 _Passes = TypeVar("_Passes", PackedNetwork, PaddedParts)
 
@@ -200,7 +200,9 @@ class FusedNetwork:
     def _packed_tree(self) -> _Tree[PackedNetwork]:
         if self._packed is None:
             model, _ = self._own_network()
-            self._packed = _Tree(PackedNetwork(model), is_padded=False)
+            # Tokens without a label go all the way: deltas are told by where a token stands.
+            packed = pack_if_exact(model, None, shares_text=False) or PackedNetwork(model)
+            self._packed = _Tree(packed, is_padded=False)
         return self._packed
 
     def _padded_tree(self) -> _Tree[PaddedParts]:

@@ -23,7 +23,7 @@ from luthier.errors import (
 from luthier.resources.base_model import BaseModel
 from luthier.training.callbacks.base import StartEvent, StepEvent, TrainingCallback
 from luthier.training.checkpointing.checkpoints import list_checkpoints
-from luthier.training.fused import Outcome, share_out, tune_many
+from luthier.training.fusion.fused import Outcome, share_out, tune_many
 from luthier.training.job import TuningJob
 from luthier.training.loop import tune
 from luthier.training.results import TrainingResult

@@ -1,0 +1,1 @@
+"""Several trainings in shared passes of one base model."""
