@@ -44,7 +44,7 @@ from luthier.inference.runners.model_runner import PackedRunner
 from luthier.inference.runners.row_forward import decoder_start_token_id, prior_token_ids
 from luthier.inference.sampling.model_defaults import model_defaults
 from luthier.inference.sampling.prompt_lookup import PromptLookup
-from luthier.inference.sampling.sampler import likeliest
+from luthier.inference.sampling.sampler import Sampler, choose_together
 from luthier.inference.scheduling.arrivals import Arrivals
 from luthier.inference.scheduling.scheduler import Scheduler
 from luthier.inference.scored_sequence import ScoredSequence, require_head_fits
@@ -309,7 +309,7 @@ class BatchedEngine(Engine):
         with self._state:
             slices = self._with_drafts(self._scheduler.plan())
         results = self._run(slices)
-        best = _likeliest_of_plain_rows(results.values())
+        best = _chosen_together(results.values())
         for each in slices:
             made = _made(partial(self._take, each, results.get(each.row), best.get(each.row)))
             items.extend(made if isinstance(made, list) else [(each.row, made)])
@@ -451,22 +451,24 @@ def _made(make: Callable[[], Made]) -> Made | LuthierError:
         return EngineError(f"generation failed: {error}")
 
 
-def _likeliest_of_plain_rows(
+def _chosen_together(
     results: Iterable[SliceLogits | LuthierError],
 ) -> dict[BatchRow, tuple[int, float]]:
-    """Look at all rows at once that just take the likeliest token: a GPU is asked only once."""
-    plain = [
-        each
-        for each in results
-        if isinstance(each, SliceLogits)
-        and each.slice.reaches_end
-        and not each.slice.drafted
-        and not each.slice.row.is_beam
-        and each.slice.row.sequence.takes_plain_argmax
-    ]
+    """The next tokens of all rows that get one: a GPU is asked only once."""
+    rows: list[BatchRow] = []
+    samplers: list[Sampler] = []
+    logits: list[torch.Tensor] = []
+    for each in results:
+        if not isinstance(each, SliceLogits) or not each.slice.reaches_end or each.slice.drafted:
+            continue
+        row = each.slice.row
+        sampler = getattr(row.sequence, "sampler", None)
+        if isinstance(sampler, Sampler) and not row.is_beam:
+            rows.append(row)
+            samplers.append(sampler)
+            logits.append(each.logits[-1])
     try:
-        best = likeliest([each.logits[-1] for each in plain])
+        return dict(zip(rows, choose_together(samplers, logits), strict=True))
     except Exception:
         log.error("Choosing tokens together failed; each row chooses by itself", exc_info=True)
         return {}
-    return {each.slice.row: pair for each, pair in zip(plain, best, strict=True)}

@@ -87,11 +87,6 @@ class RowSequence:
         return False
 
     @property
-    def takes_plain_argmax(self) -> bool:
-        """True if its next token is that of the largest logit."""
-        return False
-
-    @property
     def num_unreported_prompt(self) -> int:
         """Prompt tokens whose log-probability is asked for and was not reported yet."""
         return 0
@@ -173,11 +168,6 @@ class GeneratedSequence(RowSequence):
     def is_greedy(self) -> bool:
         """True if no token is drawn."""
         return not self.request.sampling.is_sampling
-
-    @property
-    def takes_plain_argmax(self) -> bool:
-        """True if its next token is that of the largest logit."""
-        return self.sampler.takes_plain_argmax
 
     @property
     def wants_prompt_logits(self) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -168,7 +170,7 @@ def test_what_only_makes_steps_quicker_may_break(
     engine: BatchedEngine, answers: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PromptLookup, "with_drafts", breaking(len, lambda *_: True))
-    monkeypatch.setattr(batched_engine, "likeliest", breaking(len, lambda *_: True))
+    monkeypatch.setattr(batched_engine, "choose_together", breaking(len, lambda *_: True))
     streams = [engine.submit(request) for request in good_requests()]
     assert [tokens_of(stream) for stream in streams] == answers
 
@@ -228,9 +230,16 @@ def test_a_row_that_waits_for_an_adapter_may_leave_while_nothing_runs(
     assert len(tokens_of(engine.submit(victim(adapter)))) == 20
 
 
-def killing(error: BaseException) -> Callable[..., Any]:
+def killing(
+    error: BaseException, function: Callable[..., Any] = len, *, num_well: int = 0
+) -> Callable[..., Any]:
+    """Does what the function does so many times, then raises."""
+    calls = itertools.count()
+
     def kill(*arguments: Any, **named: Any) -> Any:
-        raise error
+        if next(calls) >= num_well:
+            raise error
+        return function(*arguments, **named)
 
     return kill
 
@@ -254,10 +263,9 @@ def test_a_broken_engine_tells_who_runs_and_who_waits_and_turns_red(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     endless = GenerationRequest((5, 6), SamplingParams(max_new_tokens=300, min_new_tokens=300))
+    monkeypatch.setattr(owner, name, killing(error, getattr(owner, name), num_well=10))
     streams = [engine.submit(endless) for _ in range(6)]
-    next(iter(streams[0]))
-    monkeypatch.setattr(owner, name, killing(error))
-    for stream in streams[1:]:
+    for stream in streams:
         with pytest.raises(EngineError, match="the engine has stopped"):
             list(stream)
     status = engine.status()
@@ -272,12 +280,12 @@ def test_what_goes_wrong_while_the_engine_ends_keeps_nobody_waiting(
     engine: BatchedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endless = GenerationRequest((5, 6), SamplingParams(max_new_tokens=300, min_new_tokens=300))
-    streams = [engine.submit(endless) for _ in range(6)]
-    next(iter(streams[0]))
     monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
     monkeypatch.setattr(Scheduler, "take_all", killing(AssertionError("freed twice?")))
-    monkeypatch.setattr(Scheduler, "plan", killing(RuntimeError("no plan")))
-    for stream in streams[1:]:
+    plan = killing(RuntimeError("no plan"), Scheduler.plan, num_well=10)
+    monkeypatch.setattr(Scheduler, "plan", plan)
+    streams = [engine.submit(endless) for _ in range(6)]
+    for stream in streams:
         with pytest.raises(EngineError, match="the engine has stopped"):
             list(stream)
 
@@ -315,10 +323,12 @@ def test_whole_models_that_died_beside_the_batch_turn_health_red(
 
 
 def test_a_whole_model_that_is_tuned_on_ends_the_rows_that_run_with_it(
-    engine: BatchedEngine, causal_base: BaseModel
+    causal_base: BaseModel,
 ) -> None:
+    endless_base = replace(causal_base, max_positions=None)
+    engine = BatchedEngine(endless_base, OPTIONS)
     whole = FullWeights(causal_base.model)
-    sampling = SamplingParams(max_new_tokens=900, min_new_tokens=900)
+    sampling = SamplingParams(max_new_tokens=10**5, min_new_tokens=10**5)
     request = GenerationRequest((5, 6), sampling, whole)
     chunks = iter(engine.submit(request))
     next(chunks)
@@ -328,3 +338,4 @@ def test_a_whole_model_that_is_tuned_on_ends_the_rows_that_run_with_it(
         list(chunks)
     assert len(tokens_of(engine.submit(victim(whole)))) == 20
     assert engine.status().is_healthy
+    engine.close()

@@ -16,7 +16,7 @@ import torch
 
 from luthier.data_model.sampling import SamplingParams
 from luthier.errors import EngineError
-from luthier.inference.sampling.distribution import draw, shape_distribution
+from luthier.inference.sampling.distribution import draw_rows
 from luthier.inference.sampling.model_defaults import NO_DEFAULTS, ModelDefaults
 from luthier.inference.sampling.score_rules import apply_rules, rules_for
 from luthier.inference.sampling.token_history import TokenHistory
@@ -59,21 +59,26 @@ class Sampler:
             # 32 bits survive every JSON reader; the result reports it.
             self.seed = secrets.randbits(32)
         self._random = random.Random(self.seed)
+        self._uniform: float | None = None
 
     @property
-    def takes_plain_argmax(self) -> bool:
-        """True while the next token is simply the likeliest one of the unprocessed logits."""
-        return not self._sampling.is_sampling and not any(
-            rule.applies(self._history) for rule in self._rules
-        )
+    def sampling(self) -> SamplingParams:
+        """Its parameters."""
+        return self._sampling
+
+    @property
+    def uniform(self) -> float:
+        """The random number in [0, 1) of the next token, the same until that is remembered."""
+        if self._uniform is None:
+            self._uniform = self._random.random()
+        return self._uniform
 
     def choose(self, logits: torch.Tensor, *, best: tuple[int, float] | None = None) -> int:
         """Choose the next token.
 
         Args:
             logits: Unprocessed, [V], any float dtype; not changed.
-            best: Their ``likeliest``, where that was looked up for many rows at once; only while
-                the sampler ``takes_plain_argmax``.
+            best: What ``choose_together`` chose, where it did so for many rows at once.
 
         Returns:
             Its id.
@@ -81,27 +86,55 @@ class Sampler:
         Raises:
             EngineError: If no token has a finite score: the model or the adapter is broken.
         """
-        scores = logits if best else self.scores(logits)
-        best_id, best_score = best or likeliest([scores])[0]
+        token_id, best_score = best or choose_together([self], [logits])[0]
         require_usable(best_score, step=self._history.num_generated + 1)
-        return draw(scores, self._random.random()) if self._sampling.is_sampling else best_id
+        return token_id
 
-    def scores(self, logits: torch.Tensor) -> torch.Tensor:
-        """Processed scores of the next token.
+    def ruled(self, logits: torch.Tensor) -> torch.Tensor:
+        """Scores of the next token under the rules that apply now.
 
         Args:
             logits: Unprocessed, [V], any float dtype; not changed.
 
         Returns:
-            [V], float32; -inf for tokens that cannot come.
+            [V], float32; -inf for tokens that cannot come. The logits themselves if they are
+            float32 and no rule applies.
         """
-        scores = apply_rules(self._rules, logits.float(), self._history)
-        sampling = self._sampling
-        return shape_distribution(scores.cpu(), sampling) if sampling.is_sampling else scores
+        return apply_rules(self._rules, logits.float(), self._history)
 
     def remember(self, token_id: int) -> None:
         """Count a token as said; call it once for every generated token."""
         self._history.add(token_id)
+        self._uniform = None
+
+
+def choose_together(
+    samplers: Sequence[Sampler], rows: Sequence[torch.Tensor]
+) -> list[tuple[int, float]]:
+    """Choose the next token of many rows, each as if it were alone.
+
+    Args:
+        samplers: Of N rows.
+        rows: Their unprocessed logits, N of [V], on one device; not changed.
+
+    Returns:
+        N pairs of token id and highest score, for ``Sampler.choose``; a highest score that is not
+        finite says that the row is broken.
+    """
+    scores = [sampler.ruled(row) for sampler, row in zip(samplers, rows, strict=True)]
+    chosen: dict[int, tuple[int, float]] = {}
+    drawn = [place for place, sampler in enumerate(samplers) if sampler.sampling.is_sampling]
+    if drawn:
+        pairs = draw_rows(
+            [scores[place] for place in drawn],
+            [samplers[place].sampling for place in drawn],
+            [samplers[place].uniform for place in drawn],
+        )
+        chosen.update(zip(drawn, pairs, strict=True))
+    taken = [place for place in range(len(rows)) if place not in chosen]
+    pairs = likeliest([scores[place] for place in taken])
+    chosen.update(zip(taken, pairs, strict=True))
+    return [chosen[place] for place in range(len(rows))]
 
 
 def likeliest(rows: Sequence[torch.Tensor]) -> list[tuple[int, float]]:

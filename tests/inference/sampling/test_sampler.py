@@ -19,8 +19,13 @@ from transformers import (
 
 from luthier.data_model.sampling import SAMPLING, SamplingParams
 from luthier.errors import EngineError
-from luthier.inference.sampling.distribution import draw
-from luthier.inference.sampling.sampler import Sampler, likeliest, logprob_and_rank
+from luthier.inference.sampling.distribution import candidates_of, draw_rows
+from luthier.inference.sampling.sampler import (
+    Sampler,
+    choose_together,
+    likeliest,
+    logprob_and_rank,
+)
 
 VOCAB_SIZE = 61
 EOS = (3, 7)
@@ -105,8 +110,12 @@ def test_scores_give_the_distribution_of_transformers_processors(case: str, seed
     sampling = SamplingParams(**CASES[case])
     generated = [11, 20, 3]
     logits = logits_for(seed)
-    ours = sampler_after(sampling, generated).scores(logits)
+    ours = sampler_after(sampling, generated).ruled(logits)
     theirs = transformers_scores(sampling, generated, logits)
+    if sampling.is_sampling:
+        found = candidates_of(ours, sampling)
+        ours = torch.full_like(ours, -math.inf)
+        ours[found.ids] = torch.from_numpy(found.scores)
     assert torch.equal(ours == -math.inf, theirs == -math.inf)
     torch.testing.assert_close(ours.softmax(-1), theirs.softmax(-1), rtol=1e-5, atol=1e-7)
 
@@ -122,15 +131,17 @@ def test_greedy_takes_the_highest_processed_score(case: str) -> None:
 def test_sampling_parameters_do_nothing_under_greedy() -> None:
     sampling = SamplingParams(temperature=0.01, top_k=1, top_p=0.1, typical_p=0.1, seed=4)
     logits = logits_for(2)
-    assert torch.equal(sampler_after(sampling, []).scores(logits), logits)
+    assert sampler_after(sampling, []).choose(logits) == int(logits.argmax())
 
 
 def test_draws_follow_the_distribution() -> None:
     logits = logits_for(3)[:8]
+    sampling = SamplingParams(decoding_method=SAMPLING)
     num_draws = 4000
     counts = torch.zeros(8)
     for index in range(num_draws):
-        counts[draw(logits, (index + 0.5) / num_draws)] += 1
+        ((token_id, _),) = draw_rows([logits], [sampling], [(index + 0.5) / num_draws])
+        counts[token_id] += 1
     # Evenly spaced numbers hit each token in proportion, to within one draw.
     assert (counts - logits.softmax(-1) * num_draws).abs().max() <= 1.0
 
@@ -149,7 +160,8 @@ def test_seeds_spread_draws_like_the_distribution() -> None:
 @pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53])
 def test_a_token_without_mass_is_never_drawn(uniform: float) -> None:
     scores = torch.tensor([-math.inf, 0.0, -math.inf, 0.0, -math.inf])
-    assert draw(scores, uniform) in (1, 3)
+    ((token_id, _),) = draw_rows([scores], [SamplingParams(decoding_method=SAMPLING)], [uniform])
+    assert token_id in (1, 3)
 
 
 def test_same_seed_same_tokens_and_other_seed_others() -> None:
@@ -213,16 +225,35 @@ def test_the_likeliest_of_many_rows_is_that_of_each() -> None:
     assert found[0][1] == float(rows[0].max())
 
 
-def test_plain_argmax_is_offered_only_while_nothing_shapes_the_scores() -> None:
-    assert sampler_after(SamplingParams(), [1]).takes_plain_argmax
-    assert sampler_after(SamplingParams(repetition_penalty=1.0), [1]).takes_plain_argmax
-    assert not sampler_after(SamplingParams(repetition_penalty=1.1), [1]).takes_plain_argmax
-    assert not sampler_after(SamplingParams(decoding_method=SAMPLING), [1]).takes_plain_argmax
-    assert not sampler_after(SamplingParams(min_new_tokens=2), [1]).takes_plain_argmax
-    assert sampler_after(SamplingParams(min_new_tokens=2), [1, 1]).takes_plain_argmax
-    decaying = SamplingParams(exponential_decay_length_penalty=(1, 2.0))
-    assert sampler_after(decaying, [1]).takes_plain_argmax
-    assert not sampler_after(decaying, [1, 1]).takes_plain_argmax
+def test_rows_that_choose_together_choose_what_each_chooses_alone() -> None:
+    cases = [SamplingParams(**{"seed": n, **case}) for n, case in enumerate(CASES.values())]
+    together = [sampler_after(sampling, []) for sampling in cases]
+    alone = [sampler_after(sampling, []) for sampling in cases]
+    for step in range(5):
+        rows = [logits_for(100 * step + n) for n in range(len(cases))]
+        first = choose_together(together, rows)
+        assert choose_together(together, rows) == first, "asked again, no further number is drawn"
+        for sampler, other, row, best in zip(together, alone, rows, first, strict=True):
+            token_id = sampler.choose(row, best=best)
+            assert token_id == other.choose(row)
+            sampler.remember(token_id)
+            other.remember(token_id)
+
+
+def test_one_broken_row_of_many_is_refused_alone() -> None:
+    samplers = [
+        sampler_after(SamplingParams(decoding_method=method, seed=1), [])
+        for method in ("GREEDY", SAMPLING, "GREEDY", SAMPLING)
+    ]
+    rows = [logits_for(seed) for seed in range(4)]
+    expected = choose_together(samplers, rows)
+    rows[0] = rows[0] * math.nan
+    rows[1] = rows[1] * math.nan
+    got = choose_together(samplers, rows)
+    assert got[2:] == expected[2:]
+    for place in (0, 1):
+        with pytest.raises(EngineError, match="no usable score for token 1"):
+            samplers[place].choose(rows[place], best=got[place])
 
 
 def test_logprobs_are_those_of_log_softmax_and_rank_1_is_the_likeliest() -> None:
