@@ -8,8 +8,9 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-#: Logits that exist at once; 64 MiB in fp32.
-_CHUNK_NUMBERS = 2**24
+#: Logits that exist at once; a little less than 32 MiB in fp32. The GNU C library gives larger
+#: blocks back at once, and new pages cost more than the weights that are read once more.
+_CHUNK_NUMBERS = 2**23 - 2**12
 
 
 def cross_entropy_sum(

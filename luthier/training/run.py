@@ -56,6 +56,7 @@ from luthier.training.learner import Learner, MicroBatch
 from luthier.training.metrics.base import Metric, ScoredRow
 from luthier.training.objective import num_units
 from luthier.training.optimization import learning_rate_at
+from luthier.training.processes.memory_reuse import memory_kept
 from luthier.training.processes.parallel import ALONE, ProcessGroup
 from luthier.training.results import LossPoint, TrainingResult
 from luthier.training.updater import Updater
@@ -135,7 +136,7 @@ class TrainingRun:
         self._tell_start()
         if self._options.evaluate_before_training and not self.course.evaluations:
             self._evaluate()
-        with self._updater.requiring_gradients():
+        with self._updater.requiring_gradients(), memory_kept():
             while not self._is_done:
                 yield from self._epoch()
         self.course.best.put_back(self._updater.learned)

@@ -82,7 +82,7 @@ def why_not_fused(base_model: BaseModel, learner: Learner) -> str | None:
         A reason, in words for people; None if it can share.
     """
     options = learner.options
-    if options.base_dropout:
+    if options.base_dropout or options.intermediate_dropout:
         return "the base model's own dropout draws one noise for a whole pass"
     if options.compile_model or options.use_fsdp:
         return "its network is compiled or shared out to processes"

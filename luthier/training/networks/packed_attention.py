@@ -21,7 +21,7 @@ NAME = "luthier_packed_training"
 #: What models pass beside and that changes nothing for rows within ``longest_exact_row``.
 _HARMLESS = frozenset(
     {"cache_position", "is_causal", "output_attentions", "output_hidden_states"}
-    | {"position_ids", "sliding_window", "use_cache"}
+    | {"position_ids", "sliding_window", "use_cache", "kept_places", "label_places"}
 )
 
 

@@ -24,6 +24,7 @@ from luthier.errors import NotSupportedError
 from luthier.training.data.collation import TokenBatch
 from luthier.training.data.examples import IGNORED_LABEL
 from luthier.training.data.packing import PackedRows, pack_rows
+from luthier.training.networks.fast_layers import drop_unlabelled, with_fast_layers
 from luthier.training.networks.label_head import LabelHead
 from luthier.training.networks.packed_attention import longest_exact_row, with_packed_attention
 
@@ -32,6 +33,8 @@ log = alog.use_channel(__name__)
 #: How far a packed pass may be from a padded one, as a share of the largest hidden number.
 _TOLERANCE = 1e-3
 _HALF_TOLERANCE = 0.05
+#: How far the fast ways may be from the model's own, packed both.
+_FAST_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +60,21 @@ class PackedNetwork:
 
     Args:
         model: A causal network with a ``LabelHead``, set up for training; not changed.
-        shares_text: Whether tokens that all rows begin with are computed once. With dropout, rows
-            would share its noise.
+        shares_text: Whether tokens that all rows begin with are computed once, and those without a
+            label only up to the last layer's attention. With dropout, rows would share its noise,
+            and where a token stands decides what it gets.
+        is_fast: Whether layers take the ways of ``fast_layers``, where they know them.
     """
 
-    def __init__(self, model: PreTrainedModel, *, shares_text: bool = True) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, shares_text: bool = True, is_fast: bool = False
+    ) -> None:
         self.model = own_module_tree(model)
         self.label_head = _label_head_of(self.model)
         with_packed_attention(self.model)
+        #: Whether any layer takes a faster way.
+        self.is_fast = is_fast and with_fast_layers(self.model)
+        self._drops_unlabelled = self.is_fast and shares_text and drop_unlabelled(self.model)
         self._shares_text = shares_text
         self._longest = longest_exact_row(self.model)
         self._embed: nn.Module = self.model.get_input_embeddings()
@@ -125,12 +135,16 @@ class PackedNetwork:
         places = torch.cat(
             [part.packed.places + start for part, start in zip(parts, starts, strict=False)]
         )
+        choice = {}
+        if self._drops_unlabelled:
+            choice["label_places"], places = torch.unique(places, return_inverse=True)
         self.label_head.choose(torch.zeros_like(places), places)
         logits: torch.Tensor = self.model(
             inputs_embeds=torch.cat(pieces)[None],
             position_ids=torch.cat([part.packed.position_ids for part in parts], dim=1),
             row_layouts=tuple(part.packed.layout for part in parts),
             use_cache=False,
+            **choice,
         ).logits
         return logits
 
@@ -154,8 +168,9 @@ def pack_if_exact(
         log.info("rows are padded: model_type=%s has no attention for packing", _type_of(model))
         return None
     packed = PackedNetwork(model, shares_text=shares_text)
+    few = None if prompt is None else prompt.detach()[:2]
     try:
-        difference = _try_out(packed, model, None if prompt is None else prompt.detach()[:2])
+        difference = _try_out(packed, model, few)
     except (NotSupportedError, TypeError, ValueError, KeyError) as error:
         log.info("rows are padded: model_type=%s cannot pack: %s", _type_of(model), error)
         return None
@@ -168,24 +183,46 @@ def pack_if_exact(
         )
         return None
     log.debug("rows are packed: model_type=%s difference=%.1e", _type_of(model), difference)
-    return packed
+    return _made_fast(packed, model, few, shares_text=shares_text)
+
+
+@torch.no_grad()
+def _made_fast(
+    packed: PackedNetwork, model: PreTrainedModel, prompt: torch.Tensor | None, *, shares_text: bool
+) -> PackedNetwork:
+    """The packed network with fast layers, if it computes what it does without."""
+    fast = PackedNetwork(model, shares_text=shares_text, is_fast=True)
+    if not fast.is_fast:
+        return packed
+    expected = packed.label_head.hidden
+    with _evaluating(fast.model):
+        fast.run(_trial_batch(model.device), prompt)
+    found = fast.label_head.hidden
+    assert expected is not None
+    assert found is not None
+    difference = float((expected - found).abs().max() / expected.abs().max())
+    if not difference <= _FAST_TOLERANCE:
+        log.info(
+            "layers go their own way: model_type=%s computes something else in the fast one: "
+            "difference=%.1e",
+            _type_of(model),
+            difference,
+        )
+        return packed
+    return fast
 
 
 @torch.no_grad()
 def _try_out(packed: PackedNetwork, model: PreTrainedModel, prompt: torch.Tensor | None) -> float:
     """The largest difference of what stands before the logits, as a share of the largest number."""
-    device = model.device
-    input_ids = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 3, 0, 0]], device=device)
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], device=device)
-    labels = torch.where(mask == 1, input_ids, IGNORED_LABEL)
-    labels[:, 0] = IGNORED_LABEL
-    batch = TokenBatch((1, 2), input_ids, mask, labels, int(mask.sum()), int(mask.sum()) - 2)
+    batch = _trial_batch(model.device)
+    input_ids, mask, labels = batch.input_ids, batch.attention_mask, batch.labels
     rows, columns = torch.nonzero(labels != IGNORED_LABEL, as_tuple=True)
 
     label_head = _label_head_of(model)
     embeddings = model.get_input_embeddings()(input_ids)
     if prompt is not None:
-        virtual = prompt.to(device=device, dtype=embeddings.dtype).expand(2, -1, -1)
+        virtual = prompt.to(model.device, embeddings.dtype).expand(2, -1, -1)
         embeddings = torch.cat([virtual, embeddings], dim=1)
         mask = nn.functional.pad(mask, (prompt.shape[0], 0), value=1)
     with _evaluating(model, packed.model):
@@ -201,6 +238,15 @@ def _try_out(packed: PackedNetwork, model: PreTrainedModel, prompt: torch.Tensor
     assert expected is not None
     assert found is not None
     return float((expected - found).abs().max() / expected.abs().max())
+
+
+def _trial_batch(device: torch.device) -> TokenBatch:
+    """Two rows, of five tokens and of three; the first of each is not learned."""
+    input_ids = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 3, 0, 0]], device=device)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], device=device)
+    labels = torch.where(mask == 1, input_ids, IGNORED_LABEL)
+    labels[:, 0] = IGNORED_LABEL
+    return TokenBatch((1, 2), input_ids, mask, labels, int(mask.sum()), int(mask.sum()) - 2)
 
 
 @contextlib.contextmanager
