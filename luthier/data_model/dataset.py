@@ -28,6 +28,7 @@ from luthier.data_model.formats.files import read_rows
 from luthier.data_model.formats.opening import StreamLimits
 from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.records import GenerationTrainRecord
+from luthier.data_model.renaming import NewNames
 from luthier.data_model.shapes import DatasetRow, Shape, columns_of, shape_of
 from luthier.errors import InvalidInputError, TrainingDataError
 
@@ -98,6 +99,7 @@ class _Table:
     name: str
     shape: Shape
     limits: StreamLimits
+    names: NewNames | None
     num_rows: int
     turns: Sequence[Turn] = ()
     parents: Sequence[int | None] = ()
@@ -120,14 +122,17 @@ class _Table:
         shape = shape_of(columns, options, first.place)
         while (wider := _wider_shape(name, shape, columns, options, limits)) is not None:
             shape, columns = wider
+        names = None
+        if options.personalize:
+            names = NewNames(options.chatbot_name, options.chatbot_author)
         num_rows, turns = 0, []
-        for record in _read(name, shape, limits):
+        for record in _read(name, shape, limits, names):
             num_rows += 1
             if shape.is_chained:
                 assert isinstance(record, Turn)
                 turns.append(record)
         parents = find_parents(turns) if shape.is_chained else ()
-        return cls(name, shape, limits, num_rows, turns, parents)
+        return cls(name, shape, limits, names, num_rows, turns, parents)
 
     @property
     def units(self) -> _Units:
@@ -184,7 +189,7 @@ class _RowView:
             return
         table = self.table
         row = -1
-        for row, record in enumerate(_read(table.name, table.shape, table.limits)):
+        for row, record in enumerate(_read(table.name, table.shape, table.limits, table.names)):
             if row == table.num_rows:
                 raise _changed(table)
             if self.marks[row]:
@@ -200,13 +205,16 @@ def _changed(table: _Table) -> TrainingDataError:
     )
 
 
-def _read(name: str, shape: Shape, limits: StreamLimits) -> Iterator[DatasetRow]:
+def _read(
+    name: str, shape: Shape, limits: StreamLimits, names: NewNames | None
+) -> Iterator[DatasetRow]:
     for number, row in enumerate(read_rows(name, limits), start=1):
         if number > limits.max_rows:
             raise TrainingDataError(
                 f"{name!r} has more than {limits.max_rows} rows, the most that are allowed"
             )
-        yield shape.read(row)
+        record = shape.read(row)
+        yield record if names is None else names.in_row(record)
 
 
 def _wider_shape(

@@ -104,6 +104,7 @@ class TrainingSettings(DataObjectBase):  # type: ignore[misc]  # caikit is untyp
     use_fsdp: Annotated[Optional[bool], FieldNumber(51)] = None
     save_every_seconds: Annotated[Optional[float], FieldNumber(52)] = None
     checkpoint_time_share: Annotated[Optional[float], FieldNumber(53)] = None
+    intermediate_dropout: Annotated[Optional[float], FieldNumber(54)] = None
 
     @classmethod
     def from_proto(cls, proto: Any) -> "TrainingSettings":

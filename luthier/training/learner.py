@@ -70,6 +70,7 @@ class Learner:
             base_model,
             adapter,
             base_dropout=options.base_dropout,
+            intermediate_dropout=options.intermediate_dropout,
             gradient_checkpointing=options.gradient_checkpointing,
             embedding_noise=noise,
             computes_in=autocast_dtype(options.mixed_precision),
@@ -105,7 +106,9 @@ class Learner:
     @contextlib.contextmanager
     def _dropout_randomness(self, number: int) -> Iterator[None]:
         """Repeatable dropout, where there is any: torch offers it no generator of its own."""
-        if not (self.options.base_dropout or self.adapter.has_dropout):
+        options = self.options
+        is_dropping = options.base_dropout or bool(options.intermediate_dropout)
+        if not (is_dropping or self.adapter.has_dropout):
             yield
             return
         devices = [self._device] if self._device.type == "cuda" else []

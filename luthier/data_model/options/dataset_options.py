@@ -89,6 +89,15 @@ class DatasetOptions:
         "True makes one conversation of every last row of a chain, False one of every row.",
     )
 
+    personalize: bool = option(
+        False,
+        "bool",
+        "Replace the names of Open Assistant, ChatGPT, LAION and OpenAI in prompts and answers by "
+        "chatbot_name and chatbot_author: for data of Open Assistant. System texts stay.",
+    )
+    chatbot_name: str = option("h2oGPT", "text", "Name of the assistant with personalize.")
+    chatbot_author: str = option("H2O.ai", "text", "Name of its makers with personalize.")
+
     prompt_format: str = option(
         "auto",
         "choice",

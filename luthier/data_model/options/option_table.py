@@ -65,6 +65,7 @@ _GROUP_OF: Mapping[str, str] = MappingProxyType(
         "serve_quantized": "architecture",
         "gradient_checkpointing": "architecture",
         "base_dropout": "architecture",
+        "intermediate_dropout": "architecture",
         "token_mask_probability": "augmentation",
         "skip_parent_probability": "augmentation",
         "random_parent_probability": "augmentation",

@@ -223,6 +223,14 @@ class TrainingOptions:
         "bool",
         "Keep the base model's own dropout active while training.",
     )
+    intermediate_dropout: float = option(
+        0.0,
+        "number",
+        "Share that is dropped while training wherever the base model can drop something, "
+        "attention included, whatever its config says there; 0 leaves that to base_dropout.",
+        minimum=0,
+        maximum=0.5,
+    )
     save_checkpoint: str = option(
         "last",
         "choice",

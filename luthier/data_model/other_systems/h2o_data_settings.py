@@ -40,19 +40,11 @@ _DATASET = (
     ForeignSetting(
         "dataset.personalize",
         False,
-        status=Status.NOT_OFFERED,
-        reason="replacing names of assistants in the data; do it in the file",
-        is_harmless=only(False),
+        "dataset.personalize",
+        reason="what is put in is not replaced once more, unlike there",
     ),
     *(
-        ForeignSetting(
-            f"dataset.{name}",
-            default,
-            status=Status.NOT_OFFERED,
-            reason="part of personalize",
-            is_harmless=always,
-            only_if="dataset.personalize",
-        )
+        ForeignSetting(f"dataset.{name}", default, f"dataset.{name}", only_if="dataset.personalize")
         for name, default in (("chatbot_name", "h2oGPT"), ("chatbot_author", "H2O.ai"))
     ),
     ForeignSetting("dataset.train_dataframe", "", "dataset.train_dataframe"),

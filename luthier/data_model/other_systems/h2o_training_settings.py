@@ -62,10 +62,9 @@ _ARCHITECTURE = (
     ForeignSetting(
         "architecture.intermediate_dropout",
         0.0,
-        status=Status.REPLACED,
-        reason="it sets two keys that configs of models which write text do not have, and is 0 for "
-        "the others there, too; architecture.base_dropout keeps the dropout of the model's config",
-        is_harmless=always,
+        "architecture.intermediate_dropout",
+        reason="acts wherever a model can drop something; there only where its config has "
+        "hidden_dropout_prob or attention_probs_dropout_prob, which few models that write text do",
     ),
     ForeignSetting(
         "architecture.pretrained_weights",

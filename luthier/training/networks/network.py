@@ -15,7 +15,7 @@ from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.model_inputs import prepare_inputs
 from luthier.adapters.module_tree import own_module_tree
 from luthier.data_model.options.quantisation import NONE
-from luthier.errors import NotSupportedError
+from luthier.errors import InvalidInputError, NotSupportedError
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.collation import TokenBatch
 from luthier.training.data.examples import IGNORED_LABEL
@@ -26,6 +26,7 @@ from luthier.training.losses import (
     token_scores,
 )
 from luthier.training.networks.compilation import compile_layers
+from luthier.training.networks.dropout import set_dropout
 from luthier.training.networks.embedding_noise import EmbeddingNoise
 from luthier.training.networks.label_head import LabelHead, install_label_head
 from luthier.training.networks.packed_network import pack_if_exact
@@ -51,6 +52,7 @@ class TrainingNetwork:
         base_model: The frozen base.
         adapter: What is learned.
         base_dropout: Whether the model's own dropout is active.
+        intermediate_dropout: Share that is dropped wherever the model can, instead; 0 for none.
         gradient_checkpointing: Whether activations are computed twice instead of kept.
         shares_prefix: Whether the virtual tokens of a causal model may be computed once per batch
             instead of once per row. Loss and gradient are the same up to rounding.
@@ -67,6 +69,7 @@ class TrainingNetwork:
         learned: What will be learned of the weights, by name; counts with ``sharing``.
 
     Raises:
+        InvalidInputError: If the model has no dropout and some is asked for.
         NotSupportedError: If the base model has no checkpointing or no output layer to speak of.
     """
 
@@ -76,6 +79,7 @@ class TrainingNetwork:
         adapter: Adapter,
         *,
         base_dropout: bool = False,
+        intermediate_dropout: float = 0.0,
         gradient_checkpointing: bool = False,
         shares_prefix: bool = True,
         packs_rows: bool = True,
@@ -89,6 +93,13 @@ class TrainingNetwork:
         self._adapter = adapter
         self._model = own_module_tree(adapter.tuned_model(base_model.model)).eval()
         self._label_head = install_label_head(self._model)
+        if intermediate_dropout:
+            if not set_dropout(self._model, intermediate_dropout):
+                raise InvalidInputError(
+                    f"'intermediate_dropout' is {intermediate_dropout}, but base model "
+                    f"{base_model.name!r} has no layer that drops anything"
+                )
+            base_dropout = True
         self._is_training = base_dropout or gradient_checkpointing
         self._model.train(self._is_training)
         if gradient_checkpointing:
@@ -98,7 +109,7 @@ class TrainingNetwork:
                 )
             self._model.activation_checkpointing_enable()
             if not base_dropout:
-                _remove_dropout(self._model)
+                set_dropout(self._model, 0.0)
         self._embed: nn.Module = self._model.get_input_embeddings()
         if embedding_noise is not None:
             embedding_noise.listen_to(self._embed)
@@ -310,14 +321,3 @@ def shifted_right(labels: torch.Tensor, config: PretrainedConfig) -> torch.Tenso
     shifted = labels.roll(1, dims=1)
     shifted[:, 0] = config.decoder_start_token_id
     return shifted.masked_fill(shifted == IGNORED_LABEL, config.pad_token_id)
-
-
-def _remove_dropout(model: nn.Module) -> None:
-    """Checkpointing needs training mode; dropout shall not come with it unasked."""
-    for layer in model.modules():
-        if isinstance(layer, nn.Dropout):
-            layer.p = 0.0
-        for name, value in vars(layer).items():
-            # Many models call the functional form with a rate that they keep as a number.
-            if "dropout" in name and isinstance(value, float):
-                setattr(layer, name, 0.0)

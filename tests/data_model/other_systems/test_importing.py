@@ -157,7 +157,7 @@ def test_units_and_words_are_converted(changes: dict[str, Any], path: str, value
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"dataset__personalize": True}, "dataset.personalize"),
+        ({"tokenizer__add_prompt_answer_tokens": True}, "tokenizer.add_prompt_answer_tokens"),
         ({"environment__use_deepspeed": True}, "environment.use_deepspeed"),
         ({"architecture__pretrained": False}, "architecture.pretrained"),
         ({"architecture__pretrained_weights": "a.pth"}, "architecture.pretrained_weights"),
