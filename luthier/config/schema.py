@@ -164,6 +164,7 @@ class InferenceConfig:
     turn_tokens: PositiveInt
     max_step_tokens: CountOrZero
     prompt_lookup_tokens: Annotated[int, Bounds(0, 64)]
+    prompt_lookup_max_rows: PositiveInt
     weights: Annotated[str, Choice(ENGINE_WEIGHTS)]
     max_kv_bytes: PositiveInt
     max_prefix_bytes: CountOrZero
@@ -179,6 +180,7 @@ class TrainingLimits:
 
     max_virtual_tokens: PositiveInt
     max_lora_rank: Annotated[int, Bounds(1, 65536)]
+    max_classes: PositiveInt
     max_batch_size: PositiveInt
     max_epochs: PositiveInt
     max_accumulate_steps: PositiveInt
@@ -198,12 +200,15 @@ class TrainingLimits:
 class FusionConfig:
     """``training.fusion``: trainings over one base model in one process."""
 
-    max_pass_tokens_cpu: CountOrZero
-    max_pass_tokens_gpu: CountOrZero
+    max_pass_tokens_cpu: Annotated[int, Bounds(-1)]
+    max_pass_tokens_gpu: Annotated[int, Bounds(-1)]
+    largest_measured_pass: PositiveInt
+    measure_seconds: PositiveSeconds
     max_live_jobs: Annotated[int, Bounds(1, 4096)]
 
     def max_pass_tokens(self, device_type: str) -> int:
-        """Most tokens of a shared pass on a device of this type (``cpu``, ``cuda`` …)."""
+        """Most tokens of a shared pass on a device of this type (``cpu``, ``cuda`` …); -1 to
+        measure it."""
         return self.max_pass_tokens_cpu if device_type == "cpu" else self.max_pass_tokens_gpu
 
 

@@ -94,7 +94,9 @@ class BatchedEngine(Engine):
             self._runner.memory, self._options.scheduling_on(base_model.device)
         )
         self._prompt_lookup = PromptLookup(
-            self._runner.memory, max_tokens=self._options.prompt_lookup_tokens
+            self._runner.memory,
+            max_tokens=self._options.prompt_lookup_tokens,
+            max_rows=self._options.prompt_lookup_max_rows,
         )
         self._arrivals = Arrivals(
             self._runner.deltas,

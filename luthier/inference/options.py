@@ -71,6 +71,7 @@ class EngineOptions:
             ``max_running`` are always used.
         prompt_lookup_tokens: Tokens that a greedy row of a causal model guesses in a step, at most,
             by what followed its last tokens before; 0 is none.
+        prompt_lookup_max_rows: Rows of a step up to which that is done, >= 1.
         weights: ``float`` as they are; ``int8`` is faster on CPUs and says about the same.
         process: Run the engine in a process of its own; None is a thread of this one.
     """
@@ -92,6 +93,7 @@ class EngineOptions:
     max_merged_bytes: int = 2**30
     max_step_tokens: int | None = None
     prompt_lookup_tokens: int = 0
+    prompt_lookup_max_rows: int = 4
     weights: str = "float"
     process: ProcessOptions | None = None
 

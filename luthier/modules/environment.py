@@ -148,6 +148,7 @@ def _engine_options(config: Config) -> EngineOptions:
         turn_tokens=inference.turn_tokens,
         max_step_tokens=inference.max_step_tokens or None,
         prompt_lookup_tokens=inference.prompt_lookup_tokens,
+        prompt_lookup_max_rows=inference.prompt_lookup_max_rows,
         weights=inference.weights,
         max_kv_bytes=inference.max_kv_bytes,
         max_prefix_bytes=inference.max_prefix_bytes,
@@ -195,4 +196,5 @@ def _training_limits(config: Config) -> TrainingLimits:
         max_target_length=limits.max_target_length,
         max_virtual_tokens=limits.max_virtual_tokens,
         max_lora_rank=limits.max_lora_rank,
+        max_classes=limits.max_classes,
     )

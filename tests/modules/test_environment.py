@@ -7,7 +7,7 @@ import pytest
 
 from luthier.config import load_config
 from luthier.errors import ConfigError
-from luthier.inference.options import EngineOptions
+from luthier.inference.options import EngineOptions, ProcessOptions
 from luthier.modules import environment as environment_module
 from luthier.modules.environment import configure, environment
 
@@ -49,6 +49,7 @@ def test_config_becomes_plain_values(tmp_path, tiny_base_models_dir):
 def test_every_option_of_an_engine_can_be_set_from_outside():
     variables = {
         "INFERENCE_MAX_RUNNING": "3",
+        "INFERENCE_MAX_BEAM_ROWS": "2",
         "INFERENCE_MAX_WAITING": "5",
         "INFERENCE_MAX_WAITING_PER_TENANT": "4",
         "INFERENCE_TENANT_WEIGHTS": "{acme: 3}",
@@ -57,6 +58,7 @@ def test_every_option_of_an_engine_can_be_set_from_outside():
         "INFERENCE_TURN_TOKENS": "9",
         "INFERENCE_MAX_STEP_TOKENS": "50",
         "INFERENCE_PROMPT_LOOKUP_TOKENS": "8",
+        "INFERENCE_PROMPT_LOOKUP_MAX_ROWS": "6",
         "INFERENCE_WEIGHTS": "int8",
         "INFERENCE_MAX_KV_BYTES": "1000",
         "INFERENCE_MAX_PREFIX_BYTES": "0",
@@ -65,6 +67,7 @@ def test_every_option_of_an_engine_can_be_set_from_outside():
         "INFERENCE_ADAPTERS_MAX_HOST_BYTES": "3000",
         "INFERENCE_ADAPTERS_MERGE_AFTER_STEPS": "6",
         "INFERENCE_ADAPTERS_MAX_MERGED_BYTES": "4000",
+        "INFERENCE_PROCESS_ENABLED": "true",
     }
     defaults = dataclasses.asdict(EngineOptions())
     assert dataclasses.asdict(configure(load_config({})).engine_options) == defaults
@@ -94,3 +97,13 @@ def test_a_bad_setting_is_refused_when_it_is_first_needed(monkeypatch, tmp_path)
     monkeypatch.setenv("BASE_MODELS_DIR", str(tmp_path / "missing"))
     with pytest.raises(ConfigError, match="base_models_dir"):
         environment()
+
+
+def test_weights_are_shared_if_engines_are_processes():
+    for is_enabled in (False, True):
+        made = configure(load_config({"INFERENCE_PROCESS_ENABLED": str(is_enabled).lower()}))
+        assert made.base_models.sources.shares_memory is is_enabled
+    limits = {"INFERENCE_PROCESS_ENABLED": "true", "INFERENCE_PROCESS_RESTART_SECONDS": "7"}
+    options = configure(load_config(limits)).engine_options.process
+    assert options == ProcessOptions(restart_seconds=7.0)
+    configure(load_config({}))

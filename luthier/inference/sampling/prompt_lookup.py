@@ -16,9 +16,6 @@ from luthier.inference.batch_rows import BatchRow, RowSlice
 from luthier.inference.memory.kv_memory import KvMemory
 from luthier.inference.sampling.seen_ngrams import SeenNgrams
 
-#: With more rows in a step its time goes by tokens, not by weights, and a wrong guess costs.
-_MAX_ROWS = 4
-
 
 class PromptLookup:
     """Adds guesses to the slices of a step.
@@ -26,10 +23,13 @@ class PromptLookup:
     Args:
         memory: Where guessed tokens need room.
         max_tokens: Guesses per row and step, at most; 0 is none.
+        max_rows: Rows of a step with guesses, at most. With more its time goes by tokens, not by
+            weights, and a wrong guess costs.
     """
 
-    def __init__(self, memory: KvMemory, *, max_tokens: int) -> None:
+    def __init__(self, memory: KvMemory, *, max_tokens: int, max_rows: int) -> None:
         self._memory = memory
+        self._max_rows = max_rows
         self._max_tokens = max_tokens
 
     def with_drafts(self, slices: list[RowSlice]) -> list[RowSlice]:
@@ -41,7 +41,7 @@ class PromptLookup:
         Returns:
             The same, with ``drafted`` tokens where there is a guess and room for it.
         """
-        if not self._max_tokens or len(slices) > _MAX_ROWS:
+        if not self._max_tokens or len(slices) > self._max_rows:
             return slices
         return [self._with_draft(each) for each in slices]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+from fixtures.fake_rows import fake_memory, fake_row
 
 from luthier.data_model.sampling import SAMPLING, SamplingParams
 from luthier.inference.base import GenerationChunk, GenerationRequest
@@ -13,6 +14,7 @@ from luthier.inference.batch_rows import RowSlice, SliceLogits
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.options import EngineOptions
 from luthier.inference.runners.model_runner import PackedRunner
+from luthier.inference.sampling.prompt_lookup import PromptLookup
 from luthier.resources.base_model import BaseModel
 
 TEXTS = ("hello hello hello hello", "The screen stays black.", "a b c a b c a b")
@@ -89,3 +91,15 @@ def test_a_text_that_repeats_itself_takes_fewer_steps(
     num_guessing_steps = len(slices) - num_steps
     assert num_guessing_steps < num_steps / 2
     assert max(slices[num_steps + 1 :]) == 1 + 5
+
+
+@pytest.mark.parametrize(("max_rows", "most"), [(1, 1), (2, 4)])
+def test_no_tokens_are_guessed_beside_more_rows_than_allowed(max_rows: int, most: int) -> None:
+    memory = fake_memory()
+    rows = [fake_row([5, 6, 7] * 4) for _ in range(2)]
+    for row in rows:
+        assert memory.admit(row)
+        row.num_computed = row.num_positions - 1
+    slices = [RowSlice(row, row.num_computed, 1) for row in rows]
+    lookup = PromptLookup(memory, max_tokens=3, max_rows=max_rows)
+    assert [each.count for each in lookup.with_drafts(slices)] == [most] * 2
