@@ -54,7 +54,7 @@ def dequantise_to_folder(path: Path, *, cache_dir: Path | None = None) -> Path:
         ArtifactError: If the file is no GGUF file or is damaged.
         NotSupportedError: If its architecture or tokenizer is one that is not known here.
     """
-    root = (cache_dir or _default_cache_dir()) / "gguf"
+    root = (cache_dir or default_cache_dir()) / "gguf"
     stat = path.stat()
     key = f"{_FORMAT}:{os.path.realpath(path)}:{stat.st_size}:{stat.st_mtime_ns}"
     folder = root / hashlib.sha256(key.encode()).hexdigest()[:32]
@@ -210,5 +210,7 @@ def _list_of(values: object, kind: type[_T]) -> list[_T]:
     return values
 
 
-def _default_cache_dir() -> Path:
+def default_cache_dir() -> Path:
+    """Where files are kept that can be made again: ``$XDG_CACHE_HOME/luthier`` or
+    ``~/.cache/luthier``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luthier"

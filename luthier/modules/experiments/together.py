@@ -17,11 +17,17 @@ from luthier.data_model.options.experiment import ExperimentOptions
 from luthier.errors import ConflictError, LuthierError
 from luthier.modules.environment import environment
 from luthier.modules.experiments.experiment import Experiment, open_experiment
+from luthier.resources.base_model import BaseModel
+from luthier.resources.gguf import default_cache_dir
 from luthier.training.callbacks.base import TrainingCallback
 from luthier.training.fusion.fused import Outcome, tune_many
+from luthier.training.fusion.pass_cost import measured_pass_cost
 from luthier.training.results import TrainingResult
 
 log = alog.use_channel(__name__)
+
+#: In the cache folder: what passes of base models cost on this machine.
+PASS_COSTS_FOLDER = "pass_costs"
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,8 @@ def train_many(
 ) -> list[ExperimentOutcome]:
     """Run experiments and save their models, each as soon as it is tuned.
 
-    How many tokens share a pass, and how many trainings are under way at once, is the config's
-    ``training.fusion``.
+    How many tokens share a pass, or that this is measured, and how many trainings are under way at
+    once, is the config's ``training.fusion``.
 
     Args:
         experiments: Of a caller on this machine. Each writes a model of its own.
@@ -130,11 +136,26 @@ def _train_group(
             for experiment, number in zip(experiments, numbers, strict=True)
         ),
         # One that has nobody to share with needs no network to share.
-        max_pass_tokens=0 if is_alone else fusion.max_pass_tokens(base_model.device.type),
+        max_pass_tokens=0 if is_alone else _max_pass_tokens(base_model),
         max_live_jobs=fusion.max_live_jobs,
         on_end=end,
         on_alone=_ignore if is_alone else lambda index, why: on_alone(numbers[index], why),
     )
+
+
+def _max_pass_tokens(base_model: BaseModel) -> int:
+    """As configured, or as measured on this machine."""
+    fusion = environment().config.training.fusion
+    configured = fusion.max_pass_tokens(base_model.device.type)
+    if configured >= 0:
+        return configured
+    cache = environment().base_models.sources.cache_dir or default_cache_dir()
+    return measured_pass_cost(
+        base_model,
+        most_tokens=fusion.largest_measured_pass,
+        max_seconds=fusion.measure_seconds,
+        cache_folder=cache / PASS_COSTS_FOLDER,
+    ).pass_tokens
 
 
 def _saved(experiment: Experiment, outcome: Outcome) -> ExperimentOutcome:

@@ -91,7 +91,7 @@ def fingerprint_run(
     """
     return RunFingerprint(
         options=_json_values({**_result_options(options), **data.drawn_options}),
-        base_model=_mark_of(base_model),
+        base_model=mark_of(base_model),
         adapter=_json_values(_describe(adapter)),
         train_rows=_row_hashes(data),
         validation_rows=_row_hashes(validation),
@@ -110,7 +110,15 @@ def _result_options(options: TrainingOptions) -> dict[str, Any]:
     return values
 
 
-def _mark_of(base_model: BaseModel) -> str:
+def mark_of(base_model: BaseModel) -> str:
+    """Precision and a hash of a sample of the weights.
+
+    Args:
+        base_model: Only read.
+
+    Returns:
+        The same for the same weights in the same precision.
+    """
     digest = hashlib.sha256()
     for name, parameter in base_model.model.named_parameters():
         numbers = parameter.detach().flatten()

@@ -9,6 +9,7 @@ import pytest
 import luthier
 from luthier.data_model.options.experiment import ExperimentOptions
 from luthier.errors import ConflictError, TrainingDataError, UnknownKeyError
+from luthier.modules.experiments import together
 from luthier.modules.experiments.experiment import open_experiment
 from luthier.modules.experiments.together import ExperimentOutcome, TunedExperiment, train_many
 
@@ -36,6 +37,25 @@ def experiment(folder: Path, name: str, method: str = "lora", **training: Any) -
 
 def options_of(content: dict[str, Any]) -> ExperimentOptions:
     return ExperimentOptions.from_dict(content)
+
+
+@pytest.fixture(autouse=True)
+def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where what is measured is kept."""
+    folder = tmp_path / "cache"
+    monkeypatch.setattr(together, "default_cache_dir", lambda: folder)
+    return folder
+
+
+def test_the_size_of_a_pass_is_measured_once(tmp_path: Path, cache_dir: Path) -> None:
+    contents = [experiment(tmp_path, name) for name in ("one", "two")]
+    train_many([options_of(content) for content in contents])
+    (file,) = (cache_dir / "pass_costs").iterdir()
+    measured = json.loads(file.read_text())
+    assert 0 < measured["pass_tokens"] <= 16384
+    before = file.stat().st_mtime_ns
+    train_many([options_of(experiment(tmp_path, name)) for name in ("three", "four")])
+    assert [each.stat().st_mtime_ns for each in (cache_dir / "pass_costs").iterdir()] == [before]
 
 
 def test_experiments_over_one_base_give_the_models_that_each_gives_alone(tmp_path: Path) -> None:

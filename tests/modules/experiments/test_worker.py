@@ -95,7 +95,10 @@ def test_the_process_answers_in_lines_of_json(tmp_path: Path, environ: dict[str,
     assert "'training.learning_rate' must be greater than 0, got -1" in event["message"]
 
 
-def test_several_experiments_say_of_which_each_event_is(tmp_path: Path) -> None:
+def test_several_experiments_say_of_which_each_event_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     one = request(tmp_path, "train")["options"]
     general = {**one["general"], "model_name": "n", "method": "prompt_tuning"}
     other = {
