@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from luthier.modules import LoraTuning, PeftPromptTuning, TextGeneration, load
+    from luthier.modules import HeadTuning, LoraTuning, PeftPromptTuning, TextGeneration, load
 
-__all__ = ["LoraTuning", "PeftPromptTuning", "TextGeneration", "__version__", "load"]
+__all__ = ["HeadTuning", "LoraTuning", "PeftPromptTuning", "TextGeneration", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import save_file
 
 from luthier.adapters.base import Adapter
-from luthier.adapters.heads.building import read_head, require_labels
+from luthier.adapters.heads.building import read_head
+from luthier.adapters.heads.classification_head import require_labels
 from luthier.adapters.heads.peft_format import TASK_TYPE as CLASSIFICATION_TASK
 from luthier.adapters.lora.building import read_lora
 from luthier.adapters.lora.peft_format import PEFT_TYPE as LORA_TYPE

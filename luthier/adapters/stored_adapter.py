@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.adapters.base import Adapter, SoftPromptTensors
+from luthier.adapters.heads.classification_head import ClassificationHead
 from luthier.adapters.lora.layers import LoraFactors
 from luthier.adapters.storage import load_adapter
 from luthier.errors import ArtifactError, LuthierError, ReplacedError
@@ -27,7 +28,8 @@ class StoredAdapter(Adapter):
     Whoever gets tensors from it keeps them in memory by holding them. Thread-safe.
 
     Args:
-        adapter: Already read from ``folder``; not kept alive.
+        adapter: Already read from ``folder``; not kept alive. Of a classification head's folder,
+            what is tuned below the head.
         folder: PEFT's; it must stay as it is as long as this object is used.
         base_model: What the adapter was read for; not kept alive.
     """
@@ -144,7 +146,7 @@ class StoredAdapter(Adapter):
         if base_model is None:
             raise ArtifactError(f"the base model of adapter {self.folder.name!r} was released")
         try:
-            adapter = load_adapter(self.folder, base_model=base_model)
+            adapter = _below_head(load_adapter(self.folder, base_model=base_model))
         except (LuthierError, OSError) as error:
             # It could be read before, so somebody has changed it, or is about to.
             raise ReplacedError(
@@ -153,6 +155,13 @@ class StoredAdapter(Adapter):
         if adapter.content_hash() != self._hash:
             raise ReplacedError(f"adapter {self.folder.name!r} was replaced by another one")
         return adapter
+
+
+def _below_head(adapter: Adapter) -> Adapter:
+    """The part of an adapter that changes what the base model computes."""
+    if isinstance(adapter, ClassificationHead) and adapter.body is not None:
+        return adapter.body
+    return adapter
 
 
 def _nothing() -> None:

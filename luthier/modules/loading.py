@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import InvalidInputError, NotSupportedError
+from luthier.modules.text_classification.head_tuning import HeadTuning
 from luthier.modules.text_generation.lora_tuning import LoraTuning
 from luthier.modules.text_generation.peft_prompt_tuning import PeftPromptTuning
 from luthier.modules.text_generation.saved_model import read_config
 from luthier.modules.text_generation.text_generation import TextGeneration
 from luthier.modules.text_generation.train_plan import TrainingPlan
 
-AnyModule = LoraTuning | PeftPromptTuning | TextGeneration
-MODULES: Mapping[str, type[LoraTuning] | type[PeftPromptTuning] | type[TextGeneration]] = {
+AnyModule = HeadTuning | LoraTuning | PeftPromptTuning | TextGeneration
+MODULES: Mapping[
+    str, type[HeadTuning] | type[LoraTuning] | type[PeftPromptTuning] | type[TextGeneration]
+] = {
+    HeadTuning.MODULE_ID: HeadTuning,
     LoraTuning.MODULE_ID: LoraTuning,
     PeftPromptTuning.MODULE_ID: PeftPromptTuning,
     TextGeneration.MODULE_ID: TextGeneration,

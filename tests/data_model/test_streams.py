@@ -276,3 +276,51 @@ def test_records_written_as_json_are_read_as_the_same():
     again = read_train_records(json.loads(json.dumps(list(map(record_as_json, records)))))
     assert (again[0].input, again[0].output) == ("a", "b")
     assert again[1] == records[1]
+
+
+LABELLED = [("hi", ["a"]), ("ho", ["b", "c"])]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        [{"text": text, "labels": labels} for text, labels in LABELLED],
+        [ClassificationTrainRecord(text=text, labels=labels) for text, labels in LABELLED],
+    ],
+)
+def test_labels_are_kept_where_they_are_learned_and_joined_where_text_is(source):
+    kept = read_train_records(source, keeps_labels=True)
+    assert [(record.text, record.labels) for record in kept] == LABELLED
+    assert [record_as_json(record) for record in kept] == [
+        {"text": text, "labels": labels} for text, labels in LABELLED
+    ]
+    assert pairs(read_train_records(source)) == [("hi", "a"), ("ho", "b,c")]
+
+
+def test_a_pair_is_a_text_with_one_label(folder):
+    kept = read_train_records(folder / "rows.csv", keeps_labels=True)
+    assert [(record.text, record.labels) for record in kept] == [
+        (text, [label]) for text, label in EXPECTED
+    ]
+
+
+def test_a_table_may_call_its_column_label(folder):
+    (folder / "labels.csv").write_text("text,label\nhi,a\n", "utf-8")
+    (record,) = read_train_records(folder / "labels.csv", keeps_labels=True)
+    assert (record.text, record.labels) == ("hi", ["a"])
+    with pytest.raises(TrainingDataError, match="column 'input' is missing"):
+        read_train_records(folder / "labels.csv")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"text": "hi", "labels": []}, "row 1: field 'labels' must be a list"),
+        ({"text": "hi", "labels": "a"}, "row 1: field 'labels' must be a list"),
+        ({"text": None, "labels": ["a"]}, "row 1: field 'text' is missing"),
+        ({"label": "a"}, "row 1: field 'input' is missing"),
+    ],
+)
+def test_a_text_without_labels_is_refused(record, message):
+    with pytest.raises(TrainingDataError, match=message):
+        read_train_records([record], keeps_labels=True)

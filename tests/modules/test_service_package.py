@@ -45,6 +45,12 @@ LORA_TUNING_PARAMETERS = [
     "learning_rate", "verbalizer", "batch_size", "max_source_length", "max_target_length",
     "accumulate_steps", "torch_dtype", "silence_progress_bars", "seed", "training_options",
 ]  # fmt: skip
+HEAD_TUNING_PARAMETERS = [
+    "base_model", "train_stream", "val_stream", "labels", "use_lora", "rank", "alpha", "dropout",
+    "use_rslora", "use_dora", "target_modules", "exclude_modules", "lora_plus_ratio", "device",
+    "num_epochs", "learning_rate", "verbalizer", "batch_size", "max_source_length",
+    "accumulate_steps", "torch_dtype", "silence_progress_bars", "seed", "training_options",
+]  # fmt: skip
 FROZEN = {
     "TextGenerationTaskRequest": GENERATION_REQUEST,
     "ServerStreamingTextGenerationTaskRequest": GENERATION_REQUEST,
@@ -54,8 +60,14 @@ FROZEN = {
     "TextGenerationTaskLoraTuningTrainRequest": ["model_name", "output_path", "parameters"],
     "TextGenerationTaskPeftPromptTuningTrainRequest": ["model_name", "output_path", "parameters"],
     "TextGenerationTaskTextGenerationTrainRequest": ["model_name", "output_path", "parameters"],
+    "TextClassificationTaskHeadTuningTrainParameters": HEAD_TUNING_PARAMETERS,
+    "TextClassificationTaskHeadTuningTrainRequest": ["model_name", "output_path", "parameters"],
+    "TextClassificationTaskRequest": ["text"],
     "TokenizationTaskRequest": ["text"],
     "DataStreamSourceGenerationTrainRecord": [
+        "jsondata", "file", "list_of_files", "directory", "s3files",
+    ],
+    "DataStreamSourceClassificationTrainRecord": [
         "jsondata", "file", "list_of_files", "directory", "s3files",
     ],
 }  # fmt: skip
@@ -101,9 +113,13 @@ def test_every_message_of_caikit_nlp_that_we_have_is_theirs_with_fields_appended
     if not REFERENCE.is_dir():
         pytest.skip("caikit-nlp's protos are not here")
     theirs = {path.name: path.read_text("utf-8") for path in REFERENCE.glob("*.proto")}
-    lora = "caikit.runtime.Nlp.textgenerationtaskloratuningtrain"
-    ours_alone = {"modelmanagement.proto", f"{lora}parameters.proto", f"{lora}request.proto"}
-    ours_alone |= {"trainingcontrol.proto"}
+    ours_alone = {"modelmanagement.proto", "trainingcontrol.proto"}
+    for training in ("textgenerationtasklora", "textclassificationtaskhead"):
+        for part in ("parameters", "request"):
+            ours_alone.add(f"caikit.runtime.Nlp.{training}tuningtrain{part}.proto")
+    # Nobody could tune a classifier there, so its records have no stream.
+    stream = "caikit.runtime.Nlp.datastreamsourceclassificationtrainrecord"
+    ours_alone |= {f"{stream}.proto", f"{stream}jsondata.proto"}
     ours_alone |= {name for name in rendered if name.startswith("caikit_data_model.luthier.")}
     services = {"nlpservice.proto", "nlptrainingservice.proto"}
     assert rendered.keys() - theirs.keys() == ours_alone
@@ -121,13 +137,14 @@ def test_the_service_is_a_subset_of_caikit_nlps(rendered):
     assert [line for line in ours if line not in theirs] == []
 
 
-def test_the_training_service_is_caikit_nlps_with_lora_added(rendered):
+def test_the_training_service_is_caikit_nlps_with_ours_added(rendered):
     if not REFERENCE.is_dir():
         pytest.skip("caikit-nlp's protos are not here")
     theirs = (REFERENCE / "nlptrainingservice.proto").read_text("utf-8").splitlines()
     ours = rendered["nlptrainingservice.proto"].splitlines()
     assert [line for line in theirs if line not in ours] == []
-    assert all("LoraTuning" in line or "loratuning" in line for line in ours if line not in theirs)
+    added = [line.lower() for line in ours if line not in theirs]
+    assert all("loratuning" in line or "headtuning" in line for line in added)
 
 
 @pytest.mark.parametrize("message", FROZEN)
@@ -159,10 +176,12 @@ def test_service_and_rpc_names_are_caikit_nlps():
     assert rpcs == {
         "caikit.runtime.Nlp.NlpService": [
             "ServerStreamingTextGenerationTaskPredict",
+            "TextClassificationTaskPredict",
             "TextGenerationTaskPredict",
             "TokenizationTaskPredict",
         ],
         "caikit.runtime.Nlp.NlpTrainingService": [
+            "TextClassificationTaskHeadTuningTrain",
             "TextGenerationTaskLoraTuningTrain",
             "TextGenerationTaskPeftPromptTuningTrain",
             "TextGenerationTaskTextGenerationTrain",

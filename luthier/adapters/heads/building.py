@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from luthier.adapters.heads.classification_head import ClassificationHead
+from luthier.adapters.heads.classification_head import ClassificationHead, require_labels
 from luthier.adapters.heads.peft_format import split_head
 from luthier.adapters.lora.building import create_lora, read_lora
 from luthier.data_model.options.lora import LoraConfig, LoraLimits
-from luthier.errors import ArtifactError, InvalidInputError, NotSupportedError
+from luthier.errors import ArtifactError, NotSupportedError
 
 #: Of new heads, where the model's configuration says nothing: transformers' own default.
 _INITIALIZER_RANGE = 0.02
@@ -104,24 +104,6 @@ def read_head(
     head = ClassificationHead(labels=labels, score=score, body=body)
     _require_plain_scores(head, model)
     return head
-
-
-def require_labels(labels: Sequence[str]) -> None:
-    """Refuse names of classes that nobody could tell apart.
-
-    Args:
-        labels: Name of each class.
-
-    Raises:
-        InvalidInputError: If there are fewer than two, one is empty or no text, or stands twice.
-    """
-    if len(labels) < 2:
-        raise InvalidInputError(f"a classification needs 2 labels or more, got {len(labels)}")
-    for number, label in enumerate(labels, start=1):
-        if not isinstance(label, str) or not label.strip():
-            raise InvalidInputError(f"label {number} must be a name, got {label!r:.80}")
-        if label in labels[: number - 1]:
-            raise InvalidInputError(f"label {label[:80]!r} stands twice")
 
 
 def _require_causal(model: PreTrainedModel) -> None:

@@ -20,7 +20,7 @@ from luthier.adapters.heads.peft_format import HEAD_NAME, write_config
 from luthier.adapters.lora.lora import LoraAdapter
 from luthier.adapters.lora.peft_format import TENSOR_PREFIX
 from luthier.adapters.module_tree import own_module_tree
-from luthier.errors import NotSupportedError
+from luthier.errors import InvalidInputError, NotSupportedError
 
 _WEIGHT_NAME = f"{HEAD_NAME}.weight"
 
@@ -69,6 +69,25 @@ class ClassificationHead(Adapter):
     def class_labels(self) -> tuple[str, ...]:
         """Name of each class."""
         return self._labels
+
+    def renamed(self, labels: Sequence[str]) -> Self:
+        """The same head, sharing its tensors, with other names for its classes.
+
+        Args:
+            labels: As many as there are classes, each once.
+
+        Returns:
+            The head.
+
+        Raises:
+            InvalidInputError: If they are too few, too many or not different.
+        """
+        require_labels(labels)
+        if len(labels) != len(self.score):
+            raise InvalidInputError(
+                f"the head has {len(self.score)} classes, got {len(labels)} labels"
+            )
+        return type(self)(labels=labels, score=self.score, body=self.body)
 
     @property
     def has_dropout(self) -> bool:
@@ -165,3 +184,21 @@ def output_layer_name(model: PreTrainedModel) -> str:
             "could replace"
         )
     return name
+
+
+def require_labels(labels: Sequence[str]) -> None:
+    """Refuse names of classes that nobody could tell apart.
+
+    Args:
+        labels: Name of each class.
+
+    Raises:
+        InvalidInputError: If there are fewer than two, one is empty or no text, or stands twice.
+    """
+    if len(labels) < 2:
+        raise InvalidInputError(f"a classification needs 2 labels or more, got {len(labels)}")
+    for number, label in enumerate(labels, start=1):
+        if not isinstance(label, str) or not label.strip():
+            raise InvalidInputError(f"label {number} must be a name, got {label!r:.80}")
+        if label in labels[: number - 1]:
+            raise InvalidInputError(f"label {label[:80]!r} stands twice")

@@ -18,6 +18,7 @@ class TrainingLimits:
         max_target_length: Largest ``max_target_length``, in tokens.
         max_virtual_tokens: Largest ``num_virtual_tokens``.
         max_lora_rank: Largest rank of a LoRA.
+        max_classes: Most labels of a classification.
         max_processes: Largest ``num_processes``.
     """
 
@@ -28,6 +29,7 @@ class TrainingLimits:
     max_target_length: int = 32_768
     max_virtual_tokens: int = 1024
     max_lora_rank: int = 1024
+    max_classes: int = 1000
     max_processes: int = 8
 
 

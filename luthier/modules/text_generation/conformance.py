@@ -27,13 +27,19 @@ _NUM_NEW_TOKENS = 4
 
 
 @dataclass(frozen=True)
-class _Tolerance:
-    """How far log-probabilities, in nats, may lie apart."""
+class Tolerance:
+    """How far log-probabilities, in nats, may lie apart.
+
+    Args:
+        atol: By this much.
+        rtol: Or by this share of the larger.
+    """
 
     atol: float
     rtol: float
 
     def covers(self, ours: float, theirs: float) -> bool:
+        """Whether two lie no further apart."""
         return math.isclose(ours, theirs, abs_tol=self.atol, rel_tol=self.rtol)
 
 
@@ -49,7 +55,7 @@ def check_conformance(base_model: BaseModel, adapter: Adapter, engine: Engine) -
         ArtifactError: If the adapter has no effect, gives NaN, or if log-probabilities of the
             generated tokens differ by more than rounding explains. The message says which.
     """
-    tolerance = _tolerance(base_model, engine)
+    tolerance = tolerance_for(base_model, engine)
     network = TrainingNetwork(base_model, adapter, shares_prefix=False, packs_rows=False)
     has_effect = False
     for text in PINNED_TEXTS:
@@ -75,12 +81,21 @@ def check_conformance(base_model: BaseModel, adapter: Adapter, engine: Engine) -
         )
 
 
-def _tolerance(base_model: BaseModel, engine: Engine) -> _Tolerance:
+def tolerance_for(base_model: BaseModel, engine: Engine) -> Tolerance:
+    """What rounding explains where an engine computes with a base model's numbers.
+
+    Args:
+        base_model: Its precision counts.
+        engine: It may round more than that.
+
+    Returns:
+        The tolerance.
+    """
     if engine.is_rounded:  # benchmarks/int8.py saw 2.2 on one of a thousand tokens
-        return _Tolerance(atol=3.0, rtol=0.25)
+        return Tolerance(atol=3.0, rtol=0.25)
     if base_model.dtype.itemsize < 4:
-        return _Tolerance(atol=0.25, rtol=0.1)
-    return _Tolerance(atol=2e-3, rtol=1e-3)
+        return Tolerance(atol=0.25, rtol=0.1)
+    return Tolerance(atol=2e-3, rtol=1e-3)
 
 
 def _generate(engine: Engine, input_ids: tuple[int, ...], adapter: Adapter | None) -> list[Token]:

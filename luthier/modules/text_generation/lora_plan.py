@@ -83,8 +83,8 @@ def plan_lora_tuning(
         LuthierError: Naming the argument, its value and the limit, or the row.
     """
     _refuse_unknown(arguments)
-    lora = _lora_config(arguments)
-    common = {name: value for name, value in arguments.items() if not _is_lora_option(name)}
+    lora = lora_config_of(arguments)
+    common = {name: value for name, value in arguments.items() if not is_lora_option(name)}
     plan = plan_training(
         common, module_id=module_id, defaults=LORA_TUNING_DEFAULTS, environment=environment
     )
@@ -100,13 +100,23 @@ def plan_lora_tuning(
     )
 
 
-def _lora_config(arguments: Mapping[str, Any]) -> LoraConfig:
-    """The options of LoRA among the arguments; what equals a default counts as not given."""
+def lora_config_of(arguments: Mapping[str, Any]) -> LoraConfig:
+    """The options of LoRA among the arguments; what equals a default counts as not given.
+
+    Args:
+        arguments: Of ``train``, by name.
+
+    Returns:
+        The options, each checked by itself.
+
+    Raises:
+        InvalidInputError: Naming the option, its value and what it must be.
+    """
     given = {
         name: value
         for name, value in arguments.items()
         # On a wire, an empty list is a list that nobody sent.
-        if _is_lora_option(name) and value not in (None, []) and not _is_default(name, value)
+        if is_lora_option(name) and value not in (None, []) and not _is_default(name, value)
     }
     for name in ("rank_pattern", "alpha_pattern"):
         if isinstance(given.get(name), list | tuple):
@@ -133,7 +143,8 @@ def _pattern_table(option: str, entries: Sequence[object]) -> dict[str, float]:
     return table
 
 
-def _is_lora_option(name: str) -> bool:
+def is_lora_option(name: str) -> bool:
+    """Whether an argument is an option of LoRA, under any of its names."""
     return LORA_OPTION_ALIASES.get(name, name) in LORA_OPTION_NAMES
 
 

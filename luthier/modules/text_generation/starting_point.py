@@ -13,6 +13,7 @@ import torch
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.caikit_archive import is_caikit_archive, read_caikit_archive
+from luthier.adapters.heads.classification_head import ClassificationHead
 from luthier.adapters.lora.lora import LoraAdapter
 from luthier.adapters.storage import CONFIG_NAME, load_adapter
 from luthier.data_model.options.lora import LoraConfig
@@ -105,7 +106,7 @@ def read_start(
         raise InvalidInputError(
             f"'start_from' has {found} virtual tokens, 'num_virtual_tokens' is {num_virtual_tokens}"
         )
-    if method == LoraAdapter.method:
+    if method in (LoraAdapter.method, ClassificationHead.method):
         return adapter  # Read as it is learned.
     return adapter.to(device=base_model.device, dtype=torch.float32)
 
@@ -127,6 +128,20 @@ def read_lora_start(folder: Path, base_model: BaseModel, asked: LoraConfig) -> L
     """
     adapter = read_start(folder, base_model, method=LoraAdapter.method)
     assert isinstance(adapter, LoraAdapter)
+    continue_lora(adapter, asked)
+    return adapter
+
+
+def continue_lora(adapter: LoraAdapter, asked: LoraConfig) -> None:
+    """Take what only training looks at from a request.
+
+    Args:
+        adapter: An earlier result; changed in place.
+        asked: The request's options; what is left at its default is not asked for.
+
+    Raises:
+        InvalidInputError: If an option differs from the result's.
+    """
     for field in dataclasses.fields(LoraConfig):
         value, found = getattr(asked, field.name), getattr(adapter.config, field.name)
         is_asked = value != getattr(LoraConfig(), field.name)
@@ -138,4 +153,3 @@ def read_lora_start(folder: Path, base_model: BaseModel, asked: LoraConfig) -> L
     adapter.config = dataclasses.replace(
         adapter.config, dropout=asked.dropout, lora_plus_ratio=asked.lora_plus_ratio
     )
-    return adapter

@@ -27,6 +27,7 @@ from luthier.data_model.options.training_options import (
     TRAINING_OPTION_NAMES,
     TrainingOptions,
 )
+from luthier.data_model.records import ClassificationTrainRecord, to_generation_record
 from luthier.data_model.streams import StreamLimits, StreamRecord, read_train_records
 from luthier.data_model.training_settings import (
     SETTINGS_ARGUMENT,
@@ -199,6 +200,7 @@ def plan_training(
     required: tuple[str, ...] = ("base_model", "train_stream"),
     defaults: TrainingOptions,
     environment: Environment,
+    reads_classes: bool = False,
 ) -> TrainingPlan:
     """Check the arguments of ``train`` and read its data. Loads no weights.
 
@@ -210,6 +212,7 @@ def plan_training(
         required: Arguments that must be there.
         defaults: Of the module.
         environment: Limits and what is allowed.
+        reads_classes: Whether each record is a text with one label, which is no text to write.
 
     Returns:
         The plan.
@@ -233,7 +236,7 @@ def plan_training(
         require_gpus(options.num_processes, device)
     base_model = arguments["base_model"]
     name, kind = _describe(base_model, environment, hooks)
-    read = _StreamReader(template, dataset, hooks, environment).read
+    read = _StreamReader(template, dataset, hooks, environment, reads_classes).read
     records = read(arguments["train_stream"], "train_stream")
     if not records:
         raise TrainingDataError("train_stream cannot be empty")
@@ -403,13 +406,19 @@ class _StreamReader:
     dataset: DatasetOptions
     hooks: TrainingHooks
     environment: Environment
+    reads_classes: bool
 
     def read(self, stream: Any, name: str) -> tuple[StreamRecord, ...]:
         """The records of a stream; none of None."""
         if stream is None:
             return ()
         limits = self.environment.stream_limits if self.hooks.from_request else StreamLimits()
-        records = read_train_records(stream, limits, name=name)
+        records = read_train_records(stream, limits, name=name, keeps_labels=self.reads_classes)
+        if self.reads_classes:
+            records = [
+                _with_one_label(record, f"{name} row {row}")
+                for row, record in enumerate(records, start=1)
+            ]
         verbalizer = Verbalizer(self.template)
         for row, record in enumerate(records, start=1):
             if isinstance(record, ChatTrainRecord):
@@ -428,6 +437,19 @@ class _StreamReader:
                 f"{place} is a conversation, for which a 'verbalizer' has no place; leave it out, "
                 "and 'prompt_format' verbalizer, too"
             )
+
+
+def _with_one_label(record: StreamRecord, place: str) -> StreamRecord:
+    """A text with its label as a pair."""
+    if not isinstance(record, ClassificationTrainRecord):
+        raise TrainingDataError(
+            f"{place} is a conversation; a classification is learned from texts with a label"
+        )
+    if len(record.labels) != 1:
+        raise TrainingDataError(
+            f"{place} has {len(record.labels)} labels; a classification gives each text one"
+        )
+    return to_generation_record(record)
 
 
 def _check_row_limit(

@@ -72,12 +72,16 @@ def _inference_answers(services: Services) -> Mapping[str, Answer | StreamAnswer
     def stream(call: Call) -> AsyncGenerator[Any]:
         return inference.stream(call.model_id, call.message.text, _sampling(call))
 
+    async def classify(call: Call) -> Any:
+        return await inference.classify(call.model_id, call.message.text)
+
     async def tokenize(call: Call) -> Any:
         return await inference.tokenize(call.model_id, call.message.text)
 
     return {
         "TextGenerationTaskPredict": generate,
         "ServerStreamingTextGenerationTaskPredict": stream,
+        "TextClassificationTaskPredict": classify,
         "TokenizationTaskPredict": tokenize,
     }
 

@@ -1,4 +1,4 @@
-"""Routes of the tasks: generate, stream, tokenize, and the same in the background."""
+"""Routes of the tasks: generate, stream, classify, tokenize, and the same in the background."""
 
 from __future__ import annotations
 
@@ -59,10 +59,14 @@ class InferenceRoutes:
         """
         inference = self._services.inference
 
+        async def classify(model_id: str, text: str, parameters: dict[str, Any]) -> Any:
+            return await inference.classify(model_id, text)
+
         async def tokenize(model_id: str, text: str, parameters: dict[str, Any]) -> Any:
             return await inference.tokenize(model_id, text)
 
         self._add_unary(router, "text-generation", "TextGenerationTaskPredict", inference.generate)
+        self._add_unary(router, "text-classification", "TextClassificationTaskPredict", classify)
         self._add_unary(router, "tokenization", "TokenizationTaskPredict", tokenize)
         self._add_stream(router)
         self._add_many(router)

@@ -140,11 +140,14 @@ def _as_argument(value: Any, kind: Any) -> Any:
 
 def _stream(folder: JobFolder, file: Path, kind: Any) -> DataStream[Any]:
     record_class = record_class_of(kind)
+    fields = set(record_class.fields)
 
     def records() -> Iterator[Any]:
         for record in folder.read_records(file):
-            # A conversation stays as it is: the module reads it as it reads a file.
-            yield record if "messages" in record else record_class(**record)
+            # What is no such record (a conversation) stays as it is: the module reads it as it
+            # reads a file.
+            is_such = "messages" not in record and record.keys() <= fields
+            yield record_class(**record) if is_such else record
 
     return DataStream(records)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import alog
 
+from luthier.modules.text_classification.classification_module import ClassificationModule
 from luthier.modules.text_generation.text_module import TextModule
 from luthier.runtime.registry.served_module import LoadModule, ServedModule
 
@@ -39,7 +40,7 @@ class CheckedLoading:
                 something else than the code that tunes adapters.
         """
         module = self._load(folder)
-        if not isinstance(module, TextModule) or module.adapter is None:
+        if not isinstance(module, TextModule | ClassificationModule) or module.adapter is None:
             return module
         key = (module.base_model.name, module.adapter.content_hash())
         if key not in self._passed:

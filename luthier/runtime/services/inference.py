@@ -1,4 +1,4 @@
-"""Text in, text out: finds the model, asks it, and lets go of it again."""
+"""Text in, text or classes out: finds the model, asks it, and lets go of it again."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from caikit.interfaces.nlp.data_model import ClassificationResults
+
 from luthier.data_model.generation import (
     GeneratedTextResult,
     GeneratedTextStreamResult,
     TokenizationResults,
 )
-from luthier.errors import InvalidInputError
+from luthier.errors import InvalidInputError, NotSupportedError
 from luthier.runtime.registry.registry import ModelRegistry
+from luthier.runtime.registry.served_module import (
+    ClassifyingModule,
+    GeneratingModule,
+    ServedModule,
+)
 
 
 class InferenceService:
-    """Generation and tokenization with any served model.
+    """Generation, classification and tokenization with any served model.
 
     Cancelling the task of a call frees its row; so does closing a stream.
 
@@ -45,7 +52,7 @@ class InferenceService:
                 full or the row fails.
         """
         return await self._registry.run(
-            _given(model_id), lambda module: module.arun(text, **sampling)
+            _given(model_id), lambda module: _writer(model_id, module).arun(text, **sampling)
         )
 
     async def generate_many(
@@ -66,7 +73,8 @@ class InferenceService:
             LuthierError: As for ``generate``; if ``n`` is out of range, or > 1 without sampling.
         """
         return await self._registry.run(
-            _given(model_id), lambda module: module.arun_many(text, n, **sampling)
+            _given(model_id),
+            lambda module: _writer(model_id, module).arun_many(text, n, **sampling),
         )
 
     async def stream(
@@ -86,11 +94,30 @@ class InferenceService:
             LuthierError: As for ``generate``, mostly before the first piece.
         """
         results = self._registry.stream(
-            _given(model_id), lambda module: module.arun_stream_out(text, **sampling)
+            _given(model_id),
+            lambda module: _writer(model_id, module).arun_stream_out(text, **sampling),
         )
         async with aclosing(results):
             async for result in results:
                 yield result
+
+    async def classify(self, model_id: str, text: str) -> ClassificationResults:
+        """Tell the class of a text.
+
+        Args:
+            model_id: A served model's name.
+            text: What to classify.
+
+        Returns:
+            Every class with its probability, the most probable first.
+
+        Raises:
+            LuthierError: If there is no such model, it tells no classes apart, the engine is full
+                or the row fails.
+        """
+        return await self._registry.run(
+            _given(model_id), lambda module: _classifier(model_id, module).aclassify(text)
+        )
 
     async def tokenize(self, model_id: str, text: str) -> TokenizationResults:
         """Count a text's tokens as the model would see them.
@@ -108,6 +135,22 @@ class InferenceService:
         return await self._registry.run(
             _given(model_id), lambda module: module.arun_tokenizer(text)
         )
+
+
+def _writer(model_id: str, module: ServedModule) -> GeneratingModule:
+    if not isinstance(module, GeneratingModule):
+        raise NotSupportedError(
+            f"model {model_id!r} ({module.MODULE_NAME}) writes no text; it tells classes apart"
+        )
+    return module
+
+
+def _classifier(model_id: str, module: ServedModule) -> ClassifyingModule:
+    if not isinstance(module, ClassifyingModule):
+        raise NotSupportedError(
+            f"model {model_id!r} ({module.MODULE_NAME}) tells no classes apart; it writes text"
+        )
+    return module
 
 
 def _given(model_id: str) -> str:

@@ -16,6 +16,7 @@ from caikit.core.data_model import JobStatus
 from caikit.interfaces.common.data_model.stream_sources import S3Path
 from caikit.interfaces.runtime.data_model import TrainingJob, TrainingStatusResponse
 
+from luthier.data_model.records import ClassificationTrainRecord
 from luthier.data_model.streams import (
     StreamLimits,
     StreamRecord,
@@ -328,12 +329,19 @@ class TrainingService:
         if request.train_source is None:
             raise TrainingDataError("train_stream cannot be empty")
         limits = self._checks.stream_limits
-        train = read_train_records(request.train_source, limits, name="train_stream")
+        # A request's stream says what its module learns: labels of texts, or text to write.
+        kind = type(request.train_source).__name__
+        keeps_labels = kind == f"DataStreamSource{ClassificationTrainRecord.__name__}"
+        train = read_train_records(
+            request.train_source, limits, name="train_stream", keeps_labels=keeps_labels
+        )
         if not train:
             raise TrainingDataError("train_stream cannot be empty")
         if request.validation_source is None:
             return train, []
-        return train, read_train_records(request.validation_source, limits, name="val_stream")
+        return train, read_train_records(
+            request.validation_source, limits, name="val_stream", keeps_labels=keeps_labels
+        )
 
 
 def as_status(job: Job) -> TrainingStatusResponse:

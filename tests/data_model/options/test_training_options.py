@@ -111,10 +111,10 @@ def test_no_alias_hides_an_option() -> None:
     assert not set(TRAINING_OPTION_ALIASES) & set(TRAINING_OPTION_NAMES)
 
 
-def test_every_limit_belongs_to_an_option_the_prompt_or_lora() -> None:
+def test_every_limit_belongs_to_an_option_the_prompt_lora_or_a_head() -> None:
     limits = {field.name for field in dataclasses.fields(TrainingLimits)}
     used = {field.metadata["setting"].limit for field in dataclasses.fields(TrainingOptions)}
-    assert limits - used == {"max_virtual_tokens", "max_lora_rank"}
+    assert limits - used == {"max_virtual_tokens", "max_lora_rank", "max_classes"}
     assert used - limits == {""}
 
 

@@ -1,0 +1,211 @@
+"""A head's tuning before it starts: the plan of any training, the classes, and the LoRA below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from luthier.adapters.heads.building import create_head
+from luthier.adapters.heads.classification_head import ClassificationHead, require_labels
+from luthier.data_model.conversations import ChatTrainRecord
+from luthier.data_model.options.lora import (
+    LORA_OPTION_ALIASES,
+    LORA_OPTION_NAMES,
+    MAX_RANK,
+    LoraConfig,
+    LoraLimits,
+)
+from luthier.data_model.options.lora_starts import LOFTQ_INIT, MEASURED_INITS
+from luthier.data_model.options.training_options import (
+    TRAINING_OPTION_ALIASES,
+    TRAINING_OPTION_NAMES,
+    TrainingOptions,
+)
+from luthier.data_model.streams import StreamRecord
+from luthier.data_model.training_settings import SETTINGS_ARGUMENT
+from luthier.errors import (
+    InvalidInputError,
+    NotSupportedError,
+    TrainingDataError,
+    UnknownKeyError,
+    did_you_mean,
+)
+from luthier.modules.environment import Environment
+from luthier.modules.text_generation.lora_plan import is_lora_option, lora_config_of
+from luthier.modules.text_generation.starting_point import continue_lora, read_start
+from luthier.modules.text_generation.train_plan import (
+    HOOK_NAMES,
+    TrainingPlan,
+    limits_for,
+    plan_training,
+)
+from luthier.resources.base_model import BaseModel
+
+#: Hyperparameters of the loop where a head's tuning says nothing.
+HEAD_TUNING_DEFAULTS = TrainingOptions(
+    num_epochs=3,
+    learning_rate=2e-4,
+    accumulate_steps=1,
+    metrics=("loss", "accuracy", "macro_f1"),
+)
+_OWN_ARGUMENTS = ("labels", "use_lora")
+_COMMON_ARGUMENTS = ("base_model", "train_stream", "val_stream", SETTINGS_ARGUMENT, *HOOK_NAMES)
+
+
+@dataclass(frozen=True)
+class HeadTuningPlan(TrainingPlan):
+    """A head's tuning that nothing known so far speaks against.
+
+    Args:
+        labels: Name of each class.
+        lora: What is tuned below the head, or None. Whether the base model has such layers is known
+            with its weights.
+    """
+
+    labels: tuple[str, ...]
+    lora: LoraConfig | None
+
+    def make_adapter(self, base_model: BaseModel) -> ClassificationHead:
+        """The head before its first update.
+
+        Args:
+            base_model: From ``acquire``.
+
+        Returns:
+            A fresh head, or the earlier result to go on from.
+        """
+        if self.start is None:
+            return create_head(
+                base_model.model, self.labels, lora=self.lora, seed=self.options.seed
+            )
+        head = read_start(self.start, base_model, method=ClassificationHead.method)
+        assert isinstance(head, ClassificationHead)
+        if head.class_labels != self.labels:
+            raise InvalidInputError(
+                f"'start_from' tells {_listed(head.class_labels)} apart, this training "
+                f"{_listed(self.labels)}; give 'labels' in its order"
+            )
+        if (head.body is None) != (self.lora is None):
+            has = "no LoRA" if head.body is None else "a LoRA"
+            raise InvalidInputError(f"'start_from' has {has} below its head; 'use_lora' differs")
+        if head.body is not None and self.lora is not None:
+            continue_lora(head.body, self.lora)
+        return head
+
+
+def plan_head_tuning(
+    arguments: Mapping[str, Any], *, module_id: str, environment: Environment
+) -> HeadTuningPlan:
+    """Check the arguments of a head's tuning and read its data.
+
+    Args:
+        arguments: Of ``train``, by name.
+        module_id: What is to be trained.
+        environment: Limits and what is allowed.
+
+    Returns:
+        The plan.
+
+    Raises:
+        LuthierError: Naming the argument, its value and the limit, or the row.
+    """
+    _refuse_unknown(arguments)
+    lora = _lora_below(arguments)
+    common = {
+        name: value
+        for name, value in arguments.items()
+        if name not in _OWN_ARGUMENTS and not is_lora_option(name)
+    }
+    plan = plan_training(
+        common,
+        module_id=module_id,
+        defaults=HEAD_TUNING_DEFAULTS,
+        environment=environment,
+        reads_classes=True,
+    )
+    if plan.kind != "causal":
+        raise NotSupportedError(
+            f"classification heads stand on causal base models; {plan.base_model_name!r} is "
+            f"{plan.kind}"
+        )
+    limits = limits_for(plan.hooks, environment)
+    if lora is not None:
+        lora.validate(LoraLimits(max_rank=min(MAX_RANK, limits.max_lora_rank)))
+    labels = _labels_of(plan, arguments.get("labels"), max_classes=limits.max_classes)
+    return HeadTuningPlan(
+        **{field.name: getattr(plan, field.name) for field in fields(plan)},
+        labels=labels,
+        lora=lora,
+    )
+
+
+def _lora_below(arguments: Mapping[str, Any]) -> LoraConfig | None:
+    lora, use_lora = lora_config_of(arguments), arguments.get("use_lora")
+    if use_lora not in (None, True, False):
+        raise InvalidInputError(f"'use_lora' must be true or false, got {use_lora!r:.80}")
+    if use_lora is False:
+        if lora != LoraConfig():
+            raise InvalidInputError(
+                "'use_lora' is false and there are options of a LoRA; leave out the one or the "
+                "others"
+            )
+        return None
+    if lora.initialisation in (LOFTQ_INIT, *MEASURED_INITS):
+        raise NotSupportedError(
+            f"a LoRA below a head cannot start as {lora.initialisation!r}, which asks the base "
+            "model for text"
+        )
+    return lora
+
+
+def _labels_of(plan: TrainingPlan, given: Any, *, max_classes: int) -> tuple[str, ...]:
+    """The classes that were named, or those of the training data in order of the alphabet."""
+    streams = {
+        "train_stream": [_label_of(record) for record in plan.records],
+        "val_stream": [_label_of(record) for record in plan.validation_records],
+    }
+    found = tuple(sorted(set(streams["train_stream"])))
+    # On a wire, an empty list is a list that nobody sent.
+    labels = tuple(given) if isinstance(given, list | tuple) and given else found
+    if given is not None and not isinstance(given, list | tuple):
+        raise InvalidInputError(f"'labels' must be a list of names, got {given!r:.80}")
+    if len(labels) > max_classes:
+        raise InvalidInputError(
+            f"'labels' has {len(labels)} names, at most {max_classes} are allowed"
+        )
+    require_labels(labels)
+    known = set(labels)
+    for name, labels_of_rows in streams.items():
+        for row, label in enumerate(labels_of_rows, start=1):
+            if label not in known:
+                raise TrainingDataError(
+                    f"{name} row {row} has label {label[:80]!r}, which is none of "
+                    f"{_listed(labels)}{did_you_mean(label[:80], labels)}"
+                )
+    return labels
+
+
+def _label_of(record: StreamRecord) -> str:
+    assert not isinstance(record, ChatTrainRecord), "the reader refuses conversations"
+    return str(record.output)
+
+
+def _listed(labels: tuple[str, ...]) -> str:
+    shown = ", ".join(repr(label[:40]) for label in labels[:10])
+    return shown if len(labels) <= 10 else f"{shown} and {len(labels) - 10} more"
+
+
+def _refuse_unknown(arguments: Mapping[str, Any]) -> None:
+    known = (
+        *_OWN_ARGUMENTS,
+        *_COMMON_ARGUMENTS,
+        *TRAINING_OPTION_NAMES,
+        *TRAINING_OPTION_ALIASES,
+        *LORA_OPTION_NAMES,
+        *LORA_OPTION_ALIASES,
+    )
+    for name in arguments:
+        if name not in known:
+            hint = did_you_mean(name[:80], known)
+            raise UnknownKeyError(f"unknown option of a head's tuning: {name[:80]!r}{hint}")
