@@ -6,13 +6,16 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
+import alog
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.adapters.base import Adapter, SoftPromptTensors
 from luthier.adapters.lora.layers import versions_of
-from luthier.errors import NotSupportedError
+from luthier.errors import ArtifactError, NotSupportedError
+
+log = alog.use_channel(__name__)
 
 
 class FullWeights(Adapter):
@@ -39,6 +42,41 @@ class FullWeights(Adapter):
             )
         self.model: PreTrainedModel = copy.deepcopy(model)
         self.model.requires_grad_(True)
+
+    def load(self, weights: Mapping[str, torch.Tensor], *, source: str) -> None:
+        """Take other numbers, by the model's own names.
+
+        Args:
+            weights: Of all layers or of some; the others stay as they are, which is logged.
+            source: For messages.
+
+        Raises:
+            ArtifactError: If a name or a shape is not the model's; then nothing is changed.
+        """
+        own = self.model.state_dict()
+        unknown = sorted(weights.keys() - own.keys())
+        if unknown:
+            raise ArtifactError(
+                f"{source!r} holds {len(unknown)} tensors that the base model does not have, such "
+                f"as {unknown[0][:120]!r}"
+            )
+        for name, tensor in weights.items():
+            if tensor.shape != own[name].shape:
+                raise ArtifactError(
+                    f"{source!r}: {name[:120]!r} has shape {list(tensor.shape)}, in the base model "
+                    f"{list(own[name].shape)}"
+                )
+        # A tied weight has several names; a file needs one of them.
+        given = {own[name].data_ptr() for name in weights}
+        kept = [name for name, tensor in own.items() if tensor.data_ptr() not in given]
+        self.model.load_state_dict(dict(weights), strict=False)
+        if kept:
+            log.warning(
+                "%d tensors are not in %s and stay the base model's, such as %s",
+                len(kept),
+                source,
+                kept[0],
+            )
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every weight; tied ones once."""

@@ -65,6 +65,36 @@ def read_torch_file(path: Path, *, max_bytes: int | None = None) -> dict[str, to
     raise ArtifactError(f"{path.name!r} must hold a dictionary of tensors")
 
 
+def read_torch_state(path: Path, *, max_bytes: int | None = None) -> dict[str, torch.Tensor]:
+    """Read the state of a model that a training saved, alone or beside other things.
+
+    Args:
+        path: The file.
+        max_bytes: Larger files are refused; None for no limit.
+
+    Returns:
+        Tensors by name: all that the file holds, or what it has under ``model`` or ``state_dict``.
+
+    Raises:
+        UnsafeWeightsError: As ``read_torch_file``.
+        ArtifactError: As ``read_torch_file``.
+    """
+    content = _read_torch_zip(path, max_bytes=max_bytes)
+    candidates = [content]
+    if isinstance(content, dict):
+        candidates += [content.get("model"), content.get("state_dict")]
+    for candidate in candidates:
+        if isinstance(candidate, dict) and all(
+            isinstance(key, str) and isinstance(value, torch.Tensor)
+            for key, value in candidate.items()
+        ):
+            return candidate
+    raise ArtifactError(
+        f"{path.name!r} must hold a dictionary of tensors, or have one under 'model' or "
+        "'state_dict'"
+    )
+
+
 def read_torch_tensor(path: Path, *, max_bytes: int = MAX_ADAPTER_BYTES) -> torch.Tensor:
     """Read a file that ``torch.save`` made of one tensor.
 

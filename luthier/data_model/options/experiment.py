@@ -212,6 +212,12 @@ class ExperimentOptions:
                 "'general.start_from' is for adapters; method full_fine_tuning goes on from a "
                 "whole model that is named as 'general.base_model'"
             )
+        if method != FULL_FINE_TUNING and self.general.pretrained_weights is not None:
+            raise InvalidInputError(
+                f"'architecture.pretrained_weights' has no use with method {method}, whose result "
+                "belongs to the base model as its name finds it; go on from an adapter with "
+                "'general.start_from', or name a folder with those weights as 'general.base_model'"
+            )
         if method == FULL_FINE_TUNING and self.training.quantization != NONE:
             raise InvalidInputError(
                 "'architecture.quantization' has no use with method full_fine_tuning: what is "

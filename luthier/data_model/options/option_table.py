@@ -59,6 +59,7 @@ _GROUP_OF: Mapping[str, str] = MappingProxyType(
         "max_tokens_in_memory": "tokenizer",
         "tokenization_cache": "tokenizer",
         "max_tokenization_cache_bytes": "tokenizer",
+        "pretrained_weights": "architecture",
         "torch_dtype": "architecture",
         "start_from": "general",
         "quantization": "architecture",

@@ -45,6 +45,18 @@ def method(value: Any, values: Values) -> Any:
     return LORA if value else FULL_FINE_TUNING
 
 
+def pretrained_weights(value: Any, values: Values) -> Any:
+    """A file of weights; those of a LoRA hold the base model and the deltas in one."""
+    if is_none(value):
+        return None
+    if values["training.lora"]:
+        return Refusal(
+            "with training.lora it holds the base model and the deltas in one; export the adapter "
+            "there and name its folder as general.start_from"
+        )
+    return value
+
+
 def model_name(value: Any, values: Values) -> Any:
     """A name that can be a folder's."""
     return str(value).replace("/", "-")

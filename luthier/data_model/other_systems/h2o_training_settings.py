@@ -20,6 +20,7 @@ from luthier.data_model.other_systems.h2o_conversions import (
     metric,
     mixed_precision,
     names,
+    pretrained_weights,
     quantization,
     save_word,
     tracker,
@@ -69,10 +70,10 @@ _ARCHITECTURE = (
     ForeignSetting(
         "architecture.pretrained_weights",
         "",
-        status=Status.NOT_OFFERED,
-        reason="a checkpoint.pth is a pickle, which can run any code; export the model there and "
-        "name its folder as general.base_model, or an adapter's as general.start_from",
-        is_harmless=only("", None, "None"),
+        "architecture.pretrained_weights",
+        pretrained_weights,
+        reason="for full fine-tuning; read without unpickling; what does not fit is refused, not "
+        "left out. Of a LoRA's checkpoint.pth name the exported adapter as general.start_from",
     ),
 )
 

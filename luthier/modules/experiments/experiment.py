@@ -34,6 +34,7 @@ from luthier.data_model.tuning import (
 )
 from luthier.errors import InvalidInputError
 from luthier.files.names import check_name
+from luthier.files.weight_file import read_weights
 from luthier.modules.environment import Environment, environment
 from luthier.modules.experiments.generating import generate_with
 from luthier.modules.judging import judge_with, require_judge
@@ -296,7 +297,7 @@ def _adapter(options: ExperimentOptions, base: BaseModel, here: Environment) -> 
         ) as original:
             return create_lora(base.model, options.lora, seed=seed, original=original.model)
     if options.general.method == FULL_FINE_TUNING:
-        return FullWeights(base.model)
+        return _full_weights(options, base)
     prompt = options.tuning_config
     if start is not None:
         size = prompt.num_virtual_tokens
@@ -329,6 +330,14 @@ def _adapter(options: ExperimentOptions, base: BaseModel, here: Environment) -> 
         encoder=encoder_options(prompt, tuning_type),
         seed=options.training.seed,
     )
+
+
+def _full_weights(options: ExperimentOptions, base: BaseModel) -> FullWeights:
+    adapter = FullWeights(base.model)
+    if options.general.pretrained_weights is not None:
+        file = Path(options.general.pretrained_weights).expanduser()
+        adapter.load(read_weights(file), source=file.name)
+    return adapter
 
 
 def _tuning_type(options: ExperimentOptions) -> TuningType:

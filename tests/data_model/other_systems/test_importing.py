@@ -129,6 +129,15 @@ def test_an_imported_experiment_is_exported_as_ours() -> None:
         ({"environment__compile_model": True}, "environment.compile_model", True),
         ({"environment__use_fsdp": True}, "environment.use_fsdp", True),
         ({"training__lora": False}, "general.method", "full_fine_tuning"),
+        (
+            {
+                "training__lora": False,
+                "architecture__backbone_dtype": "float32",
+                "architecture__pretrained_weights": "a.pth",
+            },
+            "architecture.pretrained_weights",
+            "a.pth",
+        ),
         ({"training__gradient_clip": 1.5}, "training.max_grad_norm", 1.5),
         ({"training__lora_target_modules": "q, v"}, "lora.target_modules", ("q", "v")),
         ({"training__schedule": "Linear"}, "training.schedule", "linear"),

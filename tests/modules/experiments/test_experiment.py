@@ -104,6 +104,21 @@ def test_what_is_for_adapters_is_refused_for_whole_models(
         options_of(data, "full_fine_tuning", **{option: value}).validate()
 
 
+def test_full_fine_tuning_starts_from_weights_in_a_file(data: Path, tmp_path: Path) -> None:
+    run = {"training__num_epochs": 1, "training__learning_rate": 1e-2}
+    first = options_of(data, "full_fine_tuning", general__run_folder=str(tmp_path / "run"), **run)
+    with open_experiment(first) as experiment:
+        experiment.tune()
+        expected = experiment.adapter.content_hash()
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    file = checkpoint / "parameters.safetensors"
+    again = options_of(data, "full_fine_tuning", architecture__pretrained_weights=str(file))
+    with open_experiment(again) as experiment:
+        assert experiment.adapter.content_hash() == expected
+    with pytest.raises(InvalidInputError, match=r"no use with method lora.*'general.start_from'"):
+        options_of(data, "lora", architecture__pretrained_weights=str(file)).validate()
+
+
 @pytest.mark.parametrize("prompt_format", ["markers", "chat_template", "verbalizer"])
 @pytest.mark.parametrize("base", ["tiny-causal", "tiny-seq2seq"])
 def test_the_saved_model_reads_a_request_as_it_read_rows(
