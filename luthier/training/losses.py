@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from luthier.training.networks.cache_blocks import blocks
+
 #: Logits that exist at once; a little less than 32 MiB in fp32. The GNU C library gives larger
 #: blocks back at once, and new pages cost more than the weights that are read once more.
 _CHUNK_NUMBERS = 2**23 - 2**12
+#: Logits that a core's cache holds; 1 MiB in fp32.
+_CACHED_NUMBERS = 2**18
 
 
 def cross_entropy_sum(
@@ -134,6 +139,9 @@ def projected_label_losses(
         without its weight, fp32 [N], without a graph.
     """
     chunk_rows = max(1, chunk_numbers // weight.shape[0])
+    # Chunks of like size: one of few rows costs as much as a large one.
+    num_chunks = max(1, math.ceil(hidden.shape[0] / chunk_rows))
+    chunk_rows = max(1, math.ceil(hidden.shape[0] / num_chunks))
     total, losses = _ProjectedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, labels, label_weights, chunk_rows
     )
@@ -159,21 +167,16 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias) if bias is not None and wants_bias else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         losses_of_all = torch.zeros(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        wants_any = any(ctx.needs_input_grad)
         for start in range(0, hidden.shape[0], chunk_rows):
             part = slice(start, start + chunk_rows)
-            logits = functional.linear(hidden[part], weight, bias).float()
-            # In place all along: a second set of logits would cost more time than the exponential.
-            logits -= logits.amax(dim=-1, keepdim=True)
-            picked = logits.gather(1, labels[part, None]).squeeze(1)
-            errors = logits.exp_()
-            sums = errors.sum(dim=-1)
-            losses = losses_of_all[part] = sums.log() - picked
+            errors = functional.linear(hidden[part], weight, bias).float()
+            losses = losses_of_all[part]
+            _errors_in_place(errors, labels[part], losses, wants_errors=wants_any)
             weights = None if label_weights is None else label_weights[part]
             total += (losses if weights is None else losses * weights).sum()
-            if not any(ctx.needs_input_grad):
+            if not wants_any:
                 continue
-            errors /= sums[:, None]
-            errors.scatter_add_(1, labels[part, None], -torch.ones_like(picked)[:, None])
             if weights is not None:
                 errors *= weights[:, None]
             errors = errors.to(weight.dtype)
@@ -198,3 +201,22 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         )
         del ctx.gradients
         return (*gradients, None, None, None)
+
+
+def _errors_in_place(
+    logits: torch.Tensor, labels: torch.Tensor, losses: torch.Tensor, *, wants_errors: bool
+) -> None:
+    """Fill ``losses`` [N], and make logits, fp32 [N, V], to softmax(logits) - onehot(label).
+
+    On a CPU a few rows at a time, which stay in its cache; elsewhere all at once.
+    """
+    numbers = _CACHED_NUMBERS if logits.device.type == "cpu" else logits.numel()
+    for part in blocks(*logits.shape, numbers=numbers):
+        rows, of_rows = logits[part], labels[part, None]
+        rows -= rows.amax(dim=-1, keepdim=True)
+        picked = rows.gather(1, of_rows).squeeze(1)
+        sums = rows.exp_().sum(dim=-1)
+        torch.sub(sums.log(), picked, out=losses[part])
+        if wants_errors:
+            rows /= sums[:, None]
+            rows.scatter_add_(1, of_rows, -torch.ones_like(picked)[:, None])

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 _BLOCK_NUMBERS = 2**16
 
 
-def blocks(num_rows: int, row_size: int) -> Iterator[slice]:
+def blocks(num_rows: int, row_size: int, *, numbers: int = _BLOCK_NUMBERS) -> Iterator[slice]:
     """Cut rows into blocks.
 
     Args:
         num_rows: How many there are.
         row_size: Numbers of one.
+        numbers: Of one block, at most; a block has one row at least.
 
     Yields:
         Slices of rows, in order.
@@ -22,6 +23,6 @@ def blocks(num_rows: int, row_size: int) -> Iterator[slice]:
         >>> list(blocks(5, 2**15))
         [slice(0, 2, None), slice(2, 4, None), slice(4, 6, None)]
     """
-    size = max(1, _BLOCK_NUMBERS // max(1, row_size))
+    size = max(1, numbers // max(1, row_size))
     for start in range(0, num_rows, size):
         yield slice(start, start + size)
