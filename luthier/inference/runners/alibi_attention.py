@@ -15,7 +15,8 @@ Source:
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -24,6 +25,9 @@ from transformers.models.bloom.modeling_bloom import BloomAttention, BloomForCau
 from transformers.models.mpt.modeling_mpt import MptAttention, MptForCausalLM
 
 from luthier.inference.runners.packed_attention import PackedBatch, ShapeProbe
+
+#: Something added to scores, given how many tokens look, how many they look at, and a mask.
+Bias: TypeAlias = Callable[[int, int, torch.Tensor | None], torch.Tensor]
 
 _SMALLEST_TABLE = 256
 
@@ -73,42 +77,19 @@ class AlibiAttention:
         Returns:
             [1, N, H · Dh].
         """
-        step = self._step
-        if isinstance(step, ShapeProbe):
-            step.by_layer[layer] = (key.shape[1], key.shape[3], value.shape[3])
-            step.windows[layer] = None
-            bias = self._bias(query.shape[2], query.shape[2], None, query.dtype)
-            out = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling)
-            return out.transpose(1, 2).flatten(2)
-        keys, values = step.arena.write(layer, step.slots, key[0], value[0])
-        outputs = []
-        for row in step.rows:
-            span = slice(row.kv_start, row.kv_end)
-            one = scaled_dot_product_attention(
-                query[:, :, row.first : row.first + row.count],
-                keys[None, :, span],
-                values[None, :, span],
-                attn_mask=self._bias(row.count, row.kv_end - row.kv_start, row.mask, query.dtype),
-                scale=scaling,
-            )
-            outputs.append(one.transpose(1, 2))
-        return torch.cat(outputs, dim=1).flatten(2)
+        bias = functools.partial(self._bias, query.dtype)
+        mixed = attend_with_bias(self._step, layer, query, key, value, scaling, bias)
+        return mixed.flatten(2)
 
     def _bias(
-        self, num_new: int, num_seen: int, mask: torch.Tensor | None, dtype: torch.dtype
+        self, dtype: torch.dtype, num_new: int, num_seen: int, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """What is added to the scores of the last ``num_new`` of ``num_seen`` tokens."""
         if self._table.shape[1] < num_seen or self._table.dtype != dtype:
             size = max(_SMALLEST_TABLE, 1 << (num_seen - 1).bit_length())
             distances = torch.arange(1 - size, 1, device=self._slopes.device)
             self._table = (self._slopes[:, None] * distances).to(dtype)
         bias = self._table[None, :, None, self._table.shape[1] - num_seen :]
-        if num_new == 1:
-            return bias
-        if mask is None:
-            ones = torch.ones(num_new, num_seen, dtype=torch.bool, device=bias.device)
-            mask = ones.tril(diagonal=num_seen - num_new)
-        return bias.masked_fill(~mask, float("-inf"))
+        return causal_bias(bias, num_new, num_seen, mask)
 
     def _take_step(
         self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -120,6 +101,76 @@ class AlibiAttention:
         if isinstance(model, MptForCausalLM):  # it must have a mask, and takes any of four axes
             others["attention_mask"] = self._no_mask
         return args, others
+
+
+def attend_with_bias(
+    step: PackedBatch | ShapeProbe,
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    bias: Bias,
+) -> torch.Tensor:
+    """Attend row by row with something added to the scores.
+
+    Args:
+        step: Who sees whom.
+        layer: Its index.
+        query: [1, H, N, Dh].
+        key: [1, K, N, Dh].
+        value: [1, K, N, Dh].
+        scaling: Of the scores.
+        bias: What is added for the last n of t tokens, given n, t and the row's mask.
+
+    Returns:
+        [1, N, H, Dh].
+    """
+    is_grouped = query.shape[1] != key.shape[1]
+    if isinstance(step, ShapeProbe):
+        step.by_layer[layer] = (key.shape[1], key.shape[3], value.shape[3])
+        step.windows[layer] = None
+        added = bias(query.shape[2], query.shape[2], None)
+        out = scaled_dot_product_attention(
+            query, key, value, attn_mask=added, scale=scaling, enable_gqa=is_grouped
+        )
+        return out.transpose(1, 2)
+    keys, values = step.arena.write(layer, step.slots, key[0], value[0])
+    outputs = []
+    for row in step.rows:
+        span = slice(row.kv_start, row.kv_end)
+        one = scaled_dot_product_attention(
+            query[:, :, row.first : row.first + row.count],
+            keys[None, :, span],
+            values[None, :, span],
+            attn_mask=bias(row.count, row.kv_end - row.kv_start, row.mask),
+            scale=scaling,
+            enable_gqa=is_grouped,
+        )
+        outputs.append(one.transpose(1, 2))
+    return torch.cat(outputs, dim=1)
+
+
+def causal_bias(
+    bias: torch.Tensor, num_new: int, num_seen: int, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """What is added to the scores of the last tokens of a row, that none sees what follows it.
+
+    Args:
+        bias: Of each key, [1, H, 1, t].
+        num_new: n.
+        num_seen: t.
+        mask: True where attention is allowed, [n, t]; None is plainly causal.
+
+    Returns:
+        [1, H, n, t], or [1, H, 1, t] for one token.
+    """
+    if num_new == 1:
+        return bias
+    if mask is None:
+        ones = torch.ones(num_new, num_seen, dtype=torch.bool, device=bias.device)
+        mask = ones.tril(diagonal=num_seen - num_new)
+    return bias.masked_fill(~mask, float("-inf"))
 
 
 def _slopes_of(model: PreTrainedModel) -> torch.Tensor:

@@ -286,7 +286,11 @@ class EncoderDecoderRunner(Runner):
         rows = []
         for num_in, num_out in zip(_PROBE_INPUTS, _PROBE_OUTPUTS, strict=True):
             ids = torch.arange(num_in + num_out, device=self._device) * num_in
-            rows.append((ids % base_model.vocab_size).split([num_in, num_out]))
+            ids %= base_model.vocab_size
+            # Some models give padding no position of its own, wherever it stands.
+            ids[ids == base_model.pad_token_id] = int(ids[-1])
+            ids[num_in] = decoder_start_token_id(base_model)
+            rows.append(ids.split([num_in, num_out]))
         spans = [(index * 32, index * 32 + n) for index, n in enumerate(_PROBE_INPUTS)]
         if self.memory.allocator.num_tokens < 32 * len(rows):
             raise NotSupportedError(

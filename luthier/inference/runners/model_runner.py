@@ -18,6 +18,7 @@ from luthier.inference.memory.kv_memory import KvMemory
 from luthier.inference.runners.alibi_attention import AlibiAttention, uses_alibi
 from luthier.inference.runners.base import Runner
 from luthier.inference.runners.int8_weights import use_int8_weights
+from luthier.inference.runners.own_attention import OwnAttention, has_own_attention
 from luthier.inference.runners.packed_attention import (
     PackedBatch,
     PackedRow,
@@ -66,6 +67,8 @@ class PackedRunner(Runner):
         split_products(self._model)
         if uses_alibi(self._model):
             AlibiAttention(self._model)
+        elif has_own_attention(self._model):
+            OwnAttention(self._model)
         self._delta_layers = DeltaLayers(self._model, merging)
         self._embed = self._model.get_input_embeddings()
         self._states = _HiddenStates()
@@ -224,7 +227,8 @@ def _require_packable(base_model: BaseModel) -> None:
     name = f"base model {base_model.name!r}"
     if base_model.kind != "causal":
         raise NotSupportedError(f"{name} is no causal model")
-    if not (uses_alibi(model) or getattr(model, "_supports_attention_backend", False)):
+    is_known = uses_alibi(model) or has_own_attention(model)
+    if not (is_known or getattr(model, "_supports_attention_backend", False)):
         raise NotSupportedError(f"{name} does not let its attention be replaced")
     if positions_change_with_length(model):
         raise NotSupportedError(f"{name} encodes positions by the longest row")

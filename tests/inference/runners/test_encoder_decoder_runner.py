@@ -11,6 +11,8 @@ from transformers import (
     BartForConditionalGeneration,
     LEDConfig,
     LEDForConditionalGeneration,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
     MarianConfig,
     MarianMTModel,
     MBartConfig,
@@ -53,8 +55,8 @@ def t5_like(config_class: type, **changes: Any) -> Any:
     )
 
 
-def bart_like(config_class: type) -> Any:
-    return config_class(
+def bart_like(config_class: type, **changes: Any) -> Any:
+    settings = dict(
         vocab_size=400,
         d_model=32,
         encoder_layers=2,
@@ -70,6 +72,7 @@ def bart_like(config_class: type) -> Any:
         decoder_start_token_id=0,
         forced_eos_token_id=None,
     )
+    return config_class(**{**settings, **changes})
 
 
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
@@ -79,6 +82,9 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "mbart": lambda: MBartForConditionalGeneration(bart_like(MBartConfig)),
     "pegasus": lambda: PegasusForConditionalGeneration(bart_like(PegasusConfig)),
     "marian": lambda: MarianMTModel(bart_like(MarianConfig)),
+    "m2m100": lambda: M2M100ForConditionalGeneration(
+        bart_like(M2M100Config, decoder_start_token_id=1)
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import torch
-from transformers import BartConfig, BartModel
+from transformers import BartConfig, BartModel, M2M100Config, M2M100Model
 
 from luthier.inference.runners.packed_positions import PackedPositions
 
@@ -20,3 +20,16 @@ def test_word_embeddings_are_left_alone() -> None:
     before = model.shared(ids)
     PackedPositions(model).set([7, 9], torch.device("cpu"))
     torch.testing.assert_close(model.shared(ids), before)
+
+
+def test_a_computed_table_is_looked_up_likewise_and_grows() -> None:
+    config = M2M100Config(vocab_size=40, d_model=16, max_position_embeddings=8)
+    alone, model = M2M100Model(config), M2M100Model(config)
+    counts = (3, 20, 2)
+    expected = [
+        alone.encoder.embed_positions(inputs_embeds=torch.zeros(1, count, 16)) for count in counts
+    ]
+    positions = PackedPositions(model)
+    positions.set([place for count in counts for place in range(count)], torch.device("cpu"))
+    looked_up = model.encoder.embed_positions(inputs_embeds=torch.zeros(1, 25, 16))
+    torch.testing.assert_close(looked_up, torch.cat(expected, dim=1))

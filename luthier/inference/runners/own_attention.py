@@ -1,0 +1,135 @@
+"""Packed rows for models whose layers attend by code of their own: Falcon, GPT-J and CodeGen.
+
+They take no attention from outside, and hand nothing on to their layers, so each network is told of
+a step by a hook, and each layer's attention is replaced where its queries, keys and values are
+ready. Falcon rounds what ALiBi adds to bfloat16, at the key's position, so that is looked up by
+position here and not by distance as for Bloom (``alibi_attention``).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.models.codegen.modeling_codegen import CodeGenAttention, CodeGenForCausalLM
+from transformers.models.falcon.modeling_falcon import (
+    FalconAttention,
+    FalconForCausalLM,
+    apply_rotary_pos_emb,
+    build_alibi_tensor,
+)
+from transformers.models.gptj.modeling_gptj import GPTJAttention, GPTJForCausalLM
+
+from luthier.inference.runners.alibi_attention import attend_with_bias, causal_bias
+from luthier.inference.runners.packed_attention import PackedBatch, ShapeProbe, packed_attention
+
+_SMALLEST_TABLE = 256
+
+
+def has_own_attention(model: PreTrainedModel) -> bool:
+    """True for the models that ``OwnAttention`` knows."""
+    return isinstance(model, FalconForCausalLM | GPTJForCausalLM | CodeGenForCausalLM)
+
+
+class OwnAttention:
+    """Attention of a network's layers on packed rows, installed when it is made.
+
+    Args:
+        model: A network of its own for which ``has_own_attention`` holds; its layers are changed,
+            and it takes the step as ``packed_batch`` from now on.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._step: PackedBatch | ShapeProbe = ShapeProbe()
+        self._biases: torch.Tensor | None = None
+        self._device = model.device
+        model.register_forward_pre_hook(self._take_step, with_kwargs=True)
+        for module in model.modules():
+            if isinstance(module, FalconAttention):
+                module.forward = functools.partial(_falcon_forward, module, self)
+            elif isinstance(module, GPTJAttention | CodeGenAttention):
+                module._attn = functools.partial(self._attend_headwise, module)
+
+    def attend(
+        self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Attend row by row, scores scaled by the root of Dh.
+
+        Args:
+            layer: The model's attention layer.
+            query: [1, H, N, Dh], positions applied.
+            key: [1, K, N, Dh], likewise.
+            value: [1, K, N, Dh].
+
+        Returns:
+            [1, N, H, Dh].
+        """
+        mixed, _ = packed_attention(
+            layer, query, key, value, None, packed_batch=self._step, scaling=query.shape[3] ** -0.5
+        )
+        return mixed
+
+    def attend_with_alibi(
+        self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """The same, each key's share of the scores added; see ``attend``."""
+        scaling = query.shape[3] ** -0.5
+        bias = functools.partial(self._bias, layer.num_heads, scaling, query.dtype)
+        return attend_with_bias(self._step, layer.layer_idx, query, key, value, scaling, bias)
+
+    def _attend_headwise(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, None]:
+        """In GPT-J's place for it, which takes and gives [1, H, N, Dh]."""
+        return self.attend(layer, query, key, value).transpose(1, 2), None
+
+    def _bias(
+        self,
+        num_heads: int,
+        scaling: float,
+        dtype: torch.dtype,
+        num_new: int,
+        num_seen: int,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        table = self._biases
+        if table is None or table.shape[1] < num_seen or table.dtype != dtype:
+            size = max(_SMALLEST_TABLE, 1 << (num_seen - 1).bit_length())
+            ones = torch.ones(1, size, dtype=torch.long, device=self._device)
+            of_scores = build_alibi_tensor(ones, num_heads, dtype=dtype)[:, 0]
+            self._biases = table = of_scores * scaling
+        return causal_bias(table[None, :, None, :num_seen], num_new, num_seen, mask)
+
+    def _take_step(
+        self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        others = dict(kwargs)
+        self._step = others.pop("packed_batch")
+        return args, others
+
+
+def _falcon_forward(
+    layer: Any,
+    attention: OwnAttention,
+    hidden_states: torch.Tensor,
+    alibi: torch.Tensor | None,
+    *args: Any,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    parts = layer._split_heads(layer.query_key_value(hidden_states))
+    query, key, value = (part.transpose(1, 2) for part in parts)
+    if alibi is None:
+        assert position_embeddings is not None
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        mixed = attention.attend(layer, query, key, value)
+    else:
+        mixed = attention.attend_with_alibi(layer, query, key, value)
+    return layer.dense(mixed.flatten(2)), None
