@@ -12,9 +12,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fixtures.killable_training import load, outcome_of, train
+from fixtures.killable_training import CASES, load, outcome_of, train
 
 from luthier.training.checkpointing.checkpoints import (
     CHECKPOINTS_FOLDER,
@@ -22,17 +23,20 @@ from luthier.training.checkpointing.checkpoints import (
     read_checkpoint,
 )
 
+#: Another number draws other options and other moments.
+SEED = int(os.environ.get("LUTHIER_KILL_SEED", "20"))
+
 
 class _Trainings:
-    """Starts trainings in a process of their own and kills them."""
+    """Starts trainings in processes of their own and kills them."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def run(self, *, kill_after_seconds: float | None) -> int:
+    def run(self, case: str, run_folder: Path, *, kill_after_seconds: float | None) -> int:
         """The exit code of one training; negative if the kill came before its end."""
         assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
+        self._process.stdin.write(f"{case} {SEED} {run_folder}\n")
         self._process.stdin.flush()
         pid = self._read_number()
         if kill_after_seconds is not None:
@@ -46,17 +50,10 @@ class _Trainings:
         return int(self._process.stdout.readline())
 
 
-@pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def trainings(tiny_base_models_dir: Path, run_folder: Path) -> Iterator[_Trainings]:
+@pytest.fixture(scope="module")
+def trainings(tiny_base_models_dir: Path) -> Iterator[_Trainings]:
     tests = Path(__file__).parents[1]
-    command = [sys.executable, "-m", "fixtures.killable_training", tiny_base_models_dir, run_folder]
+    command = [sys.executable, "-m", "fixtures.killable_training", tiny_base_models_dir]
     environment = {
         **os.environ,
         "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}",
@@ -79,36 +76,52 @@ def trainings(tiny_base_models_dir: Path, run_folder: Path) -> Iterator[_Trainin
             process.stdin.close()
 
 
-def _kill_and_compare(
-    num_kills: int, trainings: _Trainings, base_models_dir: Path, run_folder: Path, whole: Path
-) -> None:
+def _kill_and_finish(
+    case: str, num_kills: int, trainings: _Trainings, base_models_dir: Path, folder: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What came of a training that was killed at random moments, and of one that never was."""
     started = time.monotonic()
-    expected = outcome_of(*train(load(base_models_dir), whole))
+    expected = outcome_of(train(load(base_models_dir), case, SEED, folder / "whole"))
     whole_seconds = time.monotonic() - started
-    generator = random.Random(os.environ.get("LUTHIER_KILL_SEED", num_kills))
-    codes = []
+    generator = random.Random(f"{case} {SEED} {num_kills}")
+    run_folder, codes = folder / "run", []
+    run_folder.mkdir()
     for _ in range(num_kills):
         seconds = generator.uniform(0.0, whole_seconds / num_kills * 2)
-        codes.append(trainings.run(kill_after_seconds=seconds))
+        codes.append(trainings.run(case, run_folder, kill_after_seconds=seconds))
         # Whatever the kill left behind: what has a checkpoint's name is whole and readable.
-        for step, folder in list_checkpoints(run_folder / CHECKPOINTS_FOLDER).items():
-            assert read_checkpoint(folder).progress.step == step
-    assert -signal.SIGKILL in codes
+        for checkpoints in run_folder.glob(f"*/{CHECKPOINTS_FOLDER}"):
+            for step, checkpoint in list_checkpoints(checkpoints).items():
+                assert read_checkpoint(checkpoint).progress.step == step
     assert set(codes) <= {-signal.SIGKILL, 0}
-    assert trainings.run(kill_after_seconds=None) == 0
-    outcome = json.loads((run_folder / "outcome.json").read_text(encoding="utf-8"))
-    assert outcome == json.loads(json.dumps(expected))
-    assert not list((run_folder / CHECKPOINTS_FOLDER).glob(".*"))
+    assert trainings.run(case, run_folder, kill_after_seconds=None) == 0
+    assert not list(run_folder.glob(f"*/{CHECKPOINTS_FOLDER}/.*"))
+    found = json.loads((run_folder / "outcome.json").read_text(encoding="utf-8"))
+    return found, json.loads(json.dumps(expected))
 
 
-def test_a_training_killed_at_six_random_moments_gives_the_same_bits(
-    trainings: _Trainings, tiny_base_models_dir: Path, run_folder: Path, tmp_path: Path
+@pytest.mark.parametrize("case", sorted({*CASES} - {"fused"}))
+def test_a_training_killed_at_random_moments_gives_the_same_bits(
+    case: str, trainings: _Trainings, tiny_base_models_dir: Path, tmp_path: Path
 ) -> None:
-    _kill_and_compare(6, trainings, tiny_base_models_dir, run_folder, tmp_path / "whole")
+    found, expected = _kill_and_finish(case, 2, trainings, tiny_base_models_dir, tmp_path)
+    assert found == expected
+
+
+def test_fused_trainings_killed_at_random_moments_give_the_same_up_to_rounding(
+    trainings: _Trainings, tiny_base_models_dir: Path, tmp_path: Path
+) -> None:
+    # Passes are shared by others than in a run that was never killed, and so round differently.
+    found, expected = _kill_and_finish("fused", 3, trainings, tiny_base_models_dir, tmp_path)
+    for one, other in zip(found, expected, strict=True):
+        assert one["counts"] == other["counts"]
+        assert one["losses"] == pytest.approx(other["losses"], rel=0.02)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("case", ["lora", "full_fine_tuning", "early_stopping"])
 def test_a_training_killed_at_twenty_random_moments_gives_the_same_bits(
-    trainings: _Trainings, tiny_base_models_dir: Path, run_folder: Path, tmp_path: Path
+    case: str, trainings: _Trainings, tiny_base_models_dir: Path, tmp_path: Path
 ) -> None:
-    _kill_and_compare(20, trainings, tiny_base_models_dir, run_folder, tmp_path / "whole")
+    found, expected = _kill_and_finish(case, 20, trainings, tiny_base_models_dir, tmp_path)
+    assert found == expected
