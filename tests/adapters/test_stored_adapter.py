@@ -89,3 +89,17 @@ def test_it_does_not_keep_the_base_model_alive(tiny_causal_dir: Path, folder: Pa
     gc.collect()
     with pytest.raises(ArtifactError, match="base model of adapter 'adapter' was released"):
         stored.loaded()
+
+
+def test_what_another_has_read_is_read_when_it_is_needed(base: BaseModel, folder: Path) -> None:
+    direct = load_adapter(folder, base_model=base)
+    known = {"content_hash": direct.content_hash(), "delta_layers": direct.delta_layers()}
+    unread = StoredAdapter.unread(folder, base_model=base, **known)
+    assert (unread.content_hash(), unread.delta_layers()) == tuple(known.values())
+    assert not unread.is_in_memory
+    for name, tensor in direct.peft_state().items():
+        assert torch.equal(unread.peft_state()[name], tensor)
+    save(base, folder, seed=2)
+    gc.collect()
+    with pytest.raises(ReplacedError, match="replaced by another one"):
+        unread.loaded()

@@ -94,6 +94,10 @@ BROAD_HANDLERS = {
     "inference/plain_engine.py": "engine step",
     "inference/batched_engine.py": "engine step",
     "inference/deltas/adapter_pool.py": "background task",
+    "inference/engine_process/child.py": "engine step",
+    "inference/engine_process/child_process.py": "background task",
+    "inference/engine_process/host.py": "request handler",
+    "inference/engine_process/supervisor.py": "background task",
 }
 
 

@@ -3,12 +3,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from collections.abc import Sequence
 
 import pytest
 
 from luthier.errors import ConflictError, EngineError
 from luthier.inference.base import FinishReason, GenerationChunk
-from luthier.inference.channels import Channel, ChannelStream, deliver
+from luthier.inference.channels import Channel, ChannelStream, Outbox, deliver
 
 LAST = GenerationChunk(text="!", finish_reason=FinishReason.MAX_TOKENS)
 
@@ -142,3 +143,45 @@ def test_a_reader_whose_loop_was_closed_is_given_up() -> None:
     deliver([(channel, chunk("a"))])
     assert cancels == ["cancel"]
     del reading
+
+
+class Collecting(Outbox):
+    """Remembers what each delivery brought, by tag."""
+
+    def __init__(self) -> None:
+        self.deliveries: list[list[tuple[int, str]]] = []
+
+    def collect(self, channels: Sequence[Channel]) -> None:
+        self.deliveries.append(
+            [
+                (channel.tag, item.text)
+                for channel in channels
+                for item in channel.take_all()
+                if isinstance(item, GenerationChunk)
+            ]
+        )
+
+
+def test_an_outbox_is_told_once_of_all_that_a_step_brought() -> None:
+    outbox = Collecting()
+    pairs = [make_stream() for _ in range(3)]
+    for tag, (_, stream, _) in enumerate(pairs):
+        stream.forward_to(outbox, tag=tag)
+    assert outbox.deliveries == [[], [], []]
+    deliver((channel, chunk(f"step {tag}")) for tag, (channel, _, _) in enumerate(pairs))
+    assert outbox.deliveries[3:] == [[(0, "step 0"), (1, "step 1"), (2, "step 2")]]
+    deliver([(pairs[1][0], chunk("a")), (pairs[1][0], LAST)])
+    assert outbox.deliveries[4:] == [[(1, "a"), (1, "!")]]
+
+
+def test_an_outbox_gets_what_came_before_it_and_nobody_else_reads() -> None:
+    outbox = Collecting()
+    channel, stream, cancels = make_stream()
+    deliver([(channel, chunk("early")), (channel, LAST)])
+    stream.forward_to(outbox, tag=7)
+    assert outbox.deliveries == [[(7, "early"), (7, "!")]]
+    with pytest.raises(ConflictError, match="read already"):
+        stream.forward_to(outbox, tag=8)
+    with pytest.raises(ConflictError, match="read already"):
+        iter(stream)
+    assert cancels == []

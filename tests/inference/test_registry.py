@@ -16,7 +16,8 @@ from transformers import GPTJConfig, GPTJForCausalLM
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference.base import FinishReason, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
-from luthier.inference.options import EngineOptions
+from luthier.inference.engine_process.process_engine import ProcessEngine
+from luthier.inference.options import EngineOptions, ProcessOptions
 from luthier.inference.plain_engine import PlainEngine
 from luthier.inference.registry import close_all, engine_for, engines
 from luthier.resources.base_model import BaseModel
@@ -86,7 +87,7 @@ def test_a_process_that_drops_its_models_and_exits_does_not_crash(tiny_causal_di
         "from luthier.data_model.sampling import SamplingParams\n"
         "from luthier.inference.base import GenerationRequest\n"
         "from luthier.inference.registry import engine_for\n"
-        "from luthier.resources.base_model import load_base_model\n"
+        "from luthier.resources.model_loading import load_base_model\n"
         "from luthier.resources.names import BaseModelLocation, BaseModelSources\n"
         "def use():\n"
         "    location = BaseModelLocation('tiny', Path(sys.argv[1]), 'path')\n"
@@ -125,3 +126,14 @@ def test_closing_all_ends_every_stream_and_a_new_engine_starts(causal_base: Base
     close_all()
     assert list(stream)[-1].finish_reason is FinishReason.CANCELLED
     assert engine_for(base) is not engine
+
+
+def test_an_engine_runs_in_a_process_where_the_options_say_so(causal_base: BaseModel) -> None:
+    base = replace(causal_base)
+    expected = list(engine_for(causal_base).submit(REQUEST))
+    engine = engine_for(base, options=EngineOptions(process=ProcessOptions()))
+    assert isinstance(engine, ProcessEngine)
+    assert list(engine.submit(REQUEST)) == expected
+    close_all()
+    assert engine.status().detail == "closed"
+    assert engine.pid is None

@@ -18,6 +18,7 @@ from luthier.errors import (
 from luthier.files.atomic_folder import write_folder_atomically
 from luthier.resources.model_loading import load_base_model, save_base_model
 from luthier.resources.names import BaseModelLocation, BaseModelSources
+from luthier.resources.shared_tensors import map_tensors
 
 
 @pytest.fixture
@@ -219,3 +220,16 @@ def test_a_command_in_pickled_weights_never_runs(pickled, tmp_path):
 def test_a_tokenizer_that_begins_every_text_is_kept(tmp_path):
     base = _load(make_tiny_causal(tmp_path / "bos", add_bos=True))
     assert base.tokenizer("a")["input_ids"][0] == base.tokenizer.bos_token_id
+
+
+def test_weights_lie_in_shared_memory_where_the_sources_say_so(tiny_causal_dir):
+    plain = _load(tiny_causal_dir)
+    shared = _load(tiny_causal_dir, BaseModelSources(shares_memory=True))
+    assert plain.shared is None
+    mapped = map_tensors(shared.shared.file_descriptor, shared.shared.places)
+    for name, parameter in plain.model.named_parameters():
+        assert torch.equal(mapped[name], parameter)
+    weight = shared.model.get_parameter("model.layers.0.mlp.up_proj.weight")
+    weight.data[0, 0] = 12.5
+    assert mapped["model.layers.0.mlp.up_proj.weight"][0, 0] == 12.5, "one memory, two mappings"
+    assert not shared.embedding_weight.requires_grad

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import UTC, datetime
+
 import pytest
 from fixtures.echo_runtime import EchoLog
 
@@ -9,6 +12,8 @@ from luthier.config import load_config
 from luthier.errors import CapacityError, ModelNotFoundError, NameNotAllowedError
 from luthier.modules import configure
 from luthier.runtime import assembly
+from luthier.runtime.jobs.base import Job, JobState, TrainingSpec
+from luthier.runtime.jobs.job_folder import JobFolder
 from luthier.runtime.jobs.memory_store import MemoryJobStore
 from luthier.runtime.services.training import TrainingRequest
 
@@ -66,3 +71,24 @@ async def test_an_executor_has_the_limits_of_the_config(tmp_path):
 def test_a_saved_model_is_read_by_our_modules(tmp_path):
     with pytest.raises(Exception, match=r"config\.yml"):
         assembly.load_saved_model(tmp_path)
+
+
+async def test_trainings_share_no_weights_with_processes(tmp_path, monkeypatch):
+    """The way into a child process is a seam: its environment is what it is told."""
+    seen: list[str | None] = []
+
+    async def refuse(*command: str, env: dict[str, str], **others: object) -> None:
+        seen.append(env.get("INFERENCE_PROCESS_ENABLED"))
+        raise OSError("no processes today")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+    store = MemoryJobStore()
+    executor = assembly.make_executor(load_config({"INFERENCE_PROCESS_ENABLED": "true"}), store)
+    spec = TrainingSpec("module", "m", {}, tmp_path / "models" / "m", 1, 0)
+    folder = JobFolder(tmp_path / "jobs" / "job")
+    folder.create(spec, RECORDS, [])
+    executor.submit(Job("job", spec, folder.path, JobState.QUEUED, datetime.now(UTC)))
+    async with asyncio.timeout(60):
+        while store.get("job").state is not JobState.ERRORED:
+            await asyncio.sleep(0.01)
+    assert seen == ["false"]

@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load, save
 
 from luthier.data_model.sampling import SamplingParams
-from luthier.errors import CapacityError, LuthierError, error_class
+from luthier.errors import CapacityError, EngineDownError, LuthierError, error_class
 from luthier.inference.base import (
     ClassificationRequest,
     FinishReason,
@@ -200,14 +200,15 @@ def decode_chunk(values: Sequence[Any]) -> tuple[int, GenerationChunk]:
 
 def encode_error(error: LuthierError) -> list[Any]:
     """An error as JSON values: its code, what it says, and when to try again."""
-    retry_after = error.retry_after_seconds if isinstance(error, CapacityError) else None
-    return [error.code, str(error), retry_after]
+    if isinstance(error, CapacityError | EngineDownError):
+        return [error.code, str(error), error.retry_after_seconds]
+    return [error.code, str(error), None]
 
 
 def decode_error(values: Sequence[Any]) -> LuthierError:
     """An error of the class that ``encode_error`` was given."""
     code, message, retry_after = values
     kind = error_class(code)
-    if issubclass(kind, CapacityError):
+    if issubclass(kind, CapacityError | EngineDownError):
         return kind(message, retry_after_seconds=retry_after)
     return kind(message)

@@ -128,10 +128,13 @@ class ProcessEngine(Engine):
         with self._state:
             process = self._supervisor.living()
             self._check_waiting(request.tenant)
-            adapter_key = self._bring_adapter(process, adapter, content_hash)
-            head = self._bring_head(process, request)
+            dropped: list[str] = []
+            adapter_key = self._bring_adapter(process, adapter, content_hash, dropped)
+            head = self._bring_head(process, request, dropped)
             values = encode_request(request, adapter_key=adapter_key, head_key=head)
             process.say(["submit", number, values])
+            for key in dropped:  # not before: the head may have taken the adapter's place
+                process.say(["forget", key])
             self._num_submitted += 1
             self._rows[number] = _Row(
                 channel, tenant=request.tenant, num_input=len(prompt.token_ids)
@@ -215,31 +218,27 @@ class ProcessEngine(Engine):
         return min(num_unstarted, self._num_waiting + self._num_submitted - self._num_seen)
 
     def _bring_adapter(
-        self, process: ChildProcess, adapter: Adapter | None, content_hash: str
+        self, process: ChildProcess, adapter: Adapter | None, content_hash: str, dropped: list[str]
     ) -> str:
         """See to it that the process has the adapter when the next operation comes; its key."""
         if adapter is None:
             return ""
         key = key_of(adapter, content_hash)
         if not self._sent.holds(key):
-            self._count(process, key, num_bytes_of(adapter))
+            dropped += self._sent.add(key, num_bytes_of(adapter))
             folder = Path(self._folder.name)
             process.say_later(lambda: _described(key, adapter, content_hash, folder))
         return key
 
-    def _bring_head(self, process: ChildProcess, request: Request) -> str:
+    def _bring_head(self, process: ChildProcess, request: Request, dropped: list[str]) -> str:
         if not isinstance(request, ClassificationRequest):
             return ""
         key = head_key(request.head)
         if not self._sent.holds(key):
-            self._count(process, key, request.head.nbytes)
+            dropped += self._sent.add(key, request.head.nbytes)
             message = Message([["head", key]], [pack_tensors({"head": request.head})])
             process.say_later(lambda: message)
         return key
-
-    def _count(self, process: ChildProcess, key: str, num_bytes: int) -> None:
-        for dropped in self._sent.add(key, num_bytes):
-            process.say(["forget", dropped])
 
     def _hear(self, name: str, values: list[Any]) -> None:
         if name == "step":

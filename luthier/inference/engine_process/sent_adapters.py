@@ -7,6 +7,7 @@ tensors; any other is written into a folder for the process, in PEFT's format.
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -109,8 +110,9 @@ def describe_adapter(key: str, adapter: Adapter, content_hash: str, folder: Path
     replaces_layers = type(adapter).tuned_model is not Adapter.tuned_model
     if not replaces_layers and not adapter.delta_layers():
         return Message([["adapter", key, {"hash": content_hash}]], [_pack_prompt(adapter)])
-    saved = folder / content_hash
-    save_adapter(adapter, saved, base_model_name="", overwrite=True)
+    # A folder of its own each time: the process may still be reading, or removing, the last one.
+    saved = folder / f"{content_hash[:16]}-{uuid.uuid4().hex}"
+    save_adapter(adapter, saved, base_model_name="")
     return Message([["adapter", key, {"saved": str(saved)}]])
 
 

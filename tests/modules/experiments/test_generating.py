@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -14,6 +15,9 @@ from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.errors import CancelledError
+from luthier.inference.engine_process.process_engine import ProcessEngine
+from luthier.inference.options import EngineOptions, ProcessOptions
+from luthier.inference.registry import engines
 from luthier.modules.experiments.generating import generate_with
 from luthier.resources.base_model import BaseModel
 from luthier.training.loop import tune
@@ -85,3 +89,14 @@ def test_it_stops_when_asked(tiny_causal_base: BaseModel) -> None:
     generate = generate_with(tiny_causal_base, adapter, max_new_tokens=5, should_stop=lambda: True)
     with pytest.raises(CancelledError):
         generate(_prompts(tiny_causal_base))
+
+
+def test_a_training_starts_no_process_for_its_engine(tiny_causal_base: BaseModel) -> None:
+    base = dataclasses.replace(tiny_causal_base)
+    known = set(engines())
+    options = EngineOptions(process=ProcessOptions())
+    adapter = create_lora(base.model, LoraConfig(rank=2), seed=1)
+    generate = generate_with(base, adapter, max_new_tokens=2, options=options)
+    assert len(generate(_prompts(base))) == len(RECORDS)
+    (engine,) = set(engines()) - known
+    assert not isinstance(engine, ProcessEngine)
