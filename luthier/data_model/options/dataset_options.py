@@ -134,6 +134,24 @@ class DatasetOptions:
         maximum=2**31,
         is_optional=True,
     )
+    max_length_prompt: int | None = option(
+        None,
+        "int",
+        "Tokens of one prompt, of which the last are kept, and of a system text, of which the "
+        "first are; in conversations. None leaves it to max_length.",
+        minimum=1,
+        maximum=2**31,
+        is_optional=True,
+    )
+    max_length_answer: int | None = option(
+        None,
+        "int",
+        "Tokens of one answer, of which the first are kept, and its end; in conversations. None "
+        "leaves it to max_length.",
+        minimum=1,
+        maximum=2**31,
+        is_optional=True,
+    )
     padding_quantile: float = _share(
         1.0,
         "Batches are as long as this quantile of their rows; longer rows lose their start (labels "

@@ -53,6 +53,8 @@ _GROUP_OF: Mapping[str, str] = MappingProxyType(
         "verbalizer": "dataset",
         "train_validation_data": "training",
         "max_length": "tokenizer",
+        "max_length_prompt": "tokenizer",
+        "max_length_answer": "tokenizer",
         "max_source_length": "tokenizer",
         "max_target_length": "tokenizer",
         "padding_quantile": "tokenizer",

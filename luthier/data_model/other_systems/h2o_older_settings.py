@@ -15,12 +15,6 @@ from luthier.data_model.other_systems.foreign_setting import (
 )
 
 
-def _is_within_whole(value: Any, values: Values) -> bool:
-    """A cap of one part that the cap of the whole implies."""
-    whole = values["tokenizer.max_length"]
-    return isinstance(value, int) and isinstance(whole, int) and value >= whole
-
-
 def _embeddings(value: Any, values: Values) -> Any:
     layers = values["training.lora_unfreeze_layers"]
     if not isinstance(layers, list) or not isinstance(value, bool):
@@ -56,10 +50,8 @@ H2O_OLDER_SETTINGS = (
         ForeignSetting(
             f"tokenizer.{name}",
             ABSENT,
-            status=Status.REPLACED,
-            reason="tokenizer.max_length caps each part and the whole; a lower cap of one part is "
-            "not offered for conversations",
-            is_harmless=_is_within_whole,
+            f"tokenizer.{name}",
+            reason="beside tokenizer.max_length, which caps each part and the whole",
         )
         for name in ("max_length_prompt", "max_length_answer")
     ),

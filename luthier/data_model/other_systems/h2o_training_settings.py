@@ -408,7 +408,7 @@ _LOGGING = (
         "logging.neptune_project",
         "",
         status=Status.NOT_OFFERED,
-        reason="part of logger Neptune",
+        reason="part of logger Neptune, whose service was closed in 2026",
         is_harmless=always,
     ),
 )

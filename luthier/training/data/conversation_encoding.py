@@ -30,7 +30,7 @@ class ConversationEncoder:
 
     Args:
         row_tokenizer: The base model's tokenizer and limits.
-        options: Format, loss mask and ``max_length``.
+        options: Format, loss mask and lengths.
     """
 
     row_tokenizer: RowTokenizer
@@ -73,7 +73,7 @@ class ConversationEncoder:
         return self._causal_row(row, parts, place)
 
     def _encode_part(self, part: Part) -> _EncodedPart:
-        encoder, max_length = self.row_tokenizer.encoder, self.options.max_length
+        encoder, max_length = self.row_tokenizer.encoder, self._longest_part(part.kind)
         ids = encoder.encode_pieces(part.pieces)
         end_ids = self._end_ids(part.end)
         num_cut = 0
@@ -84,6 +84,12 @@ class ConversationEncoder:
                 ids = ids[num_cut:] if part.kind == "prompt" else ids[:room]
         learned = part.kind == "answer" and part.is_learned
         return _EncodedPart(part.kind, [*ids, *end_ids], learned, num_cut)
+
+    def _longest_part(self, kind: PartKind) -> int | None:
+        """Tokens of a part of this kind; None for any number."""
+        options = self.options
+        own = options.max_length_answer if kind == "answer" else options.max_length_prompt
+        return min((each for each in (options.max_length, own) if each is not None), default=None)
 
     def _end_ids(self, end: str) -> list[int]:
         """There are few ends and many answers, so each is tokenized once."""

@@ -14,10 +14,10 @@ def test_reinforcement_learning_is_named_as_what_it_is() -> None:
     assert {setting.state for setting in ppo} == {Status.PREFERENCE}
 
 
-def test_a_cap_of_one_part_is_harmless_where_the_whole_implies_it() -> None:
-    for cap, fate in ((512, Fate.IGNORED), (256, Fate.REFUSED)):
-        imported = import_experiment(
-            {"llm_backbone": "b", "tokenizer": {"max_length_prompt": cap, "max_length": 512}},
-            System.H2O,
-        )
-        assert next(line.fate for line in imported.report if line.name.endswith("_prompt")) is fate
+def test_caps_of_single_parts_stand_beside_that_of_the_whole() -> None:
+    lengths = {"max_length_prompt": 256, "max_length_answer": 128, "max_length": 512}
+    imported = import_experiment({"llm_backbone": "b", "tokenizer": lengths}, System.H2O)
+    fates = {line.name: line.fate for line in imported.report}
+    for name, value in lengths.items():
+        assert fates[f"tokenizer.{name}"] is Fate.MAPPED
+        assert imported.options.value(f"tokenizer.{name}") == value

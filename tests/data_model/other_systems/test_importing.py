@@ -173,7 +173,6 @@ def test_units_and_words_are_converted(changes: dict[str, Any], path: str, value
         ({"training__loss_function": "DPOLoss"}, "training.loss_function"),
         ({"training__use_rlhf": True}, "training.use_rlhf"),
         ({"environment__huggingface_branch": "dev"}, "environment.huggingface_branch"),
-        ({"tokenizer__max_length_prompt": 100}, "tokenizer.max_length_prompt"),
     ],
 )
 def test_what_would_change_the_result_is_refused_by_name(

@@ -187,6 +187,31 @@ def test_a_long_answer_keeps_its_start_and_its_end_token() -> None:
     assert row.num_source_cut > 0
 
 
+def test_prompts_and_answers_have_caps_of_their_own() -> None:
+    record = ChatTrainRecord(
+        (
+            ChatMessage("user", "q1" * 50 + " end"),
+            ChatMessage("assistant", "a1" * 50),
+            ChatMessage("user", "short"),
+            ChatMessage("assistant", "yes"),
+        )
+    )
+    whole = _encode(_encoder(None), record)
+    assert not (whole.num_source_cut or whole.num_target_cut)
+    capped = _encode(_encoder(None, max_length_prompt=30), record)
+    assert capped.num_target_cut == 0
+    assert len(capped.example.input_ids) == len(whole.example.input_ids) - capped.num_source_cut
+    encoder = _encoder(None, max_length_answer=8)
+    row = _encode(encoder, record)
+    assert row.num_source_cut == 0
+    first, second = _learned(row.example, encoder)
+    assert first.startswith("a1")
+    assert first.endswith("</s>")
+    assert second == "yes</s>"
+    smallest = _encode(_encoder(None, max_length_answer=8, max_length=5, is_seq2seq=True), record)
+    assert len(smallest.example.labels) <= 5
+
+
 def test_nothing_is_cut_unasked() -> None:
     with pytest.raises(
         TrainingDataError, match=r"row 1 has \d+ tokens, .* at most 20 .*max_length"
