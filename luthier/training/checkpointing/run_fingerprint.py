@@ -134,6 +134,9 @@ def _describe(adapter: Adapter) -> dict[str, Any]:
     except NotSupportedError:  # full fine-tuning has none
         settings = {}
     settings = {**settings, **adapter.start_settings()}
+    factors = sorted({adapter.learning_rate_factor(name) for name, _ in adapter.named_parameters()})
+    if factors != [1.0]:  # LoRA+, which PEFT's settings do not know
+        settings["learning_rate_factors"] = factors
     tensors = {
         name: f"{str(parameter.dtype).removeprefix('torch.')} {list(parameter.shape)}"
         for name, parameter in adapter.named_parameters()
