@@ -98,9 +98,16 @@ def with_soft_prompts(base: BaseModel, loras: list[LoraAdapter]) -> list[Adapter
     return mixed
 
 
-def each_to(requests: list[GenerationRequest], adapters: list[Any]) -> list[GenerationRequest]:
-    """The same requests to these adapters."""
-    return [replace(r, adapter=a) for r, a in zip(requests, adapters, strict=True)]
+def each_to(
+    requests: list[GenerationRequest], adapters: list[Any], *, load: str = ""
+) -> list[GenerationRequest]:
+    """The same requests to these adapters.
+
+    Each load is a tenant of its own: what was computed of a prompt is shared within tenants, and
+    two loads have the same prompts for the same adapter. Soft prompts are shared by all.
+    """
+    pairs = zip(requests, adapters, strict=True)
+    return [replace(request, adapter=adapter, tenant=load) for request, adapter in pairs]
 
 
 def warm_up(engine: Engine, requests: list[GenerationRequest], adapters: list[Any]) -> None:
@@ -212,7 +219,7 @@ def main() -> int:
         bare = make_requests(base, arguments, [None], turn=turn)
         answers: dict[str, Answers] = {}
         for name, each in adapters.items():
-            requests, own = each_to(bare, each), timings[name]
+            requests, own = each_to(bare, each, load=name), timings[name]
             runner = engines.get(name, engine)
             answers[name] = measure(lambda e=runner, r=requests, t=own: run_engine(e, r, t), own)
         for name in engines:
