@@ -96,7 +96,8 @@ def read_data(
     dataset.validate()
     verbalizer = Verbalizer(options.verbalizer)
     verbalizer.require_trainable()
-    _require_readable_classes(adapter, dataset)
+    if adapter.class_labels:
+        require_readable_classes(dataset)
     key_values = adapter.prefix_key_values()
     row_tokenizer = _row_tokenizer(
         base_model,
@@ -132,9 +133,15 @@ def read_data(
     return data, validation_data
 
 
-def _require_readable_classes(adapter: Adapter, dataset: DatasetOptions) -> None:
-    if not adapter.class_labels:
-        return
+def require_readable_classes(dataset: DatasetOptions) -> None:
+    """Refuse ways of writing text that a classification does not read.
+
+    Args:
+        dataset: Of the training.
+
+    Raises:
+        InvalidInputError: Naming the option.
+    """
     for name, value, accepted in (
         ("prompt_format", dataset.prompt_format, ("auto", "verbalizer")),
         ("chat_template", dataset.chat_template, (None,)),

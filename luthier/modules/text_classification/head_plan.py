@@ -41,6 +41,8 @@ from luthier.modules.text_generation.train_plan import (
     plan_training,
 )
 from luthier.resources.base_model import BaseModel
+from luthier.training.metrics.registry import METRICS
+from luthier.training.preparation import require_readable_classes
 
 #: Hyperparameters of the loop where a head's tuning says nothing.
 HEAD_TUNING_DEFAULTS = TrainingOptions(
@@ -129,6 +131,13 @@ def plan_head_tuning(
             f"classification heads stand on causal base models; {plan.base_model_name!r} is "
             f"{plan.kind}"
         )
+    require_readable_classes(plan.dataset)
+    for metric in plan.options.metrics:
+        if METRICS[metric].needs_text:
+            raise InvalidInputError(
+                f"'metrics' names {metric!r}, which compares generated text; a classification "
+                "writes none"
+            )
     limits = limits_for(plan.hooks, environment)
     if lora is not None:
         lora.validate(LoraLimits(max_rank=min(MAX_RANK, limits.max_lora_rank)))
@@ -173,6 +182,11 @@ def _labels_of(plan: TrainingPlan, given: Any, *, max_classes: int) -> tuple[str
     if len(labels) > max_classes:
         raise InvalidInputError(
             f"'labels' has {len(labels)} names, at most {max_classes} are allowed"
+        )
+    if labels is found and len(found) == 1:
+        raise TrainingDataError(
+            f"all {len(plan.records)} rows of train_stream have label {found[0][:80]!r}; there is "
+            "nothing to tell apart. Other classes can be named in 'labels'"
         )
     require_labels(labels)
     known = set(labels)

@@ -373,3 +373,20 @@ def test_a_training_is_started_followed_and_cancelled(stubs):
     status = stubs.trainings.GetTrainingStatus(info)
     assert status.state == 4 and status.reasons
     assert status.completion_timestamp.seconds >= status.submission_timestamp.seconds > 0
+
+
+def test_a_text_is_classified(stubs, runtime):
+    runtime.add_model("sorter")
+    request = stubs.request("TextClassificationTaskPredict", text="ham spam")
+    classify = stubs.inference.TextClassificationTaskPredict
+    answer = classify(request, metadata=(("mm-model-id", "sorter"),), timeout=60)
+    assert [(each.label, each.score) for each in answer.results] == [
+        ("spam", 1 / 2),
+        ("ham", 1 / 3),
+    ]
+    with pytest.raises(grpc.RpcError) as refused:
+        generate(stubs, metadata=(("mm-model-id", "sorter"),), text="a")
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    with pytest.raises(grpc.RpcError) as refused:
+        classify(request, metadata=MODEL, timeout=60)
+    assert "tells no classes apart" in refused.value.details()

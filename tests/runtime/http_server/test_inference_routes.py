@@ -260,3 +260,18 @@ def test_a_job_that_fails_says_why(http):
     wait_for(lambda: http.get(f"{GENERATE}/job", params=query).json()["state"] == "ERRORED")
     assert "'nope'" in http.get(f"{GENERATE}/job", params=query).json()["reasons"][0]
     assert http.get(f"{GENERATE}/job/results", params=query).status_code == 404
+
+
+def test_a_text_is_classified(http, runtime):
+    runtime.add_model("sorter")
+    classify = "/api/v1/task/text-classification"
+    response = http.post(classify, json={"model_id": "sorter", "inputs": "ham spam"})
+    assert response.json() == {
+        "results": [{"label": "spam", "score": 1 / 2}, {"label": "ham", "score": 1 / 3}]
+    }
+    refused = http.post(classify, json={"model_id": "sorter", "inputs": "a", "parameters": {}})
+    assert refused.status_code == 422, "a classification has no parameters"
+    refused = http.post(classify, json={"model_id": "echo", "inputs": "a"})
+    assert (refused.status_code, refused.json()["error"]) == (501, "not_supported")
+    refused = http.post(GENERATE, json=body("a", model_id="sorter"))
+    assert "'sorter' (Sorter) writes no text" in refused.json()["details"]

@@ -8,7 +8,12 @@ from types import SimpleNamespace
 import pytest
 from fixtures.echo_runtime import EchoLog
 
-from luthier.errors import EngineError, InvalidInputError, ModelNotFoundError
+from luthier.errors import (
+    EngineError,
+    InvalidInputError,
+    ModelNotFoundError,
+    NotSupportedError,
+)
 from luthier.runtime.registry.model_folder import ModelsDir
 from luthier.runtime.registry.registry import ModelRegistry
 from luthier.runtime.services.inference import InferenceService
@@ -78,3 +83,31 @@ async def test_a_missing_and_an_unknown_model_are_told_apart(bench, name):
         await getattr(bench.service, name)("", *arguments)
     with pytest.raises(ModelNotFoundError, match="'nope'"):
         await getattr(bench.service, name)("nope", *arguments)
+
+
+@pytest.fixture
+async def sorter(bench, tmp_path):
+    (tmp_path / "sorter").mkdir()
+    (tmp_path / "sorter" / "config.yml").write_text("")
+    return bench.service
+
+
+async def test_classes_come_back(sorter):
+    results = (await sorter.classify("sorter", "ham spam")).results
+    assert [each.label for each in results] == ["spam", "ham"]
+
+
+async def test_a_failing_classification_is_told(sorter):
+    with pytest.raises(EngineError, match="the row failed"):
+        await sorter.classify("sorter", "broken")
+
+
+async def test_who_classifies_writes_nothing_and_the_other_way_round(sorter):
+    with pytest.raises(NotSupportedError, match=r"'sorter' \(Sorter\) writes no text"):
+        await sorter.generate("sorter", "a b", {})
+    with pytest.raises(NotSupportedError, match=r"'sorter' \(Sorter\) writes no text"):
+        await sorter.generate_many("sorter", "a b", 2, {})
+    with pytest.raises(NotSupportedError, match=r"'sorter' \(Sorter\) writes no text"):
+        await anext(sorter.stream("sorter", "a b", {}))
+    with pytest.raises(NotSupportedError, match=r"'echo' \(Echo\) tells no classes apart"):
+        await sorter.classify("echo", "a b")
