@@ -4,11 +4,13 @@
     python benchmarks/soak.py --tiny --minutes 3
 
 Starts a real ``luthier serve``, trains two soft prompts and two LoRAs on it, then keeps
-``--streams`` open over HTTP, of several tenants, with prompts that begin alike or differ. A share
-of them is dropped after a few tokens, as by a reader who leaves. Memory is the server's resident
-set, read each second; after the warm-up it must not grow. Prints one line of JSON and fails if
-there was any error that no client caused, if the server logged one, or if memory grew by more than
-``--max-growth``.
+``--streams`` open over HTTP, of several tenants, with prompts that begin alike or differ: greedy,
+sampled, several answers at once, beams. A share of them is dropped after a few tokens, as by a
+reader who leaves. Two more models come and go meanwhile: undeployed, deployed again, their folders
+replaced on disk while requests run with them. Memory is the server's resident set, read each
+second; after the warm-up it must not grow. Prints one line of JSON and fails if there was any error
+that no client caused (to ask for a model that was undeployed is the client's error), if the server
+logged one, or if memory grew by more than ``--max-growth``.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -35,7 +38,8 @@ from machine import describe_machine
 from tiny_model import make_tiny_base
 
 from luthier.client.async_client import AsyncClient
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, ModelNotFoundError
+from luthier.runtime.folders import publish_folder
 
 TENANTS = ("", "red", "blue")
 ROWS = [{"input": f"number {n}", "output": "even" if n % 2 == 0 else "odd"} for n in range(8)]
@@ -50,6 +54,7 @@ def running_server(folder: Path, arguments: argparse.Namespace) -> Iterator[tupl
     Yields:
         Its process id and address.
     """
+    (folder / "base_models").mkdir()
     if arguments.tiny:
         base = make_tiny_base()
         for part in (base.model, base.tokenizer):
@@ -101,17 +106,62 @@ async def train_models(client: AsyncClient, base_model: str) -> list[str]:
     return names
 
 
+class Coming:
+    """Models that are undeployed, deployed again and replaced while they are asked.
+
+    Args:
+        models_dir: The server's.
+        contents: Of models that it serves, copied from there; each name gets any of them.
+        names: Of the models that come and go.
+        seed: Of what is done when.
+    """
+
+    def __init__(
+        self, models_dir: Path, contents: list[str], *, names: list[str], seed: int
+    ) -> None:
+        self.names = names
+        self.done: Counter[str] = Counter()
+        self._models_dir = models_dir
+        self._kept = models_dir.parent / "kept"
+        self._contents = [self._kept / name for name in contents]
+        for name, kept in zip(contents, self._contents, strict=True):
+            shutil.copytree(models_dir / name, kept)
+        self._rng = random.Random(seed)
+
+    async def go_on_until(self, stop: float, client: AsyncClient) -> None:
+        """Deploy all, then change one of them each second or so."""
+        for name in self.names:
+            await client.deploy(name, self._rng.choice(self._contents))
+        while time.monotonic() < stop:
+            await asyncio.sleep(self._rng.uniform(0.2, 2))
+            name, content = self._rng.choice(self.names), self._rng.choice(self._contents)
+            if self._rng.random() < 0.5:
+                await client.undeploy(name)
+                await asyncio.sleep(self._rng.choice([0, 0, 0.5]))
+                await client.deploy(name, content)
+                self.done["deployed"] += 1
+            else:
+                staged = self._kept / "staged"
+                await asyncio.to_thread(shutil.copytree, content, staged)
+                await asyncio.to_thread(publish_folder, staged, self._models_dir / name)
+                self.done["replaced on disk"] += 1
+
+
 class Soak:
     """The load and what came of it.
 
     Args:
         arguments: Of the command line.
         models: Whom to ask.
+        coming: Who may not be there when asked.
     """
 
-    def __init__(self, arguments: argparse.Namespace, models: list[str]) -> None:
+    def __init__(
+        self, arguments: argparse.Namespace, models: list[str], *, coming: list[str]
+    ) -> None:
         self._arguments = arguments
-        self._models = models
+        self._models = [*models, *coming]
+        self._coming = coming
         self._rng = random.Random(arguments.seed)
         self.ended: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
@@ -123,6 +173,10 @@ class Soak:
         while time.monotonic() < stop:
             try:
                 await self._one_stream(client)
+            except ModelNotFoundError as error:
+                if not any(repr(name) in str(error) for name in self._coming):
+                    self.errors[str(error)] += 1
+                self.ended["not deployed"] += 1
             except LuthierError as error:
                 self.errors[f"{type(error).__name__}: {error}"[:200]] += 1
                 await asyncio.sleep(0.1)
@@ -133,10 +187,17 @@ class Soak:
         text = rng.choice(BEGINNINGS) + " ".join(words)
         leaves_after = rng.randint(1, 20) if rng.random() < self._arguments.cancelled else None
         sampling: dict[str, Any] = {"max_new_tokens": rng.randint(8, self._arguments.longest)}
-        if rng.random() < 0.5:
+        model, way = rng.choice(self._models), rng.random()
+        if way < 0.1:
+            sampling |= {"num_beams": rng.randint(2, 4)}
+        elif way < 0.5:
             sampling |= {"decoding_method": "SAMPLING", "top_p": 0.9}
+        if 0.1 <= way < 0.15:
+            await client.generate_many(model, text, 3, **sampling)
+            self.ended["several"] += 1
+            return
         started, num_seen = time.monotonic(), 0
-        async with aclosing(client.stream(rng.choice(self._models), text, **sampling)) as chunks:
+        async with aclosing(client.stream(model, text, **sampling)) as chunks:
             async for _ in chunks:
                 num_seen += 1
                 if num_seen == 1:
@@ -147,12 +208,16 @@ class Soak:
         self.ended["left early" if num_seen == leaves_after else "complete"] += 1
 
 
-async def measure(pid: int, url: str, arguments: argparse.Namespace) -> dict[str, Any]:
+async def measure(
+    pid: int, url: str, models_dir: Path, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """Load the server and watch it."""
     base_model = "tiny" if arguments.tiny else arguments.base_model
     samples: list[tuple[float, float]] = []
     async with AsyncClient(url) as client:
-        soak = Soak(arguments, await train_models(client, base_model))
+        models = await train_models(client, base_model)
+    coming = Coming(models_dir, models, names=["coming-1", "coming-2"], seed=arguments.seed)
+    soak = Soak(arguments, models, coming=coming.names)
     started = time.monotonic()
     stop = started + 60 * arguments.minutes
     clients = [AsyncClient(url, tenant=tenant) for tenant in TENANTS]
@@ -160,6 +225,7 @@ async def measure(pid: int, url: str, arguments: argparse.Namespace) -> dict[str
         asyncio.create_task(soak.stream_until(stop, clients[number % len(clients)]))
         for number in range(arguments.streams)
     ]
+    readers.append(asyncio.create_task(coming.go_on_until(stop, clients[0])))
     while time.monotonic() < stop:
         await asyncio.sleep(1)
         samples.append((time.monotonic() - started, resident_mib(pid)))
@@ -171,6 +237,7 @@ async def measure(pid: int, url: str, arguments: argparse.Namespace) -> dict[str
         "minutes": arguments.minutes,
         "streams": arguments.streams,
         "ended": dict(soak.ended),
+        "models": dict(coming.done),
         "errors": dict(soak.errors),
         "chunks": soak.num_chunks,
         "chunks_per_second": round(soak.num_chunks / (60 * arguments.minutes), 1),
@@ -216,7 +283,7 @@ def main() -> int:
         tempfile.TemporaryDirectory() as folder,
         running_server(Path(folder), arguments) as (pid, url),
     ):
-        result = asyncio.run(measure(pid, url, arguments))
+        result = asyncio.run(measure(pid, url, Path(folder) / "models", arguments))
         logged = (Path(folder) / "server.log").read_text().splitlines()
         result["logged"] = {"lines": len(logged), "last": logged[-1:]}
     described = {

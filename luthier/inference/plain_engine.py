@@ -61,15 +61,11 @@ class _Row:
         self.arrival = self.arrival_step = 0
         self.is_waiting = True
         self.channel = Channel(on_cancel=lambda: on_cancel(self))
-        self._weights: object = None
+        self._weights = self._changes()
 
     @property
     def flow(self) -> tuple[str, str]:
         return self.tenant, self.turn_key
-
-    def begin(self) -> None:
-        """Note what the row runs with."""
-        self._weights = self._changes()
 
     def send(self, item: GenerationChunk | LuthierError) -> None:
         if isinstance(item, GenerationChunk) and self._changes() != self._weights:
@@ -249,7 +245,6 @@ class PlainEngine(Engine):
         sequence = row.sequence
         if self._end_early(row):
             return
-        row.begin()
         forward = row_forward(self._base_model)
         if isinstance(sequence, ScoredSequence):
             row.send(sequence.score(forward.last_hidden(sequence.prompt)))
