@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 from luthier.adapters.heads.building import create_head
 from luthier.adapters.heads.classification_head import ClassificationHead, require_labels
-from luthier.data_model.conversations import ChatTrainRecord
 from luthier.data_model.options.lora import (
     LORA_OPTION_ALIASES,
     LORA_OPTION_NAMES,
@@ -22,6 +21,7 @@ from luthier.data_model.options.training_options import (
     TRAINING_OPTION_NAMES,
     TrainingOptions,
 )
+from luthier.data_model.records import GenerationTrainRecord
 from luthier.data_model.streams import StreamRecord
 from luthier.data_model.training_settings import SETTINGS_ARGUMENT
 from luthier.errors import (
@@ -201,8 +201,8 @@ def _labels_of(plan: TrainingPlan, given: Any, *, max_classes: int) -> tuple[str
 
 
 def _label_of(record: StreamRecord) -> str:
-    assert not isinstance(record, ChatTrainRecord), "the reader refuses conversations"
-    return str(record.output)
+    # The reader makes pairs of all records, and refuses conversations.
+    return str(cast(GenerationTrainRecord, record).output)
 
 
 def _listed(labels: tuple[str, ...]) -> str:
