@@ -60,7 +60,8 @@ def save_adapter(
     config = {**adapter.peft_config(), "base_model_name_or_path": _without_path(base_model_name)}
     state = {name: t.detach().cpu().contiguous() for name, t in adapter.peft_state().items()}
     with write_folder_atomically(folder, overwrite=overwrite) as partial:
-        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        # Of rank and alpha patterns the first that fits counts, so their order stays.
+        text = json.dumps(dict(sorted(config.items())), indent=2) + "\n"
         (partial / CONFIG_NAME).write_text(text, encoding="utf-8")
         save_file(state, partial / WEIGHTS_NAME, metadata={"format": "pt"})
         (partial / "README.md").write_text(_readme(adapter, config), encoding="utf-8")

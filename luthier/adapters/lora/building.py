@@ -20,12 +20,15 @@ from luthier.adapters.lora.peft_format import check_state, read_config
 from luthier.adapters.lora.targets import (
     LoraTarget,
     find_targets,
+    is_inside,
     portable_target_names,
     saved_module_paths,
     unfrozen_parameters,
 )
+from luthier.adapters.lora.token_rows import TokenRows, find_token_rows
 from luthier.data_model.options.lora import LoraConfig, LoraLimits
 from luthier.data_model.options.lora_starts import DEFAULT_INIT
+from luthier.errors import InvalidInputError
 
 
 def create_lora(
@@ -62,7 +65,13 @@ def create_lora(
         path: _new_factors(model, config, target, generator, original=original)
         for path, target in targets.items()
     }
-    adapter = _adapter(model, config, targets, factors, _saved_modules(model, config))
+    saved, token_rows = _saved_modules(model, config), _token_rows(model, config)
+    if token_rows is not None and is_inside(token_rows.path, saved):
+        raise InvalidInputError(
+            f"'trainable_token_indices' means rows of {token_rows.path!r}, which 'modules_to_save' "
+            "or 'unfreeze_layers' trains whole; give one of them"
+        )
+    adapter = _adapter(model, config, targets, factors, saved, token_rows)
     probe = measured_start(adapter, model, targets, seed=seed)
     if probe is not None:
         adapter.begin_with(probe)
@@ -94,14 +103,21 @@ def read_lora(
     config = read_config(content, task_type=_task_type(model), limits=limits)
     targets = find_targets(model, config, is_strict=False)
     saved = _saved_modules(model, config, is_strict=False)
-    tensors = check_state(state, _expected_shapes(config, targets, saved))
+    token_rows = _token_rows(model, config)
+    expected = _expected_shapes(config, targets, saved)
+    if token_rows is not None:
+        expected[token_rows.name] = tuple(token_rows.rows.shape)
+    tensors = check_state(state, expected)
     factors = {
         path: _read_factors(model, config, target, tensors) for path, target in targets.items()
     }
     for path, module in saved.items():
         own = {name: tensors[f"{path}.{name}"] for name in module.network.state_dict()}
         module.network.load_state_dict(own)
-    return _adapter(model, config, targets, factors, saved)
+    if token_rows is not None:
+        with torch.no_grad():
+            token_rows.rows.copy_(tensors[token_rows.name])
+    return _adapter(model, config, targets, factors, saved, token_rows)
 
 
 def _adapter(
@@ -110,6 +126,7 @@ def _adapter(
     targets: Mapping[str, LoraTarget],
     factors: Mapping[str, LoraFactors],
     saved: Mapping[str, SavedModule],
+    token_rows: TokenRows | None,
 ) -> LoraAdapter:
     return LoraAdapter(
         config=config,
@@ -118,7 +135,14 @@ def _adapter(
         is_transposed=all(target.is_transposed for target in targets.values()),
         factors=factors,
         saved=saved,
+        token_rows=token_rows,
     )
+
+
+def _token_rows(model: PreTrainedModel, config: LoraConfig) -> TokenRows | None:
+    if not config.trainable_token_indices:
+        return None
+    return find_token_rows(model, config.trainable_token_indices, dtype=factor_dtype(model))
 
 
 def _new_factors(

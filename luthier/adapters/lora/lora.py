@@ -22,6 +22,7 @@ from luthier.adapters.base import Adapter, SoftPromptTensors
 from luthier.adapters.checksums import checksums_of
 from luthier.adapters.lora.layers import LoraFactors, LoraLinear
 from luthier.adapters.lora.peft_format import TENSOR_PREFIX, write_config
+from luthier.adapters.lora.token_rows import TokenRows
 from luthier.adapters.module_tree import own_module_tree
 from luthier.adapters.start_probe import StartProbe
 from luthier.data_model.options.lora import LoraConfig
@@ -54,6 +55,7 @@ class LoraAdapter(Adapter):
         is_transposed: Whether the target layers' weights are [in, out], as GPT-2's.
         factors: Layer path to delta, in the order of the model; at least one.
         saved: Module path to the module in its place.
+        token_rows: Embeddings of some tokens, or None.
     """
 
     method: ClassVar[str] = "lora"
@@ -67,11 +69,13 @@ class LoraAdapter(Adapter):
         is_transposed: bool,
         factors: Mapping[str, LoraFactors],
         saved: Mapping[str, SavedModule],
+        token_rows: TokenRows | None = None,
     ) -> None:
         self.config = config
         self.task_type = task_type
         self.factors = dict(factors)
         self.saved = dict(saved)
+        self.token_rows = token_rows
         self._target_names = target_names
         self._is_transposed = is_transposed
         self._moved: tuple[object, Self] | None = None
@@ -116,6 +120,8 @@ class LoraAdapter(Adapter):
                 yield f"{path}.lora_B.weight", factors.lora_b
             if factors.magnitude is not None:
                 yield f"{path}.lora_magnitude_vector", factors.magnitude
+        if self.token_rows is not None:
+            yield self.token_rows.name, self.token_rows.rows
         seen: set[int] = set()
         for path, module in self.saved.items():
             for name, parameter in module.network.named_parameters():
@@ -163,8 +169,8 @@ class LoraAdapter(Adapter):
         self._moved = None
 
     def linear_deltas(self) -> Mapping[str, LoraFactors]:
-        """The deltas, unless whole modules were trained beside them."""
-        return {} if self.saved else self.factors
+        """The deltas, unless whole modules or tokens were trained beside them."""
+        return {} if self.saved or self.token_rows is not None else self.factors
 
     def tuned_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The base's network with the deltas in it, made at the first call (some milliseconds).
@@ -204,6 +210,8 @@ class LoraAdapter(Adapter):
             state[f"{path}.lora_B.weight"] = lora_b
             if factors.magnitude is not None:
                 state[f"{path}.lora_magnitude_vector"] = factors.magnitude
+        if self.token_rows is not None:
+            state[self.token_rows.name] = self.token_rows.rows
         seen: set[int] = set()
         for path, module in self.saved.items():
             for name, tensor in module.network.state_dict().items():
@@ -256,6 +264,7 @@ class LoraAdapter(Adapter):
             is_transposed=self._is_transposed,
             factors={path: _moved(factors, move) for path, factors in self.factors.items()},
             saved=saved,
+            token_rows=None if self.token_rows is None else self.token_rows.moved(move),
         )
 
     def _changing_tensors(self) -> list[torch.Tensor]:
@@ -282,6 +291,8 @@ class LoraAdapter(Adapter):
             tree.set_submodule(path, layer)
         for path, module in self.saved.items():
             tree.set_submodule(path, module.network)
+        if self.token_rows is not None:
+            self.token_rows.install(tree)
         return tree
 
 

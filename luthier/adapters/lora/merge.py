@@ -47,6 +47,11 @@ def merged_state(adapter: LoraAdapter, model: PreTrainedModel) -> dict[str, torc
         if not torch.isfinite(merged).all():
             raise InvalidInputError(f"merging layer {path!r} exceeds what {weight.dtype} can hold")
         state[f"{path}.weight"] = (merged.T if isinstance(layer, Conv1D) else merged).contiguous()
+    if adapter.token_rows is not None:
+        rows = adapter.token_rows
+        merged = rows.merged(state[f"{rows.path}.weight"])
+        for path in (rows.path, *rows.tied_paths):
+            state[f"{path}.weight"] = merged
     for path, module in adapter.saved.items():
         for name, tensor in module.network.state_dict().items():
             base = state[f"{path}.{name}"]

@@ -31,6 +31,7 @@ _OPTION_OF_KEY = {
     "rank_pattern": "rank_pattern",
     "alpha_pattern": "alpha_pattern",
     "modules_to_save": "modules_to_save",
+    "trainable_token_indices": "trainable_token_indices",
 }
 #: Keys that change nothing in what the adapter computes, whatever they hold.
 _HARMLESS_KEYS = frozenset(
@@ -96,6 +97,7 @@ def write_config(
         "revision": None,
         "target_modules": target_modules,
         "task_type": task_type,
+        "trainable_token_indices": list(config.trainable_token_indices) or None,
         "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
     }

@@ -120,6 +120,12 @@ class LoraConfig:
         "trained so gets no delta.",
         aliases=("lora_unfreeze_layers",),
     )
+    trainable_token_indices: tuple[int, ...] = option(
+        (),
+        "indices",
+        "Ids of tokens whose embeddings are trained and saved beside the delta, such as markers "
+        "that are control tokens of the base model; causal models.",
+    )
     initialisation: str = option(
         DEFAULT_INIT,
         "text",
@@ -229,6 +235,7 @@ class LoraConfig:
         for name in ("layers_pattern", "modules_to_save", "unfreeze_layers"):
             _require_names(name, getattr(self, name), limits)
         self._validate_blocks(limits)
+        self._validate_tokens(limits)
         _require_table("rank_pattern", self.rank_pattern, limits)
         for pattern, rank in self.rank_pattern.items():
             require_int(f"rank_pattern[{pattern}]", rank, minimum=1, maximum=limits.max_rank)
@@ -240,6 +247,18 @@ class LoraConfig:
     def scaling(self, rank: int, alpha: float) -> float:
         """The delta's factor for a layer of this rank and alpha."""
         return float(alpha) / (float(rank) ** 0.5 if self.use_rslora else float(rank))
+
+    def _validate_tokens(self, limits: LoraLimits) -> None:
+        indices = self.trainable_token_indices
+        if not isinstance(indices, tuple):
+            raise InvalidInputError(
+                f"'trainable_token_indices' must be a list of ids, got {str(indices)[:80]!r}"
+            )
+        require_count("trainable_token_indices", len(indices), max_count=limits.max_names)
+        for index in indices:
+            require_int("trainable_token_indices", index, minimum=0, maximum=2**31)
+        if len(set(indices)) < len(indices):
+            raise InvalidInputError("'trainable_token_indices' names a token twice")
 
     def _validate_blocks(self, limits: LoraLimits) -> None:
         if self.layers_to_transform is not None:

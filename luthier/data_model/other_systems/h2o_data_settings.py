@@ -132,8 +132,10 @@ _TOKENIZER = (
         "tokenizer.add_prompt_answer_tokens",
         False,
         status=Status.NOT_OFFERED,
-        reason="adapters share one base model, whose vocabulary does not grow; markers are text of "
-        "the tokens it has, which are learned as well (special tokens of its own may be markers)",
+        reason="adapters share one base model, whose vocabulary does not grow. Markers are text of "
+        "the tokens it has; name control tokens that it keeps in reserve as markers instead, and "
+        "their ids as lora.trainable_token_indices to learn their embeddings, which there stay "
+        "untrained beside a LoRA",
         is_harmless=only(False),
     ),
     ForeignSetting("tokenizer.padding_quantile", 1.0, "tokenizer.padding_quantile", quantile),

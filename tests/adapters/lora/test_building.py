@@ -17,6 +17,7 @@ from fixtures.lora_models import (
     make_t5,
     with_peft,
 )
+from fixtures.tiny_models import make_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -274,3 +275,16 @@ def test_limits_of_the_server_hold_for_new_and_for_read_adapters(tmp_path: Path)
     config, state = _saved(tmp_path / "adapter", create_lora(model, LoraConfig(rank=8), seed=1))
     with pytest.raises(ArtifactError, match="'rank' must be at most 4, got 8"):
         read_lora(config, state, model, limits=limits)
+
+
+def test_the_first_pattern_that_fits_counts_after_saving_too(tmp_path: Path) -> None:
+    model = make_llama()
+    patterns = {"v_proj": 3, "layers.0.self_attn.v_proj": 5}
+    config = LoraConfig(rank=2, target_modules=("q_proj", "v_proj"), rank_pattern=patterns)
+    adapter = create_lora(model, config, seed=1)
+    assert len(adapter.factors["model.layers.0.self_attn.v_proj"].lora_a) == 3
+    save_adapter(adapter, tmp_path / "adapter", base_model_name="tiny")
+    base = BaseModel.from_memory(model, make_tokenizer(), name="tiny")
+    assert load_adapter(tmp_path / "adapter", base_model=base).content_hash() == (
+        adapter.content_hash()
+    )

@@ -136,6 +136,38 @@ def test_a_merged_model_is_a_whole_model_with_the_same_text(lora, tmp_path):
     assert whole.training_logs == lora.training_logs
 
 
+def test_learned_tokens_are_served_saved_and_read_by_plain_peft(
+    here, tmp_path, tiny_base_models_dir
+):
+    known = {"verbalizer": "<|user|>{{input}}<|assistant|>", **QUICK}
+    model = LoraTuning.train("tiny-causal", ROWS, trainable_token_indices=[3, 4], **known)
+    without = LoraTuning.train("tiny-causal", ROWS, **known)
+    text = "message number 7 about billing"
+    expected = model.run(text, max_new_tokens=12).generated_text
+    model.save(tmp_path / "model")
+    assert luthier.load(tmp_path / "model").run(text, max_new_tokens=12).generated_text == expected
+    theirs = peft.PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_base_models_dir / "tiny-causal"),
+        tmp_path / "model" / "adapter",
+    )
+    ids = model.base_model.tokenizer(f"<|user|>{text}<|assistant|>", return_tensors="pt").input_ids
+    with torch.no_grad():
+        found = model.lora.tuned_model(model.base_model.model)(ids).logits
+        torch.testing.assert_close(found, theirs(ids).logits, atol=1e-4, rtol=1e-4)
+        plain = without.lora.tuned_model(without.base_model.model)(ids).logits
+    assert not torch.allclose(found, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize("word", ["eva", "corda", "lora_ga"])
+def test_a_start_from_data_ends_in_a_saved_model(here, word, tmp_path):
+    model = LoraTuning.train(
+        "tiny-causal", ROWS, rank=4, initialisation=word, start_batches=2, **QUICK
+    )
+    model.save(tmp_path / "model")
+    loaded = luthier.load(tmp_path / "model")
+    assert loaded.lora.content_hash() == model.lora.content_hash()
+
+
 def test_bootstrap_puts_a_folder_of_peft_beside_a_base(here, tiny_causal_dir, tmp_path):
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
     theirs = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_causal_dir), config)
