@@ -48,6 +48,7 @@ def create_head(
     """
     require_labels(labels)
     _require_causal(model)
+    _require_plain_scores(model)
     generator = torch.Generator().manual_seed(seed % 2**63)
     width = _hidden_size(model)
     spread = getattr(model.config.get_text_config(), "initializer_range", None)
@@ -55,9 +56,7 @@ def create_head(
     weight *= _INITIALIZER_RANGE if spread is None else spread
     score = nn.Parameter(weight.to(device=model.device, dtype=_dtype_of_heads(model)))
     body = None if lora is None else create_lora(model, lora, seed=seed, limits=limits)
-    head = ClassificationHead(labels=labels, score=score, body=body)
-    _require_plain_scores(head, model)
-    return head
+    return ClassificationHead(labels=labels, score=score, body=body)
 
 
 def read_head(
@@ -85,6 +84,7 @@ def read_head(
         NotSupportedError: If it needs what is not offered.
     """
     _require_causal(model)
+    _require_plain_scores(model)
     weight, body_content, body_state = split_head(content, state)
     if weight.shape[1] != _hidden_size(model):
         raise ArtifactError(
@@ -101,9 +101,7 @@ def read_head(
     body = None
     if body_content is not None:
         body = read_lora(body_content, body_state, model, limits=limits)
-    head = ClassificationHead(labels=labels, score=score, body=body)
-    _require_plain_scores(head, model)
-    return head
+    return ClassificationHead(labels=labels, score=score, body=body)
 
 
 def _require_causal(model: PreTrainedModel) -> None:
@@ -131,17 +129,24 @@ def _hidden_size(model: PreTrainedModel) -> int:
 
 
 @torch.no_grad()
-def _require_plain_scores(head: ClassificationHead, model: PreTrainedModel) -> None:
-    """Try on two tokens that scores are head times hidden state, as transformers' classifiers'."""
-    tree = head.tuned_model(model)
+def _require_plain_scores(model: PreTrainedModel) -> None:
+    """Try on two tokens that scores are head times hidden state, as transformers' classifiers'.
+
+    With scores so large that a soft cap shows.
+    """
+    drawn = torch.randn(2, _hidden_size(model), generator=torch.Generator().manual_seed(0))
+    weight = (100 * drawn).to(device=model.device, dtype=_dtype_of_heads(model))
+    probe = ClassificationHead(labels=("a", "b"), score=nn.Parameter(weight))
+    tree = probe.tuned_model(model)
     tokens = torch.tensor([[1, 2]], device=model.device)
-    got = tree(input_ids=tokens, use_cache=False).logits
+    got = tree(input_ids=tokens, use_cache=False).logits.to(weight.dtype)
     body = tree.base_model
     hidden = None if body is tree else body(input_ids=tokens, use_cache=False).last_hidden_state
-    if hidden is None or not torch.allclose(
-        hidden.to(head.score.dtype) @ head.score.T, got.to(head.score.dtype), rtol=1e-3, atol=1e-5
-    ):
-        raise NotSupportedError(
-            f"a base model of type {model.config.model_type!r} does more to its logits than its "
-            "output layer, which a classification head does not know"
-        )
+    if hidden is not None:
+        expected = hidden.to(weight.dtype) @ weight.T
+        if torch.allclose(expected, got, rtol=1e-3, atol=float(1e-3 * expected.abs().max())):
+            return
+    raise NotSupportedError(
+        f"a base model of type {model.config.model_type!r} does more to its logits than its "
+        "output layer, which a classification head does not know"
+    )

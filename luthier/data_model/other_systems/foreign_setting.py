@@ -21,7 +21,7 @@ class Status(StrEnum):
     NOT_BUILT = "not built yet"
     NOT_OFFERED = "not offered"
     PREFERENCE = "preference tuning, not built yet"
-    HEADS = "classification and regression heads, not built yet"
+    HEADS = "no experiment: classification heads are tuned by HeadTuning, regression is not offered"
 
 
 @dataclass(frozen=True)

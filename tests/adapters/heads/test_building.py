@@ -15,6 +15,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     CohereConfig,
     CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -150,13 +152,19 @@ def test_an_encoder_decoder_has_no_head() -> None:
         create_head(make_t5(), LABELS, seed=0)
 
 
-def test_a_model_that_scales_its_logits_is_refused() -> None:
-    config = CohereConfig(
-        vocab_size=60, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        num_attention_heads=4, num_key_value_heads=2, logit_scale=0.5,
-    )  # fmt: skip
+@pytest.mark.parametrize("change", ["scale", "cap"])
+def test_a_model_that_scales_or_caps_its_logits_is_refused(change: str) -> None:
+    sizes = {
+        "vocab_size": 60, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    }  # fmt: skip
+    model = (
+        CohereForCausalLM(CohereConfig(logit_scale=0.5, **sizes))
+        if change == "scale"
+        else Gemma2ForCausalLM(Gemma2Config(head_dim=4, final_logit_softcapping=30.0, **sizes))
+    )
     with pytest.raises(NotSupportedError, match="does more to its logits"):
-        create_head(CohereForCausalLM(config).eval(), LABELS, seed=0)
+        create_head(model.eval(), LABELS, seed=0)
 
 
 @pytest.fixture
