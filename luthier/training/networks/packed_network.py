@@ -33,8 +33,8 @@ log = alog.use_channel(__name__)
 #: How far a packed pass may be from a padded one, as a share of the largest hidden number.
 _TOLERANCE = 1e-3
 _HALF_TOLERANCE = 0.05
-#: How far the fast ways may be from the model's own, packed both.
-_FAST_TOLERANCE = 1e-5
+#: How far a packed pass by ``fast_layers`` may be from it.
+_FAST_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,75 +167,67 @@ def pack_if_exact(
     if not _may_be_packed(model):
         log.info("rows are padded: model_type=%s has no attention for packing", _type_of(model))
         return None
-    packed = PackedNetwork(model, shares_text=shares_text)
     few = None if prompt is None else prompt.detach()[:2]
-    try:
-        difference = _try_out(packed, model, few)
-    except (NotSupportedError, TypeError, ValueError, KeyError) as error:
-        log.info("rows are padded: model_type=%s cannot pack: %s", _type_of(model), error)
-        return None
-    tolerance = _TOLERANCE if model.dtype in (torch.float32, torch.float64) else _HALF_TOLERANCE
-    if not difference <= tolerance:  # Not a number is no agreement, either.
+    expected = _padded_hidden(model, few)
+    tolerances = {True: _FAST_TOLERANCE, False: _TOLERANCE}
+    if model.dtype not in (torch.float32, torch.float64):
+        tolerances[False] = _HALF_TOLERANCE
+    for is_fast, tolerance in tolerances.items():
+        packed = PackedNetwork(model, shares_text=shares_text, is_fast=is_fast)
+        if packed.is_fast != is_fast:
+            continue
+        try:
+            difference = _difference(packed, expected, few)
+        except (NotSupportedError, TypeError, ValueError, KeyError) as error:
+            log.info("rows are padded: model_type=%s cannot pack: %s", _type_of(model), error)
+            return None
+        if difference <= tolerance:
+            log.debug(
+                "rows are packed: model_type=%s is_fast=%s difference=%.1e",
+                *(_type_of(model), is_fast, difference),
+            )
+            return packed
+        # Not a number is no agreement, either.
         log.info(
-            "rows are padded: model_type=%s computes something else packed: difference=%.1e",
-            _type_of(model),
-            difference,
+            "%s: model_type=%s computes something else packed: difference=%.1e",
+            "layers go their own way" if is_fast else "rows are padded",
+            *(_type_of(model), difference),
         )
-        return None
-    log.debug("rows are packed: model_type=%s difference=%.1e", _type_of(model), difference)
-    return _made_fast(packed, model, few, shares_text=shares_text)
+    return None
 
 
 @torch.no_grad()
-def _made_fast(
-    packed: PackedNetwork, model: PreTrainedModel, prompt: torch.Tensor | None, *, shares_text: bool
-) -> PackedNetwork:
-    """The packed network with fast layers, if it computes what it does without."""
-    fast = PackedNetwork(model, shares_text=shares_text, is_fast=True)
-    if not fast.is_fast:
-        return packed
-    expected = packed.label_head.hidden
-    with _evaluating(fast.model):
-        fast.run(_trial_batch(model.device), prompt)
-    found = fast.label_head.hidden
-    assert expected is not None
-    assert found is not None
-    difference = float((expected - found).abs().max() / expected.abs().max())
-    if not difference <= _FAST_TOLERANCE:
-        log.info(
-            "layers go their own way: model_type=%s computes something else in the fast one: "
-            "difference=%.1e",
-            _type_of(model),
-            difference,
-        )
-        return packed
-    return fast
-
-
-@torch.no_grad()
-def _try_out(packed: PackedNetwork, model: PreTrainedModel, prompt: torch.Tensor | None) -> float:
-    """The largest difference of what stands before the logits, as a share of the largest number."""
+def _padded_hidden(model: PreTrainedModel, prompt: torch.Tensor | None) -> torch.Tensor:
+    """What stands before the logits of a few tokens, in padded rows, [N, D]."""
     batch = _trial_batch(model.device)
-    input_ids, mask, labels = batch.input_ids, batch.attention_mask, batch.labels
-    rows, columns = torch.nonzero(labels != IGNORED_LABEL, as_tuple=True)
-
-    label_head = _label_head_of(model)
-    embeddings = model.get_input_embeddings()(input_ids)
+    mask = batch.attention_mask
+    rows, columns = torch.nonzero(batch.labels != IGNORED_LABEL, as_tuple=True)
+    embeddings = model.get_input_embeddings()(batch.input_ids)
     if prompt is not None:
         virtual = prompt.to(model.device, embeddings.dtype).expand(2, -1, -1)
         embeddings = torch.cat([virtual, embeddings], dim=1)
         mask = nn.functional.pad(mask, (prompt.shape[0], 0), value=1)
-    with _evaluating(model, packed.model):
-        label_head.choose(rows, columns + embeddings.shape[1] - input_ids.shape[1] - 1)
+    label_head = _label_head_of(model)
+    label_head.choose(rows, columns + embeddings.shape[1] - batch.input_ids.shape[1] - 1)
+    with _evaluating(model):
         model(
             inputs_embeds=embeddings,
             attention_mask=mask,
             position_ids=positions_of(mask),
             use_cache=False,
         )
-        packed.run(batch, prompt)
-    expected, found = label_head.hidden, packed.label_head.hidden
-    assert expected is not None
+    assert label_head.hidden is not None
+    return label_head.hidden
+
+
+@torch.no_grad()
+def _difference(
+    packed: PackedNetwork, expected: torch.Tensor, prompt: torch.Tensor | None
+) -> float:
+    """The largest difference from ``_padded_hidden``, as a share of its largest number."""
+    with _evaluating(packed.model):
+        packed.run(_trial_batch(packed.model.device), prompt)
+    found = packed.label_head.hidden
     assert found is not None
     return float((expected - found).abs().max() / expected.abs().max())
 

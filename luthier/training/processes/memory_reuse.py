@@ -1,4 +1,4 @@
-"""Memory that a training frees stays with the process until the training ends.
+"""Memory that a training frees stays with the process while it lasts.
 
 Every step frees what it took, and the next takes as much again. The GNU C library gives freed
 memory back to the system and gets it anew, page by page, each filled with zeros first: 2 to 7 % of
@@ -36,7 +36,9 @@ _trainings = _Trainings()
 
 @contextlib.contextmanager
 def memory_kept() -> Iterator[None]:
-    """Keep freed memory for as long as this lasts; give back what is free when the last one ends.
+    """Keep freed memory for as long as this lasts; afterwards the library's usual rule holds.
+
+    What is free then is not given back by force: the next training would have to get it anew.
 
     Yields:
         Nothing.
@@ -56,7 +58,6 @@ def memory_kept() -> Iterator[None]:
             _trainings.number -= 1
             if _trainings.number == 0:
                 library.mallopt(_TRIM_THRESHOLD, _USUAL)
-                library.malloc_trim(0)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Freed memory is kept while a training lasts, and given back when the last one ends."""
+"""Freed memory is kept while a training lasts."""
 
 import platform
 import subprocess
@@ -19,9 +19,6 @@ def new_mib():
     blocks = [torch.ones(2**22) for _ in range(20)]
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * PAGE / 2**20
 
-def resident_mib():
-    return int(open("/proc/self/statm").read().split()[1]) * PAGE / 2**20
-
 PAGE = resource.getpagesize()
 new_mib()
 usual = new_mib()
@@ -29,20 +26,18 @@ with memory_kept():
     with memory_kept():
         new_mib()
     again = new_mib()
-    kept = resident_mib()
-print(usual, again, kept - resident_mib())
+print(usual, again)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
-def test_memory_is_used_again_and_given_back_at_the_end() -> None:
+def test_memory_is_used_again() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=120
     )
-    usual, again, given_back = map(float, done.stdout.split())
+    usual, again = map(float, done.stdout.split())
     assert usual > 200
     assert again < 50
-    assert given_back > 200
 
 
 def test_an_error_passes_through() -> None:
