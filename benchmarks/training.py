@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; 0 if all sides computed the same thing."""
     args = _parse(arguments)
     torch.set_num_threads(args.threads)
-    results = [_compare(_task(method, args), args) for method in args.methods]
+    results = [_compare(make_task(method, args), args) for method in args.methods]
     report = {
         "benchmark": "training",
         "command": " ".join(["python", *sys.argv]),
@@ -64,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if all(result["is_same"] for result in results) else 1
 
 
-def _task(method: str, args: argparse.Namespace) -> Task:
+def make_task(method: str, args: argparse.Namespace) -> Task:
+    """What one method trains, by the program's arguments."""
     return Task(
         method=method,
         model="" if args.tiny else args.model,

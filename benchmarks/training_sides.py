@@ -85,7 +85,7 @@ def serve_side(connection: Connection, side: str, task: Task) -> None:
 
 
 def _serve(connection: Connection, side: str, task: Task, base_model: BaseModel) -> None:
-    batches = _batches(task, base_model)
+    batches = make_batches(task, base_model)
     make_training = {
         OURS: _ours,
         CAIKIT: _caikit,
@@ -108,9 +108,9 @@ def _serve(connection: Connection, side: str, task: Task, base_model: BaseModel)
         gc.collect()
 
 
-def _batches(task: Task, base_model: BaseModel) -> list[list[Example]]:
+def make_batches(task: Task, base_model: BaseModel) -> list[list[Example]]:
     """The batches that Luthier's loop makes of the records, in its order."""
-    adapter = _adapter(task, base_model)
+    adapter = make_adapter(task, base_model)
     data, _ = read_data(
         base_model, adapter, task.records, None, options=task.options, should_stop=lambda: False
     )
@@ -126,7 +126,7 @@ def _batches(task: Task, base_model: BaseModel) -> list[list[Example]]:
 
 
 def _ours(task: Task, base_model: BaseModel, batches: Any) -> Callable[[], list[float]]:
-    adapter = _adapter(task, base_model)
+    adapter = make_adapter(task, base_model)
 
     def train() -> list[float]:
         result = tune(base_model, adapter, task.records, options=task.options)
@@ -226,7 +226,8 @@ def _prompt(task: Task, base_model: BaseModel) -> torch.Tensor:
     return torch.randn(size, generator=generator) * base_model.embedding_weight.std()
 
 
-def _adapter(task: Task, base_model: BaseModel) -> Adapter:
+def make_adapter(task: Task, base_model: BaseModel) -> Adapter:
+    """What the task tunes, at its start."""
     if task.method == "full_fine_tuning":
         return FullWeights(base_model.model)
     if task.method == "prompt_tuning":
@@ -240,7 +241,7 @@ def _adapter(task: Task, base_model: BaseModel) -> Adapter:
 
 
 def _peft_model(task: Task, base_model: BaseModel) -> nn.Module:
-    """What ``_adapter`` is, as PEFT makes it, with the same numbers."""
+    """What ``make_adapter`` is, as PEFT makes it, with the same numbers."""
     if task.method == "full_fine_tuning":
         return copy.deepcopy(base_model.model).requires_grad_(True)
     model = own_module_tree(base_model.model)

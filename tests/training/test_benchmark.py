@@ -70,3 +70,26 @@ def test_the_parts_of_a_training_are_told_apart() -> None:
     assert {"forward and backward", "optimizer", "logging", "collation"} <= set(
         result["cpu_seconds"]
     )
+
+
+def test_a_steps_rate_is_told_beside_the_processors() -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "benchmarks/training_peak.py", "--tiny", "--batch-size", "2"),
+            *("--repeats", "1", "--methods", "prompt_tuning", "full_fine_tuning"),
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert [result["method"] for result in report["results"]] == [
+        "prompt_tuning",
+        "full_fine_tuning",
+    ]
+    for result in report["results"]:
+        assert result["step_gflop_per_second"] > 0
+        assert 0 < result["share_of_peak"] < 1
