@@ -27,10 +27,22 @@ _MOVE_TOKENS = 1024  # copied at a time where source and target overlap
 
 @dataclass
 class KvRange:
-    """Tokens [start, start + capacity) of the arena. Only the allocator changes it."""
+    """Tokens [start, start + capacity) of the arena. Only the allocator changes these.
+
+    Args:
+        start: The first.
+        capacity: How many.
+        offset: Position in its row of the first; those before it are held no more.
+    """
 
     start: int
     capacity: int
+    offset: int = 0
+
+    @property
+    def origin(self) -> int:
+        """Where position 0 would be: a row's position p is at ``origin + p``."""
+        return self.start - self.offset
 
 
 class RangeAllocator:
@@ -71,6 +83,19 @@ class RangeAllocator:
             return False
         held.capacity = max(held.capacity, needed)
         return True
+
+    def trim(self, held: KvRange, num_tokens: int) -> None:
+        """Give the first whole blocks of a range back.
+
+        Args:
+            held: It keeps at least one block.
+            num_tokens: As many of its first tokens, at most.
+        """
+        count = num_tokens // BLOCK_TOKENS * BLOCK_TOKENS
+        count = max(0, min(count, held.capacity - BLOCK_TOKENS))
+        held.start += count
+        held.offset += count
+        held.capacity -= count
 
     def close_gaps(self) -> list[tuple[int, int, int]]:
         """Move all ranges together, so that everything free is one gap.

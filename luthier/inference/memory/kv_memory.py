@@ -39,6 +39,8 @@ class KvMemory:
         max_prefix_bytes: Of all known prefixes together.
         dtype: Of the model.
         device: Of the model.
+        window: Tokens that every layer looks back at, the looking one included; what is farther
+            back is given free. None if any layer sees all.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class KvMemory:
         max_prefix_bytes: int,
         dtype: torch.dtype,
         device: torch.device,
+        window: int | None = None,
     ) -> None:
+        self._window = window
         self.allocator = RangeAllocator(num_tokens)
         self.arena = KvArena(shape, num_tokens, dtype=dtype, device=device)
         self.prefixes = PrefixCache(max_prefix_bytes)
@@ -89,7 +93,9 @@ class KvMemory:
         """
         assert row.kv is not None
         assert row.head.kv is not None
-        self.arena.move(row.head.kv.start, row.kv.start, row.num_first)
+        first = row.head.kv.offset
+        source, target = row.head.kv.origin + first, row.kv.origin + first
+        self.arena.move(source, target, row.num_first - first)
         row.num_computed = row.num_first
 
     def reorder(
@@ -117,8 +123,8 @@ class KvMemory:
             row.kv = target = ranges[place]
             assert held is not None
             assert target is not None
-            first = num_alike(source, place)
-            self.arena.move(held.start + first, target.start + first, row.num_computed - first)
+            first = max(num_alike(source, place), held.offset)
+            self.arena.move(held.origin + first, target.origin + first, row.num_computed - first)
 
     def grow(self, row: BatchRow, num_tokens: int) -> bool:
         """Make a row's range hold ``num_tokens``, moving it or others if need be.
@@ -132,23 +138,29 @@ class KvMemory:
         """
         held = row.kv
         assert held is not None
-        if num_tokens <= held.capacity:
+        self._trim(row, held)
+        offset = held.offset
+        needed = num_tokens - offset
+        if needed <= held.capacity:
             return True
-        sizes = (_with_headroom(row, num_tokens), num_tokens)
+        sizes = (_with_headroom(row, num_tokens, offset), needed)
         if any(self.allocator.extend(held, size) for size in sizes):
             return True
+        num_kept = row.num_computed - offset
         larger = self.allocator.take(sizes[0]) or self.allocator.take(sizes[1])
         if larger is not None:
-            self.arena.move(held.start, larger.start, row.num_computed)
+            self.arena.move(held.start, larger.start, num_kept)
             self.allocator.free(held)
+            larger.offset = offset
             row.kv = larger
             return True
-        if whole_blocks(num_tokens) > self.allocator.num_free + held.capacity:
+        if whole_blocks(needed) > self.allocator.num_free + held.capacity:
             return False
-        tokens = self.arena.copy_out(held.start, row.num_computed)
+        tokens = self.arena.copy_out(held.start, num_kept)
         self.allocator.free(held)
-        row.kv = self._take(num_tokens)
+        row.kv = self._take(needed)
         assert row.kv is not None
+        row.kv.offset = offset
         self.arena.copy_in(row.kv.start, tokens)
         return True
 
@@ -173,14 +185,17 @@ class KvMemory:
             member.num_computed = 0
 
     def keep(self, row: BatchRow) -> None:
-        """Let others start from what a row has computed so far."""
-        assert row.kv is not None
+        """Let others start from what a row has computed so far and still holds."""
+        held = row.kv
+        assert held is not None
         done = [block for block in self._keepable(row) if block.stop <= row.num_computed]
         for block in done:
-            if block.key not in self.prefixes and not _brings(row, block):
-                start = row.kv.start + block.start
+            is_held = block.start >= held.offset
+            if is_held and block.key not in self.prefixes and not _brings(row, block):
+                start = held.origin + block.start
                 self.prefixes.put(block.key, self.arena.copy_out(start, block.stop - block.start))
         self.prefixes.touch([block.key for block in done])
+        self._trim(row, held)
 
     def next_block(self, row: BatchRow) -> PrefixBlock | None:
         """The block after the longest known prefix, if the row could start behind it."""
@@ -199,6 +214,12 @@ class KvMemory:
             for block in self._keepable(row)
             if row.num_computed < block.stop <= row.num_positions
         ]
+
+    def _trim(self, row: BatchRow, held: KvRange) -> None:
+        """Give back what no later token of a row looks at."""
+        if self._window is not None:
+            num_unseen = row.num_computed - self._window + 1  # by the next token, and all after it
+            self.allocator.trim(held, num_unseen - held.offset)
 
     def _restore(self, row: BatchRow, held: KvRange) -> int:
         limit = _restorable(row)
@@ -261,5 +282,7 @@ def _restorable(row: BatchRow) -> int:
     return min(row.num_virtual if row.reports_prompt else row.num_positions, row.num_positions - 1)
 
 
-def _with_headroom(row: BatchRow, num_tokens: int) -> int:
-    return max(num_tokens, min(row.largest_size, num_tokens + max(_HEADROOM, num_tokens // 2)))
+def _with_headroom(row: BatchRow, num_tokens: int, offset: int = 0) -> int:
+    """Tokens of a range for positions up to ``num_tokens`` that begins at ``offset``."""
+    needed = num_tokens - offset
+    return max(needed, min(row.largest_size - offset, needed + max(_HEADROOM, needed // 2)))

@@ -85,6 +85,7 @@ class PackedRunner(Runner):
             max_prefix_bytes=max_prefix_bytes,
             dtype=self._dtype,
             device=self._device,
+            window=_window_of_all(base_model),
         )
         #: Low-rank deltas that rows may use, by the adapter's key.
         self.deltas = self._delta_layers.tables
@@ -143,7 +144,7 @@ class PackedRunner(Runner):
         ends: list[int] = []
         for each in slices:
             assert each.row.kv is not None
-            start = each.row.kv.start
+            start = each.row.kv.origin
             first = len(slots)
             slots.extend(range(start + each.start, start + each.stop))
             ends.extend(range(len(slots) - each.num_logits, len(slots)))
@@ -253,3 +254,9 @@ def _windows_in(base_model: BaseModel) -> dict[int, int | None]:
     default = [_FULL if window is None else _SLIDING] * config.num_hidden_layers
     kinds = getattr(config, "layer_types", None) or default
     return {index: window if kind == _SLIDING else None for index, kind in enumerate(kinds)}
+
+
+def _window_of_all(base_model: BaseModel) -> int | None:
+    """The widest window, if no layer sees all: keys and values of all layers lie together."""
+    windows = list(_windows_in(base_model).values())
+    return None if None in windows else max(window for window in windows if window is not None)

@@ -128,3 +128,25 @@ def test_tokens_move_down_over_themselves() -> None:
     arena.move(500, 484, 3000)
     assert torch.equal(arena.copy_out(484, 3000)[0], numbers)
     assert torch.equal(arena.copy_out(484, 3000)[1], -numbers)
+
+
+def test_a_range_gives_whole_blocks_at_its_beginning_back() -> None:
+    allocator = RangeAllocator(160)
+    first, second = allocator.take(64), allocator.take(32)
+    assert first is not None
+    assert second is not None
+    allocator.trim(first, 15)
+    assert (first.start, first.capacity, first.offset) == (0, 64, 0)
+    allocator.trim(first, 33)
+    assert (first.start, first.capacity, first.offset) == (32, 32, 32)
+    assert first.origin == 0
+    assert allocator.num_free == 160 - 32 - 32
+    allocator.trim(first, 1000)
+    assert (first.capacity, first.offset) == (16, 48), "one block stays"
+    assert allocator.close_gaps() == [(48, 0, 16), (64, 16, 32)]
+    assert first.origin == -48
+    allocator.trim(first, -20)
+    assert first.offset == 48
+    allocator.free(first)
+    allocator.free(second)
+    assert allocator.num_free == 160

@@ -13,10 +13,10 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
-    GPTJConfig,
-    GPTJForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     OPTConfig,
@@ -166,11 +166,56 @@ def test_prompts_longer_than_the_window_equal_transformers_generate(
     assert len({tuple(answer) for answer in answers}) > 4
 
 
+def test_where_every_layer_has_a_window_no_row_holds_much_more(
+    causal_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = base_of(WINDOWED["mistral"](), causal_base)
+    engine = BatchedEngine(base, EngineOptions(max_step_tokens=40))
+    held: list[tuple[int, int]] = []
+    run = PackedRunner.run
+
+    def noted(runner: PackedRunner, slices: Any) -> Any:
+        held.extend((each.start, each.row.kv.capacity) for each in slices if each.count == 1)
+        return run(runner, slices)
+
+    monkeypatch.setattr(PackedRunner, "run", noted)
+    requests = [
+        GenerationRequest(
+            tuple(range(5, 5 + length)),
+            SamplingParams(max_new_tokens=num_new, min_new_tokens=num_new, num_beams=num_beams),
+        )
+        for length, num_new, num_beams in ((5, 230, 1), (150, 90, 1), (40, 120, 2), (7, 200, 1))
+    ]
+    streams = [engine.submit(request) for request in requests]
+    answers = [[token.token_id for chunk in s for token in chunk.tokens] for s in streams]
+    allocator = engine._runner.memory.allocator
+    engine.close()
+    assert allocator.num_free == allocator.num_tokens
+    for request, answer in zip(requests, answers, strict=True):
+        expected = base.model.generate(
+            torch.tensor([request.input_ids]),
+            attention_mask=torch.ones(1, len(request.input_ids), dtype=torch.long),
+            do_sample=False,
+            num_beams=request.sampling.num_beams,
+            max_new_tokens=request.sampling.max_new_tokens,
+            min_new_tokens=request.sampling.min_new_tokens,
+            eos_token_id=list(base.eos_token_ids),
+            pad_token_id=base.pad_token_id,
+        )[0, len(request.input_ids) :].tolist()
+        assert answer == expected
+    # The window, room to grow, and what rounding to whole blocks adds at either end.
+    most = WINDOW + 64 + 2 * 16
+    assert max(capacity for start, capacity in held if start > 160) <= most
+    assert max(start for start, _ in held) > 2 * most
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
         (
-            lambda: GPTJForCausalLM(GPTJConfig(vocab_size=400, n_embd=32, n_layer=1, n_head=4)),
+            lambda: MambaForCausalLM(
+                MambaConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1, state_size=4)
+            ),
             "atten",
         ),
         (
