@@ -13,6 +13,7 @@ from luthier.client.results import (
     GeneratedText,
     GeneratedToken,
     JobState,
+    LabelScore,
     ModelInfo,
     Tokenization,
     TrainingJob,
@@ -83,6 +84,15 @@ def generated_chunk(body: Any) -> GeneratedChunk:
         seed=details.get("seed"),
         tokens=_tokens(result.get("tokens")),
         input_tokens=_tokens(result.get("input_tokens")),
+    )
+
+
+def label_scores(body: Any) -> tuple[LabelScore, ...]:
+    """A ``ClassificationResults``."""
+    results = mapping(body).get("results") or ()
+    return tuple(
+        LabelScore(str(each.get("label") or ""), float(each.get("score") or 0.0))
+        for each in results
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from luthier.client import answers
 from luthier.client.results import (
     GeneratedText,
+    LabelScore,
     ModelInfo,
     Tokenization,
     TrainingJob,
@@ -27,10 +28,12 @@ ROUTE_PREFIX = "/api/v1"
 PROMPT_TUNING = "TextGenerationTaskPeftPromptTuningTrain"
 FULL_FINE_TUNING = "TextGenerationTaskTextGenerationTrain"
 LORA_TUNING = "TextGenerationTaskLoraTuningTrain"
+HEAD_TUNING = "TextClassificationTaskHeadTuningTrain"
 
 Answer = TypeVar("Answer")
 
-#: Train records as callers give them: ``{"input": …, "output": …}`` or ``{"messages": […]}`` each.
+#: Train records as callers give them: ``{"input": …, "output": …}``, ``{"messages": […]}`` or, for
+#: heads, ``{"text": …, "labels": […]}`` each.
 Records = Iterable[Mapping[str, Any]]
 
 
@@ -91,6 +94,12 @@ def stream(model_id: str, text: str, parameters: Mapping[str, Any]) -> Call[None
     return Call("POST", path, answers.nothing, body=body)
 
 
+def classify(model_id: str, text: str) -> Call[tuple[LabelScore, ...]]:
+    """The classes of a text, the most probable first."""
+    body = _inference_body(model_id, text, {})
+    return Call("POST", f"{ROUTE_PREFIX}/task/text-classification", answers.label_scores, body=body)
+
+
 def tokenize(model_id: str, text: str) -> Call[Tokenization]:
     """Count (and where offered, show) the tokens of a text."""
     body = _inference_body(model_id, text, {})
@@ -109,7 +118,7 @@ def train(
     """Start a training.
 
     Args:
-        method: ``PROMPT_TUNING``, ``LORA_TUNING`` or ``FULL_FINE_TUNING``.
+        method: ``PROMPT_TUNING``, ``LORA_TUNING``, ``HEAD_TUNING`` or ``FULL_FINE_TUNING``.
         model_name: Id of the model that it makes.
         base_model: Name of the base model, as the server resolves it.
         train_data: Records, or a file on the server.

@@ -84,6 +84,19 @@ class GeneratedChunk:
 
 
 @dataclass(frozen=True)
+class LabelScore:
+    """A class of texts.
+
+    Args:
+        label: Its name.
+        score: Its probability.
+    """
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
 class Tokenization:
     """A text in tokens.
 

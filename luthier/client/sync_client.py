@@ -16,6 +16,7 @@ from luthier.client.error_mapping import error_from_response
 from luthier.client.results import (
     GeneratedChunk,
     GeneratedText,
+    LabelScore,
     ModelInfo,
     Tokenization,
     TrainingJob,
@@ -149,6 +150,10 @@ class Client:
                 for event in decoder.feed(received):
                     yield chunk_of(event)
 
+    def classify(self, model_id: str, text: str) -> tuple[LabelScore, ...]:
+        """The classes of a text with their probabilities, the most probable first."""
+        return self._send(calls.classify(model_id, text))
+
     def tokenize(self, model_id: str, text: str) -> Tokenization:
         """Count the tokens of a text as a model sees it."""
         return self._send(calls.tokenize(model_id, text))
@@ -206,6 +211,35 @@ class Client:
         return self._send(
             calls.train(
                 calls.LORA_TUNING,
+                model_name,
+                base_model=base_model,
+                train_data=train_data,
+                validation_data=validation_data,
+                parameters=parameters,
+            )
+        )
+
+    def train_head(
+        self,
+        model_name: str,
+        *,
+        base_model: str,
+        train_data: Records | ServerFile,
+        validation_data: Records | ServerFile | None = None,
+        **parameters: Any,
+    ) -> TrainingJob:
+        """Start tuning a classification head; returns at once.
+
+        Args:
+            model_name: Id of the tuned model.
+            base_model: Name of the base model, as the server resolves it.
+            train_data: Records with ``text`` and ``labels``, or a file on the server.
+            validation_data: Measured after each epoch; None for none.
+            **parameters: ``labels``, ``use_lora``, ``num_epochs`` …, by their wire names.
+        """
+        return self._send(
+            calls.train(
+                calls.HEAD_TUNING,
                 model_name,
                 base_model=base_model,
                 train_data=train_data,

@@ -65,3 +65,12 @@ def test_metric_keeps_what_it_does_not_know() -> None:
 def test_list_where_an_object_was_due_is_an_error() -> None:
     with pytest.raises(LuthierError, match="list where an object was due"):
         answers.model_list([])
+
+
+def test_classes_are_read_in_their_order() -> None:
+    body = {"results": [{"label": "spam", "score": 0.9}, {"label": "ham", "score": 0.1}]}
+    assert [(each.label, each.score) for each in answers.label_scores(body)] == [
+        ("spam", 0.9),
+        ("ham", 0.1),
+    ]
+    assert answers.label_scores({}) == ()

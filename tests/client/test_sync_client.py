@@ -136,6 +136,26 @@ def test_train_lora_uses_its_own_route(make_client: MakeClient) -> None:
     assert api.last_body["parameters"]["rank"] == 4
 
 
+def test_a_head_is_trained_and_asked_by_routes_of_its_own(make_client: MakeClient) -> None:
+    client, api = make_client(
+        {
+            "POST /api/v1/TextClassificationTaskHeadTuningTrain": httpx.Response(
+                200, json={"training_id": "t1", "model_name": "sorter"}
+            ),
+            "POST /api/v1/task/text-classification": httpx.Response(
+                200, json={"results": [{"label": "spam", "score": 1.0}]}
+            ),
+        }
+    )
+    rows = [{"text": "a", "labels": ["spam"]}]
+    client.train_head("sorter", base_model="b", train_data=rows, use_lora=False)
+    parameters = api.last_body["parameters"]
+    assert parameters["train_stream"] == {"data_stream": {"data": rows}}
+    assert parameters["use_lora"] is False
+    assert client.classify("sorter", "win")[0].label == "spam"
+    assert api.last_body == {"model_id": "sorter", "inputs": "win"}
+
+
 def test_models_training_tokens_versions_and_health_are_read(make_client: MakeClient) -> None:
     client, _ = make_client(
         {
