@@ -150,7 +150,7 @@ def main() -> int:
         def run(requests: list[GenerationRequest], timings: Timings) -> Answers:
             return measure(lambda: run_streams(engine, requests, arguments.streams), timings)
 
-        plain = make_requests(base, arguments, [None], turn=-1)[: arguments.streams]
+        plain = make_requests(base, arguments, [None], turn=-1)
         run(each_to(plain, registered[:1] * len(plain)), Timings())
         before = resident_bytes()
         for first in range(0, arguments.hot, len(plain)):
