@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import GPTJConfig, GPTJForCausalLM
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference.base import FinishReason, GenerationRequest
@@ -49,8 +49,9 @@ def test_a_model_is_served_in_batches_if_it_can_be(
 ) -> None:
     assert isinstance(engine_for(causal_base), BatchedEngine)
     assert isinstance(engine_for(seq2seq_base), BatchedEngine)
-    odd = GPTJForCausalLM(GPTJConfig(vocab_size=400, n_embd=32, n_layer=1, n_head=4, rotary_dim=4))
-    alone = BaseModel.from_memory(odd, causal_base.tokenizer, name="tiny-gptj")
+    layers = {"num_layers": 2, "attention_types": [[["global", "local"], 1]]}
+    odd = GPTNeoForCausalLM(GPTNeoConfig(vocab_size=400, hidden_size=16, num_heads=2, **layers))
+    alone = BaseModel.from_memory(odd, causal_base.tokenizer, name="tiny-gpt-neo")
     assert isinstance(engine_for(alone), PlainEngine)
 
 

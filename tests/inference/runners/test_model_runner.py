@@ -13,10 +13,10 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     OPTConfig,
@@ -213,10 +213,16 @@ def test_where_every_layer_has_a_window_no_row_holds_much_more(
     ("model", "reason"),
     [
         (
-            lambda: MambaForCausalLM(
-                MambaConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1, state_size=4)
+            lambda: GPTNeoForCausalLM(
+                GPTNeoConfig(
+                    vocab_size=400,
+                    hidden_size=16,
+                    num_layers=2,
+                    num_heads=2,
+                    attention_types=[[["global", "local"], 1]],
+                )
             ),
-            "atten",
+            "does not let its attention be replaced",
         ),
         (
             lambda: Gemma3ForCausalLM(
