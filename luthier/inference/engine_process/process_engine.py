@@ -122,7 +122,8 @@ class ProcessEngine(Engine):
         bare = dataclasses.replace(request, adapter=None) if has_deltas else request
         prompt = prepare_prompt(self._base_model, bare)
         if adapter is not None:
-            content_hash, adapter = self._snapshots.take(adapter)
+            # What the process has by now needs no copy.
+            content_hash, adapter = self._snapshots.take(adapter, is_kept=self._is_held)
         number = next(self._numbers)
         channel = Channel(on_cancel=lambda: self._cancel(number))
         with self._state:
@@ -196,6 +197,10 @@ class ProcessEngine(Engine):
         self._num_seen = 0  # of those, when the process said how many wait
         self._num_waiting = 0
 
+    def _is_held(self, content_hash: str) -> bool:
+        with self._state:
+            return self._sent.holds(content_hash)
+
     def _cancel(self, number: int) -> None:
         # Called from anywhere, by the collector too: it may take no lock.
         process = self._supervisor.process
@@ -223,6 +228,11 @@ class ProcessEngine(Engine):
         """See to it that the process has the adapter when the next operation comes; its key."""
         if adapter is None:
             return ""
+        key = key_of(adapter, content_hash)
+        if self._sent.holds(key):
+            return key
+        # Perhaps it was dropped since the caller looked, and this is no copy.
+        content_hash, adapter = self._snapshots.take(adapter)
         key = key_of(adapter, content_hash)
         if not self._sent.holds(key):
             dropped += self._sent.add(key, num_bytes_of(adapter))
