@@ -39,8 +39,8 @@ from luthier.errors import ArtifactError, InvalidInputError, TrainingDataError
 #: inverted, and doubles it until the inverse is this near.
 _FIRST_DAMPING = 0.01
 _LARGEST_INVERSION_ERROR = 0.05
-#: Decompositions find this many times the rank, for LoRA-GA twice of what it uses.
-_GRADIENT_PARTS = 4
+#: Decompositions that are nearly right find this many times the rank.
+_MORE_PARTS = 4
 _NUM_ITERATIONS = 4
 
 
@@ -306,6 +306,7 @@ class CordaStart(LoraStart):
         for target in targets.values():
             _require_rank(target, target.rank, "corda")
         self._covariances: dict[str, InputCovariance] = {}
+        self._inverted: tuple[str, torch.Tensor, torch.Tensor] | None = None
 
     def see_inputs(self, path: str, inputs: torch.Tensor, is_label: torch.Tensor | None) -> None:
         """Add a row to the layer's covariance; layers that read the same have one."""
@@ -314,13 +315,30 @@ class CordaStart(LoraStart):
 
     def _start_of(self, path: str, target: LoraTarget) -> StartingFactors:
         self._require_seen(path)
-        covariance, inverse = _damped(self._covariances[self._leaders[path]].mean.cpu(), path)
-        u, s, vh = torch.linalg.svd(self._weight(path) @ covariance, full_matrices=False)
+        covariance, inverse = self._damped_of(path)
+        u, s, vh = self._decomposed(self._weight(path) @ covariance, target.rank)
         rank = target.rank
         chosen = slice(None, rank) if self.config.corda_method == "ipm" else slice(-rank, None)
         root = (s[chosen] / self.config.scaling(rank, target.alpha)).sqrt()
         lora_a = root[:, None] * (vh[chosen] @ inverse)
         return StartingFactors(lora_a, u[:, chosen] * root, is_subtracted=True)
+
+    def _damped_of(self, path: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """``_damped`` of what the layer reads; layers that read the same mostly come in a row."""
+        leader = self._leaders[path]
+        if self._inverted is None or self._inverted[0] != leader:
+            self._inverted = (leader, *_damped(self._covariances[leader].mean.cpu(), path))
+        return self._inverted[1:]
+
+    def _decomposed(
+        self, product: torch.Tensor, rank: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Singular triples, the largest nearly: those that are least can only be had with all."""
+        num_parts = _MORE_PARTS * rank
+        if self.config.corda_method == "ipm" and num_parts < min(product.shape) // 2:
+            return low_rank_svd(product, num_parts, _NUM_ITERATIONS, self._generator)
+        u, s, vh = torch.linalg.svd(product, full_matrices=False)
+        return u, s, vh
 
 
 class GradientStart(LoraStart):
@@ -361,7 +379,7 @@ class GradientStart(LoraStart):
             )
         gradient = total.cpu() / self._num_batches_seen
         rank, scaling = target.rank, self.config.scaling(target.rank, target.alpha)
-        num_parts = min(_GRADIENT_PARTS * rank, *gradient.shape)
+        num_parts = min(_MORE_PARTS * rank, *gradient.shape)
         u, s, vh = low_rank_svd(gradient, num_parts, _NUM_ITERATIONS, self._generator)
         for_a, for_b = self._directions(rank)
         lora_a, lora_b = vh[for_a].clone(), u[:, for_b] * s[for_b]

@@ -153,3 +153,29 @@ def test_inputs_without_any_number_have_no_covariance() -> None:
     probe.end_batch()
     with pytest.raises(TrainingDataError, match="are all 0, or not finite"):
         probe.begin()
+
+
+def test_the_parts_that_matter_most_are_found_without_all_others() -> None:
+    """In layers much wider than the rank; compared with a whole decomposition."""
+    torch.manual_seed(4)
+    model = make_llama(hidden_size=64, intermediate_size=96)
+    config = LoraConfig(
+        rank=2, alpha=4, initialisation="corda", target_modules=("gate_proj", "up_proj")
+    )
+    adapter = create_lora(model, config, seed=1)
+    probe = _probe(adapter)
+    for block in range(2):
+        inputs = torch.randn(80, 64) * torch.logspace(0.5, -1.5, 64)
+        for name in ("gate_proj", "up_proj"):
+            probe.see_inputs(f"model.layers.{block}.mlp.{name}", inputs, None)
+        covariance = (inputs / inputs.max()).T @ (inputs / inputs.max())
+        damped = covariance + torch.eye(64) * covariance.diagonal().mean() * 0.01
+        if block == 1:
+            weight = model.get_submodule("model.layers.1.mlp.up_proj").weight
+            u, s, vh = torch.linalg.svd(weight @ damped, full_matrices=False)
+            expected = u[:, :2] * s[:2] @ vh[:2] @ torch.linalg.inv(damped)
+    probe.end_batch()
+    probe.begin()
+    factors = adapter.factors["model.layers.1.mlp.up_proj"]
+    found = factors.scaling * factors.lora_b @ factors.lora_a
+    torch.testing.assert_close(found, expected, atol=2e-2 * float(expected.abs().max()), rtol=0)
