@@ -28,19 +28,26 @@ class FullWeights(Adapter):
         model: The base model's network. Copied: costs its memory once more, and as much again
             for gradients and twice for AdamW while it is tuned.
 
+        is_shared_out: Whether the processes of a training will share its weights out. Then nothing
+            is copied: each process copies its share, and the whole comes back to the main one.
+
     Raises:
         NotSupportedError: If its weights are quantised.
     """
 
     method: ClassVar[str] = "full_fine_tuning"
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, is_shared_out: bool = False) -> None:
         if any(hasattr(layer, "dequantised_weight") for layer in model.modules()):
             raise NotSupportedError(
                 "the weights of a quantised base model cannot be fine-tuned; tune a LoRA or a "
                 "prompt, or set quantization to none"
             )
-        self.model: PreTrainedModel = copy.deepcopy(model)
+        self.is_shared_out = is_shared_out
+        memo = {}
+        if is_shared_out:
+            memo = {id(tensor): nn.Parameter(tensor.detach()) for tensor in model.parameters()}
+        self.model: PreTrainedModel = copy.deepcopy(model, memo)
         self.model.requires_grad_(True)
 
     def load(self, weights: Mapping[str, torch.Tensor], *, source: str) -> None:

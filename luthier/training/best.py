@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from luthier.errors import ArtifactError
-from luthier.training.checkpointing.state import copied
+from luthier.training.checkpointing.state import copied_here
 from luthier.training.processes.sharding import share_like
 
 
@@ -56,7 +57,7 @@ class BestSoFar:
 
     def keep(self, named_parameters: Mapping[str, nn.Parameter]) -> None:
         """Copy the parameters as they are now."""
-        self.parameters = copied(named_parameters)
+        self.parameters = copied_here(named_parameters)
 
     def put_back(self, named_parameters: Mapping[str, nn.Parameter]) -> None:
         """Make the parameters what they were when they were kept; nothing if they never were."""
@@ -84,4 +85,6 @@ def put_back(
         if saved.shape != parameter.shape or saved.dtype != parameter.dtype:
             raise ArtifactError(f"{name[:200]!r} has another shape or dtype")
     for name, parameter in named_parameters.items():
-        parameter.copy_(share_like(tensors[name], parameter))
+        saved = tensors[name]
+        # Of what is shared out, each process kept its own share.
+        parameter.copy_(saved if isinstance(saved, DTensor) else share_like(saved, parameter))

@@ -11,6 +11,7 @@ of every window; sums over the processes make losses, gradients and decisions th
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -136,11 +137,12 @@ class TrainingRun:
         self._tell_start()
         if self._options.evaluate_before_training and not self.course.evaluations:
             self._evaluate()
-        with self._updater.requiring_gradients(), memory_kept():
+        keeping = contextlib.nullcontext() if self._options.use_fsdp else memory_kept()
+        with self._updater.requiring_gradients(), keeping:
             while not self._is_done:
                 yield from self._epoch()
         self.course.best.put_back(self._updater.learned)
-        self._updater.put_together()
+        self._updater.put_together(is_main=self._group.is_main)
 
     def restore(self, state: TrainingState, checkpoint: Path) -> None:
         """Take up the training that ``state`` is of.

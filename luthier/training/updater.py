@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from luthier.adapters.base import Adapter
+from luthier.adapters.full_weights import FullWeights
 from luthier.data_model.options.training_options import TrainingOptions
 from luthier.training.best import put_back
 from luthier.training.learned_parameters import (
@@ -127,12 +128,22 @@ class Updater:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
-    def put_together(self) -> None:
-        """Give the adapter the whole of what it learned, where this process learned a share."""
+    def put_together(self, *, is_main: bool) -> None:
+        """Give the adapter the whole of what it learned, where this process learned a share.
+
+        Args:
+            is_main: Whether this process is the main one. Where numbers are borrowed, the others
+                give their shares and keep nothing.
+        """
+        borrows = isinstance(self._adapter, FullWeights) and self._adapter.is_shared_out
         named = dict(self._adapter.named_parameters())
-        with torch.no_grad():
-            for name, share in self._shares.items():
-                named[name].copy_(whole_tensor(share.detach()))
+        for name, share in self._shares.items():
+            whole = whole_tensor(share.detach())
+            if not borrows:
+                with torch.no_grad():
+                    named[name].copy_(whole)
+            elif is_main:
+                named[name].data = whole
 
     def clear(self) -> None:
         """Drop all gradients."""

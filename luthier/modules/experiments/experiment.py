@@ -333,7 +333,9 @@ def _adapter(options: ExperimentOptions, base: BaseModel, here: Environment) -> 
 
 
 def _full_weights(options: ExperimentOptions, base: BaseModel) -> FullWeights:
-    adapter = FullWeights(base.model)
+    # What is borrowed is not written into.
+    is_shared_out = options.training.use_fsdp and options.general.pretrained_weights is None
+    adapter = FullWeights(base.model, is_shared_out=is_shared_out)
     if options.general.pretrained_weights is not None:
         file = Path(options.general.pretrained_weights).expanduser()
         adapter.load(read_weights(file), source=file.name)

@@ -133,7 +133,7 @@ class TextGeneration(TextModule, ModuleBase):
             **kwargs,
         )
         with plan.acquire() as base:
-            adapter = FullWeights(base.model)
+            adapter = FullWeights(base.model, is_shared_out=plan.options.use_fsdp)
             result = plan.tune(base, adapter)
             tuned = BaseModel.from_memory(adapter.model, base.tokenizer, name=base.name)
         generator = _generator(tuned, plan.environment, style=plan.prompt_style(tuned))

@@ -16,12 +16,14 @@ from luthier.files.atomic_folder import write_folder_atomically
 from luthier.training.callbacks.base import StartEvent, TrainingCallback
 from luthier.training.checkpointing.checkpoints import (
     CHECKPOINTS_FOLDER,
+    TENSOR_FILES,
     checkpoint_folder,
     delete_checkpoint,
     delete_partial,
     list_checkpoints,
     write_checkpoint,
 )
+from luthier.training.checkpointing.gathered import give_shares
 from luthier.training.checkpointing.state import ResumePoint
 from luthier.training.processes.parallel import ALONE, ProcessGroup
 
@@ -99,6 +101,9 @@ class CheckpointWriter(TrainingCallback):
         started = self._clock()
         state = point.capture()
         if self._is_following:
+            for name in TENSOR_FILES:
+                give_shares(getattr(state, name))
+            self._saved_at = self._clock()
             return
         folder = checkpoint_folder(self._folder, point.step)
         write_checkpoint(folder, state, self._adapter, base_model_name=self._base_model_name)

@@ -38,6 +38,7 @@ from luthier.files.atomic_folder import (
     write_manifest,
 )
 from luthier.files.tensor_files import read_safetensors
+from luthier.training.checkpointing.gathered import write_tensors
 from luthier.training.checkpointing.run_fingerprint import RunFingerprint
 from luthier.training.checkpointing.state import Progress, TrainingState
 from luthier.training.results import EvaluationPoint, LossPoint
@@ -49,7 +50,7 @@ CHECKPOINTS_FOLDER = "checkpoints"
 ADAPTER_FOLDER = "adapter"
 STATE_NAME = "state.json"
 _HISTORY_NAME = "history.safetensors"
-_TENSOR_FILES = ("parameters", "optimizer", "best_parameters")
+TENSOR_FILES = ("parameters", "optimizer", "best_parameters")
 _FOLDER_NAME = re.compile(r"step-(\d{9,})")
 _MAX_STATE_BYTES = 256_000_000
 
@@ -85,10 +86,10 @@ def write_checkpoint(
     if folder.is_dir() and not (folder / MANIFEST_NAME).is_file():
         delete_checkpoint(folder)  # damaged; nothing is replaced that is not known to be ours
     with write_folder_atomically(folder, overwrite=True) as partial:
-        for name in _TENSOR_FILES:
+        for name in TENSOR_FILES:
             tensors = getattr(state, name)
             if tensors:
-                save_file(dict(tensors), partial / f"{name}.safetensors")
+                write_tensors(tensors, partial / f"{name}.safetensors")
         save_file(_history(state), partial / _HISTORY_NAME)
         text = json.dumps(_as_json(state), indent=1)
         (partial / STATE_NAME).write_text(text, encoding="utf-8")
@@ -163,7 +164,7 @@ def read_checkpoint(folder: Path) -> TrainingState:
                 train_rows=history["train_rows"],
                 validation_rows=history["validation_rows"],
             ),
-            **{name: _tensors(folder / f"{name}.safetensors") for name in _TENSOR_FILES},
+            **{name: _tensors(folder / f"{name}.safetensors") for name in TENSOR_FILES},
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, ArtifactError):

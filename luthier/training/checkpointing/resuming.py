@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import alog
+import torch
 
 from luthier.adapters.base import Adapter
 from luthier.data_model.options.training_options import TrainingOptions
@@ -14,6 +16,7 @@ from luthier.errors import ConflictError
 from luthier.resources.base_model import BaseModel
 from luthier.training.best import BestSoFar
 from luthier.training.checkpointing.checkpoints import expected_content_hash
+from luthier.training.checkpointing.gathered import SharedOut, is_shared_out
 from luthier.training.checkpointing.run_fingerprint import RunFingerprint, fingerprint_run
 from luthier.training.checkpointing.state import Progress, TrainingState, copied
 from luthier.training.data.examples import TrainingData
@@ -71,7 +74,8 @@ class StateKeeper:
         self._fingerprint: RunFingerprint | None = None
 
     def capture(self, course: Course) -> TrainingState:
-        """A copy of everything that a resume needs.
+        """A copy of everything that a resume needs. What is shared out is not copied: it is valid
+        until the next update, and each process has to go through it (``gathered``).
 
         Args:
             course: So far.
@@ -92,9 +96,9 @@ class StateKeeper:
             ),
             losses=tuple(course.losses),
             evaluations=tuple(course.evaluations),
-            parameters=copied(self._updater.learned),
-            optimizer=copied(self._updater.tensors()),
-            best_parameters={} if best.is_at(progress.step) else dict(best.parameters),
+            parameters=_captured(self._updater.learned),
+            optimizer=_captured(self._updater.tensors()),
+            best_parameters={} if best.is_at(progress.step) else _captured(best.parameters),
             fingerprint=self._fingerprint,
         )
 
@@ -145,3 +149,8 @@ class StateKeeper:
         return fingerprint_run(
             self._base_model, self._adapter, self._data, self._validation, self._options
         )
+
+
+def _captured(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """A copy on the CPU; where they are shared out, none until they are written."""
+    return SharedOut(tensors) if is_shared_out(tensors) else copied(tensors)

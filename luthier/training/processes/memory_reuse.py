@@ -22,6 +22,9 @@ _MAPPED_FROM = 2**25
 #: Free bytes that are kept: all of them (mallopt takes an int), and what its own rule comes to.
 _KEPT, _USUAL = 2**31 - 1, 2**26
 
+#: Blocks that are given back where memory is worth more than time.
+_RETURNED_FROM = 2**20
+
 
 class _Trainings:
     """How many trainings of this process want memory kept."""
@@ -58,6 +61,17 @@ def memory_kept() -> Iterator[None]:
             _trainings.number -= 1
             if _trainings.number == 0:
                 library.mallopt(_TRIM_THRESHOLD, _USUAL)
+
+
+def return_freed_memory() -> None:
+    """Give freed blocks of a megabyte and more back at once, from now on.
+
+    For processes that hold shares of weights: each layer is borrowed for a moment, and what is
+    borrowed, kept and cut up, adds up to several times the model.
+    """
+    library = _gnu_library()
+    if library is not None:
+        library.mallopt(_MMAP_THRESHOLD, _RETURNED_FROM)
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from luthier.errors import NotSupportedError
+from luthier.training.processes.memory_reuse import return_freed_memory
 from luthier.training.processes.parallel import ProcessGroup
 
 T = TypeVar("T")
@@ -60,6 +61,7 @@ class ShardedModel:
     ) -> None:
         if group.is_alone:
             raise NotSupportedError("'use_fsdp' shares weights out among processes, there is one")
+        return_freed_memory()
         names = {id(parameter): name for name, parameter in learned.items()}
         owners = _with_own_parameters(model, names, whole)
         self._root = _Root(model)
