@@ -82,16 +82,17 @@ def compare(engines: dict[str, Engine], requests: list[GenerationRequest], repea
         if answers["thread"] != answers["process"]:
             return None
 
-    def per_token(name: str, *, whose: slice) -> float:
-        return statistics.median(1000 * sum(each[whose]) / num_tokens for each in seconds[name])
+    def per_token(name: str, *, num_processes: int = 2) -> float:
+        totals = (sum(each[:num_processes]) for each in seconds[name])
+        return statistics.median(1000 * total / num_tokens for total in totals)
 
-    thread, process = (per_token(name, whose=slice(2)) for name in ("thread", "process"))
+    thread, process = per_token("thread"), per_token("process")
     return {
         "streams": len(requests),
         "cpu_ms_per_token": {
             "thread": round(thread, 4),
             "process": round(process, 4),
-            "process_of_the_server": round(per_token("process", whose=slice(1)), 4),
+            "process_of_the_server": round(per_token("process", num_processes=1), 4),
         },
         "times_the_cpu_of_a_thread": round(process / thread, 3),
     }
