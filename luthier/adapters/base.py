@@ -100,6 +100,11 @@ class Adapter(ABC):
         """Something that differs after a change that reaches a ``snapshot``; None if none can."""
         return None
 
+    @property
+    def class_labels(self) -> tuple[str, ...]:
+        """Names of the classes that the adapter tells apart, for one that writes no text."""
+        return ()
+
     @abstractmethod
     def peft_config(self) -> dict[str, Any]:
         """``adapter_config.json`` as PEFT writes it, without any local path."""
@@ -111,11 +116,6 @@ class Adapter(ABC):
     @abstractmethod
     def to(self, *, device: torch.device, dtype: torch.dtype) -> Self:
         """A copy on ``device`` in ``dtype`` (self if nothing changes)."""
-    @property
-    def class_labels(self) -> tuple[str, ...]:
-        """Names of the classes that the adapter tells apart, for one that writes no text."""
-        return ()
-
 
     @property
     def has_dropout(self) -> bool:
