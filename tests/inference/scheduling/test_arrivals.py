@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -45,6 +45,9 @@ class SlowLora(LoraAdapter):
 
     def delta_layers(self) -> frozenset[str]:
         return frozenset(self.factors)
+
+    def snapshot(self) -> Self:
+        return self  # a copy would have another gate, or none
 
 
 def make_lora(base: BaseModel, *, seed: int, rank: int = 4) -> LoraAdapter:
