@@ -111,8 +111,9 @@ def problem_of(error: BaseException) -> Problem:
         return Problem(f"internal error, id {error_id}", LuthierError.code, status, error_id)
     if status.http == 500:
         log.error("request failed: error_id=%s", error_id, exc_info=error)
-    is_passing = isinstance(error, CapacityError | EngineDownError)
-    retry_after = error.retry_after_seconds if is_passing else None
+    retry_after = None
+    if isinstance(error, CapacityError | EngineDownError):
+        retry_after = error.retry_after_seconds
     return Problem(shorten(str(error)), error.code, status, error_id, retry_after)
 
 

@@ -165,5 +165,5 @@ def test_a_class_that_has_no_place_is_refused(tmp_path: Path) -> None:
         pass
 
     base = BaseModel.from_memory(Hidden(LlamaConfig(**SMALL)), make_tokenizer(), name="hidden")
-    with pytest.raises(NotSupportedError, match="'hidden' is of class .*Hidden.*cannot be found"):
+    with pytest.raises(NotSupportedError, match=r"'hidden' is of class .*Hidden.*cannot be found"):
         describe_base_model(base, tmp_path)
