@@ -368,8 +368,8 @@ def test_a_resumed_training_knows_its_start_without_looking_again(
     checkpoint = list_checkpoints(tmp_path / "checkpoints")[4]
     resumed = _new(base, word, start_batches=2)
     # Numbers that are computed again may come out otherwise on another machine.
-    monkeypatch.setattr("luthier.adapters.lora.measured_starts.LoraStart.begin", None)
-    monkeypatch.setattr("luthier.adapters.lora.measured_starts.EvaStart.begin", None)
+    monkeypatch.setattr("luthier.adapters.lora.starts.base.LoraStart.begin", None)
+    monkeypatch.setattr("luthier.adapters.lora.starts.eva.EvaStart.begin", None)
     tune(base, resumed, RECORDS, options=options, resume_from=checkpoint)
     assert resumed.content_hash() == whole.content_hash()
 

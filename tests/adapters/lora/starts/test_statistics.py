@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft.utils.incremental_pca import IncrementalPCA
 
-from luthier.adapters.lora.start_statistics import (
+from luthier.adapters.lora.starts.statistics import (
     InputComponents,
     InputCovariance,
     WeightGradient,

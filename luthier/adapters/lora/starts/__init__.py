@@ -1,0 +1,1 @@
+"""Starts of LoRA that look at data."""
