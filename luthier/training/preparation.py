@@ -16,7 +16,8 @@ from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import InvalidInputError
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.augmentation import Augmentation, changes_rows, mask_token_of
-from luthier.training.data.conversation_encoding import ConversationEncoder
+from luthier.training.data.encoding.conversation_encoding import ConversationEncoder
+from luthier.training.data.encoding.verbalizer import Verbalizer
 from luthier.training.data.examples import TrainingData
 from luthier.training.data.tokenization import (
     RowTokenizer,
@@ -24,7 +25,6 @@ from luthier.training.data.tokenization import (
     eos_token_id_of,
     tokenize_records,
 )
-from luthier.training.data.verbalizer import Verbalizer
 from luthier.training.processes.parallel import current_group
 
 log = alog.use_channel(__name__)

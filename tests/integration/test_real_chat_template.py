@@ -8,10 +8,10 @@ from luthier.data_model.conversations import ChatMessage, ChatTrainRecord
 from luthier.resources.base_model import BaseModel
 from luthier.resources.model_loading import load_base_model
 from luthier.resources.names import BaseModelSources, resolve_base_model
+from luthier.training.data.encoding.row_tokenizer import RowTokenizer, eos_token_id_of
+from luthier.training.data.encoding.verbalizer import Verbalizer
 from luthier.training.data.examples import IGNORED_LABEL
-from luthier.training.data.row_tokenizer import RowTokenizer, eos_token_id_of
 from luthier.training.data.tokenization import tokenize_records
-from luthier.training.data.verbalizer import Verbalizer
 
 pytestmark = pytest.mark.slow
 

@@ -55,7 +55,7 @@ from luthier.resources.hardware import pick_mixed_precision, pick_training_dtype
 from luthier.resources.store import BaseModelLease
 from luthier.training.callbacks.base import TrainingCallback
 from luthier.training.callbacks.metrics_file import MetricsFile
-from luthier.training.data.prompt_style import PromptStyle
+from luthier.training.data.encoding.prompt_style import PromptStyle
 from luthier.training.job import TuningJob
 from luthier.training.loop import learn
 from luthier.training.preparation import settle_options

@@ -38,7 +38,7 @@ from luthier.modules.text_generation.text_module import (
     lease_saved_base_model,
 )
 from luthier.resources.base_model import BaseModel
-from luthier.training.data.verbalizer import DEFAULT_VERBALIZER
+from luthier.training.data.encoding.verbalizer import DEFAULT_VERBALIZER
 
 log = alog.use_channel(__name__)
 

@@ -27,9 +27,9 @@ from luthier.modules.text_generation.text_joining import TextJoiner, drops_first
 from luthier.resources.base_model import BaseModel
 from luthier.resources.cleanup import run_soon
 from luthier.resources.store import BaseModelLease
-from luthier.training.data.prompt_encoding import EncodedPrompt, encoder_for
-from luthier.training.data.prompt_style import PromptStyle, PromptWriter
-from luthier.training.data.verbalizer import DEFAULT_VERBALIZER
+from luthier.training.data.encoding.prompt_encoding import EncodedPrompt, encoder_for
+from luthier.training.data.encoding.prompt_style import PromptStyle, PromptWriter
+from luthier.training.data.encoding.verbalizer import DEFAULT_VERBALIZER
 
 #: Tokenizing this many characters takes about a millisecond: too long for an event loop.
 _MAX_CHARS_ON_LOOP = 4000

@@ -59,8 +59,8 @@ from luthier.modules.text_generation.text_module import (
 )
 from luthier.resources.base_model import BaseModel
 from luthier.resources.store import BaseModelLease
-from luthier.training.data.prompt_style import PromptStyle
-from luthier.training.data.verbalizer import DEFAULT_VERBALIZER
+from luthier.training.data.encoding.prompt_style import PromptStyle
+from luthier.training.data.encoding.verbalizer import DEFAULT_VERBALIZER
 
 log = alog.use_channel(__name__)
 

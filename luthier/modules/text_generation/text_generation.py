@@ -44,8 +44,8 @@ from luthier.resources.base_model import BaseModel
 from luthier.resources.model_loading import load_base_model, save_base_model
 from luthier.resources.names import BaseModelLocation
 from luthier.resources.store import BaseModelLease
-from luthier.training.data.prompt_style import PromptStyle
-from luthier.training.data.verbalizer import DEFAULT_VERBALIZER
+from luthier.training.data.encoding.prompt_style import PromptStyle
+from luthier.training.data.encoding.verbalizer import DEFAULT_VERBALIZER
 
 log = alog.use_channel(__name__)
 

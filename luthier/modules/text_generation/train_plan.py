@@ -52,8 +52,8 @@ from luthier.resources.names import BaseModelLocation, resolve_base_model
 from luthier.resources.store import BaseModelLease
 from luthier.training.callbacks.base import TrainingCallback
 from luthier.training.checkpointing.checkpoints import find_checkpoint, read_checkpoint
-from luthier.training.data.prompt_style import PromptStyle
-from luthier.training.data.verbalizer import DEFAULT_VERBALIZER, Verbalizer
+from luthier.training.data.encoding.prompt_style import PromptStyle
+from luthier.training.data.encoding.verbalizer import DEFAULT_VERBALIZER, Verbalizer
 from luthier.training.loop import tune
 from luthier.training.preparation import settle_options
 from luthier.training.processes.own_device import own_device, require_gpus

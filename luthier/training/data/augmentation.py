@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from luthier.data_model.conversations import ChatMessage, ChatTrainRecord
 from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.errors import TrainingDataError
-from luthier.training.data.conversation_encoding import ConversationEncoder
+from luthier.training.data.encoding.conversation_encoding import ConversationEncoder
 from luthier.training.data.examples import IGNORED_LABEL, Example
 
 log = alog.use_channel(__name__)

@@ -16,17 +16,17 @@ from luthier.data_model.conversations import ChatMessage, ChatTrainRecord, TextT
 from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.errors import CancelledError, InvalidInputError, TrainingDataError
-from luthier.training.data.cache_pruning import prune_cache
-from luthier.training.data.class_encoding import encode_classes
-from luthier.training.data.content_key import content_key
-from luthier.training.data.conversation_encoding import ConversationEncoder
+from luthier.training.data.encoding.class_encoding import encode_classes
+from luthier.training.data.encoding.conversation_encoding import ConversationEncoder
+from luthier.training.data.encoding.pair_encoding import TextPair, encode_pairs, text_pair
+from luthier.training.data.encoding.plain_text import encode_plain_text
+from luthier.training.data.encoding.row_tokenizer import RowTokenizer, eos_token_id_of
+from luthier.training.data.encoding.verbalizer import DEFAULT_VERBALIZER, Verbalizer
 from luthier.training.data.examples import TokenizedRow, TrainingData
-from luthier.training.data.pair_encoding import TextPair, encode_pairs, text_pair
-from luthier.training.data.plain_text import encode_plain_text
-from luthier.training.data.row_tokenizer import RowTokenizer, eos_token_id_of
-from luthier.training.data.spilled_examples import keep_examples
-from luthier.training.data.stored_examples import read_stored, write_stored
-from luthier.training.data.verbalizer import DEFAULT_VERBALIZER, Verbalizer
+from luthier.training.data.storage.cache_pruning import prune_cache
+from luthier.training.data.storage.content_key import content_key
+from luthier.training.data.storage.spilled_examples import keep_examples
+from luthier.training.data.storage.stored_examples import read_stored, write_stored
 
 __all__ = ["RecordTokenizer", "RowTokenizer", "TrainRecord", "eos_token_id_of", "tokenize_records"]
 

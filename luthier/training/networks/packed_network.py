@@ -24,7 +24,7 @@ from luthier.errors import NotSupportedError
 from luthier.training.data.collation import TokenBatch
 from luthier.training.data.examples import IGNORED_LABEL
 from luthier.training.data.packing import PackedRows, pack_rows
-from luthier.training.networks.fast_layers import drop_unlabelled, with_fast_layers
+from luthier.training.networks.fast.fast_layers import drop_unlabelled, with_fast_layers
 from luthier.training.networks.label_head import LabelHead
 from luthier.training.networks.packed_attention import longest_exact_row, with_packed_attention
 

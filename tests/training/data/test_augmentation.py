@@ -18,9 +18,9 @@ from luthier.training.data.augmentation import (
     mask_tokens,
     split_turns,
 )
-from luthier.training.data.conversation_encoding import ConversationEncoder
+from luthier.training.data.encoding.conversation_encoding import ConversationEncoder
+from luthier.training.data.encoding.row_tokenizer import RowTokenizer
 from luthier.training.data.examples import IGNORED_LABEL, Example
-from luthier.training.data.row_tokenizer import RowTokenizer
 
 MASK_ID = 9
 

@@ -19,8 +19,9 @@ from luthier.errors import (
     VerbalizerError,
 )
 from luthier.training.data import tokenization
+from luthier.training.data.encoding.prompt_encoding import PromptEncoder
+from luthier.training.data.encoding.verbalizer import Verbalizer
 from luthier.training.data.examples import TokenizedRow, TrainingData
-from luthier.training.data.prompt_encoding import PromptEncoder
 from luthier.training.data.tokenization import (
     RecordTokenizer,
     RowTokenizer,
@@ -28,7 +29,6 @@ from luthier.training.data.tokenization import (
     eos_token_id_of,
     tokenize_records,
 )
-from luthier.training.data.verbalizer import Verbalizer
 
 RECORD = GenerationTrainRecord(input="a cute dog", output="no complaint")
 

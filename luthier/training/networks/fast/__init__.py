@@ -1,0 +1,1 @@
+"""Layers of Llama's kind in passes of our own."""
