@@ -38,6 +38,7 @@ from luthier.files.weight_file import read_weights
 from luthier.modules.environment import Environment, environment
 from luthier.modules.experiments.generating import generate_with
 from luthier.modules.judging import judge_with, require_judge
+from luthier.modules.planning.train_plan import seed_to_resume
 from luthier.modules.text_generation.generator import TextGenerator
 from luthier.modules.text_generation.history import TrainingHistory
 from luthier.modules.text_generation.lora_tuning import LoraTuning
@@ -49,7 +50,6 @@ from luthier.modules.text_generation.starting_point import (
 )
 from luthier.modules.text_generation.text_generation import TextGeneration
 from luthier.modules.text_generation.text_module import TextModule
-from luthier.modules.text_generation.train_plan import seed_to_resume
 from luthier.resources.base_model import BaseModel
 from luthier.resources.hardware import pick_mixed_precision, pick_training_dtype
 from luthier.resources.store import BaseModelLease

@@ -32,14 +32,10 @@ from luthier.errors import (
     did_you_mean,
 )
 from luthier.modules.environment import Environment
+from luthier.modules.planning.hooks import HOOK_NAMES, limits_for
+from luthier.modules.planning.train_plan import TrainingPlan, plan_training
 from luthier.modules.text_generation.lora_plan import is_lora_option, lora_config_of
 from luthier.modules.text_generation.starting_point import continue_lora, read_start
-from luthier.modules.text_generation.train_plan import (
-    HOOK_NAMES,
-    TrainingPlan,
-    limits_for,
-    plan_training,
-)
 from luthier.resources.base_model import BaseModel
 from luthier.training.metrics.registry import METRICS
 from luthier.training.preparation import require_readable_classes

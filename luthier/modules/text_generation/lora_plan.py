@@ -24,13 +24,9 @@ from luthier.data_model.options.training_options import (
 from luthier.data_model.training_settings import SETTINGS_ARGUMENT
 from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 from luthier.modules.environment import Environment
+from luthier.modules.planning.hooks import HOOK_NAMES, limits_for
+from luthier.modules.planning.train_plan import TrainingPlan, plan_training
 from luthier.modules.text_generation.starting_point import read_lora_start
-from luthier.modules.text_generation.train_plan import (
-    HOOK_NAMES,
-    TrainingPlan,
-    limits_for,
-    plan_training,
-)
 from luthier.resources.base_model import BaseModel
 
 _COMMON_ARGUMENTS = ("base_model", "train_stream", "val_stream", SETTINGS_ARGUMENT, *HOOK_NAMES)

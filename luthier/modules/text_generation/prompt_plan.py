@@ -29,13 +29,9 @@ from luthier.data_model.tuning import (
 )
 from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 from luthier.modules.environment import Environment
+from luthier.modules.planning.hooks import TrainingHooks, limits_for
+from luthier.modules.planning.train_plan import TrainingPlan, plan_training
 from luthier.modules.text_generation.starting_point import read_start
-from luthier.modules.text_generation.train_plan import (
-    TrainingHooks,
-    TrainingPlan,
-    limits_for,
-    plan_training,
-)
 from luthier.resources.base_model import BaseModel
 
 #: Arguments that only prompt tuning has.

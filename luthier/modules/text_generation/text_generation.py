@@ -25,6 +25,7 @@ from luthier.data_model.training_settings import TrainingSettings
 from luthier.errors import InvalidInputError, NotSupportedError
 from luthier.files.names import resolve_inside
 from luthier.modules.environment import Environment, environment
+from luthier.modules.planning.train_plan import TrainingPlan, plan_training
 from luthier.modules.text_generation.generator import TextGenerator
 from luthier.modules.text_generation.history import TrainingHistory
 from luthier.modules.text_generation.saved_model import (
@@ -39,7 +40,6 @@ from luthier.modules.text_generation.saved_model import (
 )
 from luthier.modules.text_generation.task_signature import with_sampling_parameters
 from luthier.modules.text_generation.text_module import AnyBaseModel, AnyPath, TextModule
-from luthier.modules.text_generation.train_plan import TrainingPlan, plan_training
 from luthier.resources.base_model import BaseModel
 from luthier.resources.model_loading import load_base_model, save_base_model
 from luthier.resources.names import BaseModelLocation

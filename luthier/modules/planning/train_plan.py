@@ -6,38 +6,30 @@ and then follows it.
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import alog
 import torch
-from transformers import AutoConfig
 
 from luthier.adapters.base import Adapter
-from luthier.data_model.conversations import ChatTrainRecord
 from luthier.data_model.options.dataset_options import DatasetOptions
-from luthier.data_model.options.limits import UNLIMITED, TrainingLimits
 from luthier.data_model.options.quantisation import NONE
 from luthier.data_model.options.training_options import (
     TRAINING_OPTION_ALIASES,
     TRAINING_OPTION_NAMES,
     TrainingOptions,
 )
-from luthier.data_model.records import ClassificationTrainRecord, to_generation_record
-from luthier.data_model.streams import StreamLimits, StreamRecord, read_train_records
+from luthier.data_model.streams import StreamRecord
 from luthier.data_model.training_settings import (
     SETTINGS_ARGUMENT,
     given_settings,
     is_dataset_option,
 )
 from luthier.errors import (
-    ArtifactError,
     InvalidInputError,
-    NotSupportedError,
     TrainingDataError,
     VerbalizerError,
     did_you_mean,
@@ -45,12 +37,18 @@ from luthier.errors import (
 from luthier.modules.environment import Environment
 from luthier.modules.experiments.generating import generate_with
 from luthier.modules.judging import judge_with, require_judge
+from luthier.modules.planning.hooks import HOOK_NAMES, TrainingHooks, given_hooks, limits_for
+from luthier.modules.planning.named_base_model import (
+    AnyBaseModel,
+    describe_base_model,
+    in_dtype,
+    spelling_of,
+)
+from luthier.modules.planning.stream_reading import StreamReader, check_row_limit
 from luthier.modules.text_generation.starting_point import find_start
-from luthier.resources.base_model import BaseModel, BaseModelKind, kind_of
+from luthier.resources.base_model import BaseModel, BaseModelKind
 from luthier.resources.hardware import parse_device, pick_mixed_precision, pick_training_dtype
-from luthier.resources.names import BaseModelLocation, resolve_base_model
 from luthier.resources.store import BaseModelLease
-from luthier.training.callbacks.base import TrainingCallback
 from luthier.training.checkpointing.checkpoints import find_checkpoint, read_checkpoint
 from luthier.training.data.encoding.prompt_style import PromptStyle
 from luthier.training.data.encoding.verbalizer import DEFAULT_VERBALIZER, Verbalizer
@@ -58,32 +56,6 @@ from luthier.training.loop import tune
 from luthier.training.preparation import settle_options
 from luthier.training.processes.own_device import own_device, require_gpus
 from luthier.training.results import TrainingResult
-
-log = alog.use_channel(__name__)
-
-AnyBaseModel = str | os.PathLike[str] | BaseModel
-#: Arguments of ``train`` that no wire has: caikit leaves ``**kwargs`` out of the messages.
-HOOK_NAMES = ("callbacks", "should_stop", "from_request", "run_folder", "resume_from")
-
-
-@dataclass(frozen=True)
-class TrainingHooks:
-    """How a runtime watches and stops a training.
-
-    Args:
-        callbacks: Told what happens.
-        should_stop: Asked between batches; True ends the training with ``CancelledError``.
-        from_request: True if somebody else chose names, files and numbers: they are then confined
-            to what the operator allows.
-        run_folder: Gets checkpoints and predictions; None keeps neither.
-        resume_from: A checkpoint, or a folder whose newest one the training goes on from.
-    """
-
-    callbacks: tuple[TrainingCallback, ...] = ()
-    should_stop: Callable[[], bool] = bool
-    from_request: bool = False
-    run_folder: Path | None = None
-    resume_from: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +99,7 @@ class TrainingPlan:
         quantization = NONE if is_original else self.options.quantization
         store = self.environment.base_models
         if isinstance(self.base_model, BaseModel):
-            base_model = _in_dtype(self.base_model, self.options.torch_dtype)
+            base_model = in_dtype(self.base_model, self.options.torch_dtype)
             quantised = base_model.quantised(quantization)
             return BaseModelLease(quantised, store, None)
         device = own_device(self.options.device, default=store.sources.default_device)
@@ -223,7 +195,7 @@ def plan_training(
     for name in required:
         if arguments.get(name) is None:
             raise InvalidInputError(f"train() missing 1 required argument: {name!r}")
-    hooks = _hooks(arguments)
+    hooks = given_hooks(arguments)
     settings = given_settings(arguments.get(SETTINGS_ARGUMENT))
     options = _options(arguments, settings, defaults)
     dataset = _dataset(settings, environment, hooks)
@@ -235,12 +207,12 @@ def plan_training(
     if hooks.from_request:
         require_gpus(options.num_processes, device)
     base_model = arguments["base_model"]
-    name, kind = _describe(base_model, environment, hooks)
-    read = _StreamReader(template, dataset, hooks, environment, reads_classes).read
+    name, kind = describe_base_model(base_model, environment, hooks)
+    read = StreamReader(template, dataset, hooks, environment, reads_classes).read
     records = read(arguments["train_stream"], "train_stream")
     if not records:
         raise TrainingDataError("train_stream cannot be empty")
-    _check_row_limit(len(records), module_id, {name, _spelling(base_model)}, environment)
+    check_row_limit(len(records), module_id, {name, spelling_of(base_model)}, environment)
     validation_records = read(arguments.get("val_stream"), "val_stream")
     require_judge(options, len(validation_records), environment.judge)
     return TrainingPlan(
@@ -257,30 +229,12 @@ def plan_training(
     )
 
 
-def limits_for(hooks: TrainingHooks, environment: Environment) -> TrainingLimits:
-    """The server's limits for a request; a Python caller uses their own machine.
-
-    Args:
-        hooks: Say whose training it is.
-        environment: Has the limits.
-
-    Returns:
-        The limits that hold.
-    """
-    return environment.training_limits if hooks.from_request else UNLIMITED
-
-
 def _start(options: TrainingOptions, environment: Environment, hooks: TrainingHooks) -> Path | None:
     if options.start_from is None:
         return None
     return find_start(
         options.start_from, models_dir=environment.models_dir, from_request=hooks.from_request
     )
-
-
-def _hooks(arguments: Mapping[str, Any]) -> TrainingHooks:
-    given = {name: arguments[name] for name in HOOK_NAMES if arguments.get(name) is not None}
-    return TrainingHooks(**{**given, "callbacks": tuple(given.get("callbacks", ()))})
 
 
 def _options(
@@ -364,125 +318,3 @@ def _resolve_verbalizer(given: object, environment: Environment, hooks: Training
     verbalizer = Verbalizer(given)  # type: ignore[arg-type]  # it refuses what is no string
     verbalizer.require_trainable()
     return verbalizer.template
-
-
-def _describe(
-    base_model: AnyBaseModel, environment: Environment, hooks: TrainingHooks
-) -> tuple[str, BaseModelKind]:
-    """Name and kind of a base model, from its config alone."""
-    if isinstance(base_model, BaseModel):
-        return base_model.name, base_model.kind
-    if not isinstance(base_model, str | os.PathLike):
-        raise InvalidInputError(
-            f"'base_model' must be a name, a path or a BaseModel, got {type(base_model).__name__}"
-        )
-    in_memory = environment.base_models.in_memory(os.fspath(base_model))
-    if in_memory is not None:
-        return in_memory.name, in_memory.kind
-    sources = environment.base_models.sources
-    location = resolve_base_model(base_model, sources, from_request=hooks.from_request)
-    return location.name, _kind_at(location, trust_remote_code=sources.trust_remote_code)
-
-
-def _kind_at(location: BaseModelLocation, *, trust_remote_code: bool) -> BaseModelKind:
-    if location.is_gguf:
-        return "causal"  # all that GGUF is read as
-    try:
-        config = AutoConfig.from_pretrained(
-            location.path, local_files_only=True, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(
-            f"base model {location.name!r}: config.json is not usable: {error}"
-        ) from error
-    return kind_of(config, name=location.name)
-
-
-@dataclass(frozen=True)
-class _StreamReader:
-    """Reads records of which each can be written as text and has something to learn."""
-
-    template: str
-    dataset: DatasetOptions
-    hooks: TrainingHooks
-    environment: Environment
-    reads_classes: bool
-
-    def read(self, stream: Any, name: str) -> tuple[StreamRecord, ...]:
-        """The records of a stream; none of None."""
-        if stream is None:
-            return ()
-        limits = self.environment.stream_limits if self.hooks.from_request else StreamLimits()
-        records = read_train_records(stream, limits, name=name, keeps_labels=self.reads_classes)
-        if self.reads_classes:
-            records = [
-                _with_one_label(record, f"{name} row {row}")
-                for row, record in enumerate(records, start=1)
-            ]
-        verbalizer = Verbalizer(self.template)
-        for row, record in enumerate(records, start=1):
-            if isinstance(record, ChatTrainRecord):
-                self._require_conversations(f"{name} row {row}")
-                continue
-            verbalizer.render({"input": record.input, "output": record.output}, row=row)
-            if not record.output:
-                raise TrainingDataError(
-                    f"{name} row {row}: field 'output' is empty, so there is nothing to learn"
-                )
-        return tuple(records)
-
-    def _require_conversations(self, place: str) -> None:
-        if self.template != DEFAULT_VERBALIZER or self.dataset.prompt_format == "verbalizer":
-            raise InvalidInputError(
-                f"{place} is a conversation, for which a 'verbalizer' has no place; leave it out, "
-                "and 'prompt_format' verbalizer, too"
-            )
-
-
-def _with_one_label(record: StreamRecord, place: str) -> StreamRecord:
-    """A text with its label as a pair."""
-    if not isinstance(record, ClassificationTrainRecord):
-        raise TrainingDataError(
-            f"{place} is a conversation; a classification is learned from texts with a label"
-        )
-    if len(record.labels) != 1:
-        raise TrainingDataError(
-            f"{place} has {len(record.labels)} labels; a classification gives each text one"
-        )
-    return to_generation_record(record)
-
-
-def _check_row_limit(
-    num_rows: int, module_id: str, base_model_names: set[str], environment: Environment
-) -> None:
-    limits = [
-        environment.max_training_rows(module_id=module_id, base_model=name)
-        for name in base_model_names
-    ]
-    limit = min((limit for limit in limits if limit is not None), default=None)
-    if limit is not None and num_rows > limit:
-        raise TrainingDataError(
-            f"Number of examples ({num_rows}) exceeds the maximum number of examples allowed "
-            f"({limit}) for this model"
-        )
-
-
-def _spelling(base_model: AnyBaseModel) -> str:
-    return base_model.name if isinstance(base_model, BaseModel) else os.fspath(base_model)
-
-
-def _in_dtype(base_model: BaseModel, requested: str | None) -> BaseModel:
-    """A resource in memory, or its copy in another precision: others may be using it as it is."""
-    if requested is None:
-        return base_model
-    dtype = pick_training_dtype(requested, device=base_model.device)
-    if dtype == base_model.dtype:
-        return base_model
-    if base_model.quantization != NONE:
-        raise NotSupportedError(
-            f"base model {base_model.name!r} in memory is quantised and computes in "
-            f"{base_model.dtype}; it has no copy in {dtype}"
-        )
-    log.info("base model %s is copied to train in %s", base_model.name, dtype)
-    model = copy.deepcopy(base_model.model).to(dtype)
-    return BaseModel.from_memory(model, base_model.tokenizer, name=base_model.name)
