@@ -6,7 +6,6 @@ from fixtures.train_rows import ROWS
 from luthier.data_model.options.lora import LoraConfig
 from luthier.errors import (
     InvalidInputError,
-    NotSupportedError,
     TrainingDataError,
     UnknownKeyError,
     VerbalizerError,
@@ -64,7 +63,7 @@ def test_an_empty_list_is_one_that_nobody_sent():
         ({"rank": 8.0}, InvalidInputError, "'rank' must be int"),
         ({"alpha": float("nan")}, InvalidInputError, "'alpha' must be finite"),
         ({"dropout": 1.5}, InvalidInputError, "'dropout' must be at most 0.99"),
-        ({"initialisation": "eva"}, NotSupportedError, "'eva' is not offered"),
+        ({"initialisation": "evva"}, InvalidInputError, "'evva', did you mean 'eva'"),
         ({"rank_pattern": ["q_proj"]}, InvalidInputError, "must list 'name=number'"),
         ({"rank_pattern": ["q=4", "q=5"]}, InvalidInputError, "each name once, got 'q=5'"),
         ({"rank_pattern": ["q=four"]}, InvalidInputError, "'four' of 'q' is not a number"),
