@@ -31,9 +31,9 @@ _TEXT = """# Results
 
 What tuning buys on real data, written by `benchmarks/quality.py`. The base model is
 SmolLM2-135M-Instruct. Each method sees the same {rows} training rows (or all there are)
-{num_epochs} times, in batches of 8. Its learning rate is the best of three on {held_out} other rows
-of the training file, after one pass over some of the training rows. Answers are generated greedily;
-accuracy counts those that are exactly the label, the column beside it those that name the right
+{num_epochs} times, in batches of 8. Its learning rate is the one of three with the lowest loss on
+{held_out} other rows of the training file, after one pass over some of the training rows. Answers
+are generated greedily; accuracy counts those that are exactly the label, the column beside it those that name the right
 label and no other, whatever else they say. The base model is told the labels and what to do with
 the message; tuned models get the message alone.
 
@@ -48,7 +48,7 @@ spam it is thus a start from another kind of task.
 
 What was tried on the held-out rows:
 
-| Task | Method | Accuracy at each learning rate |
+| Task | Method | Loss after a short training at each learning rate |
 |---|---|---|
 {tried}
 
@@ -102,9 +102,7 @@ def _line(result: dict[str, Any]) -> str:
 
 
 def _tried(result: dict[str, Any]) -> str:
-    shown = ", ".join(
-        f"{rate}: {accuracy:.1%}" for rate, accuracy in result["held_out_accuracy"].items()
-    )
+    shown = ", ".join(f"{rate}: {loss:.3f}" for rate, loss in result["held_out_losses"].items())
     return f"| {TITLES[result['task']]} | {TITLES[result['method']]} | {shown} |"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import random
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 NUM_INTENTS = 10
@@ -35,10 +35,6 @@ class Task:
         """Accuracy of always answering the commonest label of the training rows."""
         label = Counter(row["output"] for row in self.train).most_common(1)[0][0]
         return sum(row["output"] == label for row in self.test) / len(self.test)
-
-    def rehearsal(self, num_rows: int) -> Task:
-        """The same task on fewer rows, tested with those that are held out."""
-        return replace(self, train=self.train[:num_rows], test=self.held_out)
 
 
 @dataclass(frozen=True)
