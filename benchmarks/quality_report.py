@@ -33,9 +33,9 @@ What tuning buys on real data, written by `benchmarks/quality.py`. The base mode
 SmolLM2-135M-Instruct. Each method sees the same {rows} training rows (or all there are)
 {num_epochs} times, in batches of 8. Its learning rate is the one of three with the lowest loss on
 {held_out} other rows of the training file, after one pass over some of the training rows. Answers
-are generated greedily; accuracy counts those that are exactly the label, the column beside it those that name the right
-label and no other, whatever else they say. The base model is told the labels and what to do with
-the message; tuned models get the message alone.
+are generated greedily; accuracy counts those that are exactly the label, the column beside it those
+that name the right label and no other, whatever else they say. The base model is told the labels
+and what to do with the message; tuned models get the message alone.
 
 {head}
 {table}
