@@ -112,7 +112,7 @@ def test_a_job_of_two_processes_can_be_canceled_and_can_fail(
 
         answer = _post(http, "many", OPTIONS | {"num_processes": 9})
         assert answer.status_code == 400
-        assert "'num_processes' must be between 1 and 8" in answer.text
+        assert "'num_processes' must be at most 8, got 9" in answer.text
 
 
 def _require_losses_of_one_process(runtime: RunningRuntime, job: dict[str, str]) -> None:
