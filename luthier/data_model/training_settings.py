@@ -105,6 +105,8 @@ class TrainingSettings(DataObjectBase):  # type: ignore[misc]  # caikit is untyp
     save_every_seconds: Annotated[Optional[float], FieldNumber(52)] = None
     checkpoint_time_share: Annotated[Optional[float], FieldNumber(53)] = None
     intermediate_dropout: Annotated[Optional[float], FieldNumber(54)] = None
+    max_length_prompt: Annotated[Optional[int], FieldNumber(55)] = None
+    max_length_answer: Annotated[Optional[int], FieldNumber(56)] = None
 
     @classmethod
     def from_proto(cls, proto: Any) -> "TrainingSettings":

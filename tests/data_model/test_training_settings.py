@@ -30,7 +30,9 @@ FROZEN = [
     "add_eos_token_to_answer", "mask_prompt_labels", "only_last_answer", "max_length",
     "padding_quantile", "token_mask_probability", "skip_parent_probability",
     "random_parent_probability", "neftune_noise_alpha", "mixed_precision", "quantization",
-    "serve_quantized", "start_from", "judge_model", "judge_template",
+    "serve_quantized", "start_from", "judge_model", "judge_template", "num_processes", "use_fsdp",
+    "save_every_seconds", "checkpoint_time_share", "intermediate_dropout", "max_length_prompt",
+    "max_length_answer",
 ]  # fmt: skip
 
 

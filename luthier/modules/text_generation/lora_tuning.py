@@ -111,6 +111,18 @@ class LoraTuning(TextModule, ModuleBase):
         silence_progress_bars: Optional[bool] = True,
         seed: Optional[int] = 73,
         training_options: Optional[TrainingSettings] = None,
+        layers_to_transform: Optional[list[int]] = None,
+        layers_pattern: Optional[list[str]] = None,
+        trainable_token_indices: Optional[list[int]] = None,
+        start_batches: Optional[int] = 8,
+        eva_rho: Optional[float] = 2.0,
+        eva_adjust_scaling: Optional[bool] = True,
+        eva_label_mask: Optional[bool] = True,
+        eva_whiten: Optional[bool] = False,
+        corda_method: Optional[str] = "ipm",
+        lora_ga_direction: Optional[str] = "ArB2r",
+        lora_ga_scale: Optional[str] = "stable",
+        lora_ga_gamma: Optional[float] = 16.0,
         **kwargs: Any,
     ) -> "LoraTuning":
         """Tune low-rank deltas; the base model stays as it is and is shared.
@@ -133,7 +145,7 @@ class LoraTuning(TextModule, ModuleBase):
                 layer's, its end, or a regular expression. From Python also a mapping.
             alpha_pattern: Other alphas, in the same way.
             initialisation: default, gaussian, random, pissa, pissa_niter_N, olora, orthogonal,
-                mica or loftq.
+                mica, loftq, eva, corda or lora_ga.
             lora_plus_ratio: LoRA+: learning rate of B over that of A.
             device: Where to train; ``__DETECT__`` and None take the server's.
             num_epochs: Passes over the data.
@@ -148,6 +160,18 @@ class LoraTuning(TextModule, ModuleBase):
             seed: Makes the training repeatable.
             training_options: All other settings of the loop and of how records become text; a
                 mapping is taken too.
+            layers_to_transform: Only blocks with these numbers, from 0, get a delta.
+            layers_pattern: Name of the list of blocks that ``layers_to_transform`` counts in.
+            trainable_token_indices: Ids of tokens whose embeddings are trained and saved, too.
+            start_batches: Batches that the starts eva, corda and lora_ga look at.
+            eva_rho: eva: a layer gets at most this many times its rank.
+            eva_adjust_scaling: eva: a layer's alpha follows its rank.
+            eva_label_mask: eva: look at tokens that are learned alone.
+            eva_whiten: eva: divide directions by the root of their singular values.
+            corda_method: corda: ipm or kpm.
+            lora_ga_direction: lora_ga: ArBr, A2rBr, ArB2r or random.
+            lora_ga_scale: lora_ga: stable, weight_svd, gd_scale or unit.
+            lora_ga_gamma: lora_ga: divides the factors where they are scaled as stable.
             **kwargs: Other fields of ``LoraConfig`` and ``TrainingOptions`` under any of their
                 names, and the hooks of ``TrainingHooks``.
 
@@ -186,6 +210,18 @@ class LoraTuning(TextModule, ModuleBase):
             silence_progress_bars=silence_progress_bars,
             seed=seed,
             training_options=training_options,
+            layers_to_transform=layers_to_transform,
+            layers_pattern=layers_pattern,
+            trainable_token_indices=trainable_token_indices,
+            start_batches=start_batches,
+            eva_rho=eva_rho,
+            eva_adjust_scaling=eva_adjust_scaling,
+            eva_label_mask=eva_label_mask,
+            eva_whiten=eva_whiten,
+            corda_method=corda_method,
+            lora_ga_direction=lora_ga_direction,
+            lora_ga_scale=lora_ga_scale,
+            lora_ga_gamma=lora_ga_gamma,
             **kwargs,
         )
         lease = plan.acquire()

@@ -1,5 +1,8 @@
 """What a LoRA tuning may be asked for."""
 
+import dataclasses
+import inspect
+
 import pytest
 from fixtures.train_rows import ROWS
 
@@ -49,6 +52,30 @@ def test_patterns_are_a_list_on_the_wire_and_a_mapping_in_python():
     )
     assert as_list.lora == as_mapping.lora
     assert dict(as_list.lora.rank_pattern) == {"q_proj": 4, r"layers\.0\..*": 2}
+
+
+def test_every_option_is_an_argument_and_so_on_the_wire():
+    arguments = inspect.signature(LoraTuning.train).parameters
+    for field in dataclasses.fields(LoraConfig):
+        assert field.name in arguments
+        given = arguments[field.name].default
+        assert given is None or given == field.default
+
+
+def test_lists_and_starts_come_with_a_request():
+    made = plan(
+        from_request=True,
+        target_modules=["q_proj"],
+        layers_to_transform=[0],
+        layers_pattern=["layers"],
+        trainable_token_indices=[5, 7],
+        initialisation="eva",
+        start_batches=2,
+        eva_rho=3.0,
+    ).lora
+    assert (made.layers_to_transform, made.layers_pattern) == ((0,), ("layers",))
+    assert made.trainable_token_indices == (5, 7)
+    assert (made.initialisation, made.start_batches, made.eva_rho) == ("eva", 2, 3.0)
 
 
 def test_an_empty_list_is_one_that_nobody_sent():
