@@ -29,8 +29,9 @@ def same_environment_for_each_test(here, monkeypatch):
 
 
 @pytest.fixture
-def configured(environ):
+def configured(environ, monkeypatch):
     """Replaces the process's environment for one test."""
+    monkeypatch.setattr(environment_module, "_current", environment_module._current)
     return lambda **variables: configure(load_config(environ | variables))
 
 
