@@ -8,6 +8,7 @@ code that tuned it. Each is found here, on pinned prompts, and refused with the 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,8 @@ from luthier.training.networks.network import TrainingNetwork
 #: Long and short, words and signs; what they say does not matter.
 PINNED_TEXTS = ("Hello", "The order of 12 May has not arrived yet. What can I do?")
 _NUM_NEW_TOKENS = 4
+#: Of a log-probability, between passes of different sizes.
+_FP32_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,25 @@ def check_conformance(base_model: BaseModel, adapter: Adapter, engine: Engine) -
                     f"the engine and the training code disagree on this adapter: log-probability "
                     f"{got:.5g} against {score:.5g}, more than {tolerance.atol:g} apart"
                 )
-        has_effect = has_effect or tuned != _generate(engine, input_ids, None)
+        has_effect = has_effect or _differ(tuned, _generate(engine, input_ids, None), base_model)
     if not has_effect:
         raise ArtifactError(
             "the adapter has no effect: the base model gives the same numbers without it"
         )
+
+
+def _differ(tuned: Sequence[Token], bare: Sequence[Token], base_model: BaseModel) -> bool:
+    """Whether an adapter changed anything.
+
+    The same numbers may come in passes of another size, whose last bits differ in fp32. In half
+    precision a real effect may be as small as rounding, so there any difference counts.
+    """
+    rounding = _FP32_ROUNDING if base_model.dtype.itemsize >= 4 else 0.0
+    return any(
+        ours.token_id != theirs.token_id
+        or abs((ours.logprob or 0.0) - (theirs.logprob or 0.0)) > rounding
+        for ours, theirs in zip(tuned, bare, strict=True)
+    )
 
 
 def tolerance_for(base_model: BaseModel, engine: Engine) -> Tolerance:
