@@ -15,6 +15,7 @@ import luthier
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.errors import ArtifactError, InvalidInputError, NotSupportedError
 from luthier.modules import HeadTuning, LoraTuning
+from luthier.modules import environment as environment_module
 
 QUICK = {"num_epochs": 4, "learning_rate": 0.01, "batch_size": 4, "max_source_length": 32}
 WORDS = {"billing": "invoice", "login": "password", "delivery": "parcel"}
@@ -31,14 +32,16 @@ def model(request, here):
     """A head that has learned. Read only, please."""
     options = {"rank": 4, "use_dora": True} if request.param == "lora" else {"use_lora": False}
     rate = 0.01 if request.param == "lora" else 0.2
-    model = HeadTuning.train(
-        "tiny-causal",
-        ROWS,
-        val_stream=ROWS[:6],
-        verbalizer=VERBALIZER,
-        **options,
-        **(QUICK | {"num_epochs": 12, "learning_rate": rate}),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(environment_module, "_current", here)
+        model = HeadTuning.train(
+            "tiny-causal",
+            ROWS,
+            val_stream=ROWS[:6],
+            verbalizer=VERBALIZER,
+            **options,
+            **(QUICK | {"num_epochs": 12, "learning_rate": rate}),
+        )
     yield model
     model.release()
 

@@ -22,6 +22,7 @@ from luthier.errors import (
     NotSupportedError,
 )
 from luthier.modules import LoraTuning, PeftPromptTuning, TextGeneration
+from luthier.modules import environment as environment_module
 
 both_bases = pytest.mark.parametrize("base", ["tiny-causal", "tiny-seq2seq"])
 
@@ -29,9 +30,11 @@ both_bases = pytest.mark.parametrize("base", ["tiny-causal", "tiny-seq2seq"])
 @pytest.fixture(scope="module", params=["tiny-causal", "tiny-seq2seq"])
 def lora(request, here):
     """A LoRA that changes the text, on each kind of base model. Read only, please."""
-    model = LoraTuning.train(
-        request.param, ROWS, rank=4, use_dora=True, verbalizer=VERBALIZER, **QUICK
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(environment_module, "_current", here)
+        model = LoraTuning.train(
+            request.param, ROWS, rank=4, use_dora=True, verbalizer=VERBALIZER, **QUICK
+        )
     yield model
     model.release()
 
