@@ -48,7 +48,7 @@ from luthier.training.callbacks.base import StepEvent
 from luthier.training.callbacks.metrics_file import MetricsFile
 from luthier.training.job import TuningJob
 from luthier.training.loop import open_run
-from luthier.training.updater import Updater
+from luthier.training.optimization.updater import Updater
 
 METHODS = ("prompt_tuning", "lora_qv", "lora_all", "full_fine_tuning")
 MAX_LOOP_SHARE, MAX_LOGGING_SHARE = 0.05, 0.01

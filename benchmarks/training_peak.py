@@ -37,8 +37,8 @@ from luthier.resources.store import BaseModelStore
 from luthier.training.data.collation import TokenBatch, collate
 from luthier.training.data.packing import pack_rows
 from luthier.training.learner import Learner, MicroBatch
+from luthier.training.optimization.updater import Updater
 from luthier.training.processes.memory_reuse import memory_kept
-from luthier.training.updater import Updater
 
 #: Rows, inner size and columns of the products that are tried for the peak.
 _PEAK_SHAPES = ((1024, 576, 1536), (1024, 1536, 576), (2048, 2048, 2048))

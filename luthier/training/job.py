@@ -11,7 +11,7 @@ from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.options.training_options import TrainingOptions
 from luthier.training.callbacks.base import TrainingCallback
 from luthier.training.data.tokenization import TrainRecord
-from luthier.training.evaluation import Generate
+from luthier.training.evaluation.row_scoring import Generate
 from luthier.training.metrics.ai_judge import Judge
 
 

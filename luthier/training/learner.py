@@ -12,11 +12,11 @@ from luthier.adapters.base import Adapter
 from luthier.data_model.options.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.collation import TokenBatch
-from luthier.training.learned_parameters import choose_learned
 from luthier.training.networks.embedding_noise import EmbeddingNoise
 from luthier.training.networks.mixed_precision import autocast_dtype
 from luthier.training.networks.network import TrainingNetwork
 from luthier.training.objective import label_weights
+from luthier.training.optimization.learned_parameters import choose_learned
 from luthier.training.processes.parallel import ALONE, ProcessGroup
 
 

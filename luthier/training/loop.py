@@ -24,7 +24,7 @@ from luthier.training.callbacks.tracker_feed import TrackerFeed
 from luthier.training.checkpointing.checkpoints import find_checkpoint, read_checkpoint
 from luthier.training.data.examples import TrainingData
 from luthier.training.data.tokenization import TrainRecord
-from luthier.training.evaluation import Generate
+from luthier.training.evaluation.row_scoring import Generate
 from luthier.training.job import TuningJob, never
 from luthier.training.learner import Learner
 from luthier.training.metrics.ai_judge import Judge

@@ -25,7 +25,6 @@ import torch
 
 from luthier.errors import CancelledError, TrainingFailedError
 from luthier.resources.base_model import BaseModel
-from luthier.training.best import BestSoFar
 from luthier.training.callbacks.base import (
     BatchEvent,
     EpochEvent,
@@ -46,21 +45,17 @@ from luthier.training.data.bucketing import (
 )
 from luthier.training.data.collation import TokenBatch, collate, idle_batch
 from luthier.training.data.examples import MAX_LISTED_ROWS, TrainingData
-from luthier.training.evaluation import (
-    Generate,
-    evaluate_rows,
-    is_evaluation_due,
-    score_rows,
-    with_texts,
-)
+from luthier.training.evaluation.best import BestSoFar
+from luthier.training.evaluation.evaluation import evaluate_rows, is_evaluation_due
+from luthier.training.evaluation.row_scoring import Generate, score_rows, with_texts
 from luthier.training.learner import Learner, MicroBatch
 from luthier.training.metrics.base import Metric, ScoredRow
 from luthier.training.objective import num_units
-from luthier.training.optimization import learning_rate_at
+from luthier.training.optimization.schedule import learning_rate_at
+from luthier.training.optimization.updater import Updater
 from luthier.training.processes.memory_reuse import memory_kept
 from luthier.training.processes.parallel import ALONE, ProcessGroup
 from luthier.training.results import LossPoint, TrainingResult
-from luthier.training.updater import Updater
 
 log = alog.use_channel(__name__)
 

@@ -16,7 +16,7 @@ from luthier.inference.base import Engine, GenerationRequest
 from luthier.inference.options import EngineOptions
 from luthier.inference.registry import engine_for
 from luthier.resources.base_model import BaseModel
-from luthier.training.evaluation import Generate
+from luthier.training.evaluation.row_scoring import Generate
 
 #: Rows that the engine is given at once.
 _ROWS = 16

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from luthier.data_model.options.training_options import TrainingOptions
 from luthier.training.checkpointing.state import ResumePoint
 from luthier.training.data.examples import TruncationReport
-from luthier.training.evaluation import Evaluation
+from luthier.training.evaluation.evaluation import Evaluation
 from luthier.training.results import EvaluationPoint, TrainingResult
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from luthier.files.atomic_folder import write_folder_atomically, write_manifest
 from luthier.training.callbacks.base import TrainingCallback
-from luthier.training.evaluation import Evaluation
-from luthier.training.predictions import write_extremes, write_predictions
+from luthier.training.evaluation.evaluation import Evaluation
+from luthier.training.evaluation.predictions import write_extremes, write_predictions
 
 PREDICTIONS_FOLDER = "predictions"
 

@@ -14,14 +14,14 @@ from luthier.adapters.base import Adapter
 from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import ConflictError
 from luthier.resources.base_model import BaseModel
-from luthier.training.best import BestSoFar
 from luthier.training.checkpointing.checkpoints import expected_content_hash
 from luthier.training.checkpointing.gathered import SharedOut, is_shared_out
 from luthier.training.checkpointing.run_fingerprint import RunFingerprint, fingerprint_run
 from luthier.training.checkpointing.state import Progress, TrainingState, copied
 from luthier.training.data.examples import TrainingData
+from luthier.training.evaluation.best import BestSoFar
+from luthier.training.optimization.updater import Updater
 from luthier.training.results import EvaluationPoint, LossPoint
-from luthier.training.updater import Updater
 
 log = alog.use_channel(__name__)
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from luthier.training.checkpointing.run_fingerprint import RunFingerprint
 from luthier.training.processes.sharding import whole_tensor
@@ -102,15 +101,5 @@ def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copies on the CPU, whole, contiguous and without gradients."""
     return {
         name: whole_tensor(tensor.detach()).to("cpu", copy=True).contiguous()
-        for name, tensor in tensors.items()
-    }
-
-
-def copied_here(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """``copied``, but of what is shared out each process copies its own share where it is."""
-    return {
-        name: tensor.detach().clone()
-        if isinstance(tensor, DTensor)
-        else tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in tensors.items()
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from fixtures.scored_rows import scored_row
 
 from luthier.training.callbacks.predictions_file import PredictionsFile
-from luthier.training.evaluation import evaluate_rows
+from luthier.training.evaluation.evaluation import evaluate_rows
 from luthier.training.metrics.registry import make_metrics
 
 

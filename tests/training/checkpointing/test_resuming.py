@@ -10,10 +10,10 @@ from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.errors import ConflictError
 from luthier.resources.base_model import BaseModel
-from luthier.training.best import BestSoFar
 from luthier.training.checkpointing.resuming import Course, StateKeeper
+from luthier.training.evaluation.best import BestSoFar
+from luthier.training.optimization.updater import Updater
 from luthier.training.preparation import read_data
-from luthier.training.updater import Updater
 
 OPTIONS = TrainingOptions(num_epochs=1, learning_rate=0.1)
 

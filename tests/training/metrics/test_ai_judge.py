@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from luthier.errors import InvalidInputError
-from luthier.training.evaluation import evaluate_rows
+from luthier.training.evaluation.evaluation import evaluate_rows
 from luthier.training.metrics.ai_judge import AiJudge
 from luthier.training.metrics.base import ScoredRow
 

@@ -20,8 +20,7 @@ from luthier.errors import InvalidInputError, TrainingFailedError
 from luthier.resources.base_model import BaseModel
 from luthier.training.callbacks.metrics_file import MetricsFile
 from luthier.training.checkpointing.checkpoints import list_checkpoints
-from luthier.training.data.examples import Example
-from luthier.training.evaluation import is_evaluation_due, split_example
+from luthier.training.evaluation.evaluation import is_evaluation_due
 from luthier.training.loop import tune
 from luthier.training.results import TrainingResult
 
@@ -220,12 +219,3 @@ def test_metrics_are_in_the_metrics_file(tiny_causal_base: BaseModel, tmp_path: 
     values = [line["perplexity"] for line in lines if line["event"] == "evaluation"]
     assert len(values) == 2 and all(value > 1 for value in values)
     assert all(line["gradient_norm"] > 0 for line in lines if line["event"] == "step")
-
-
-def test_of_a_conversation_the_last_answer_is_to_be_written() -> None:
-    example = Example(1, (1, 2, 3, 4, 5, 6), (-100, 2, -100, 4, 5, -100))
-    assert split_example(example, is_seq2seq=False) == ((1, 2, 3), (4, 5))
-    plain = Example(1, (1, 2), (1, 2))
-    assert split_example(plain, is_seq2seq=False) == ((), (1, 2))
-    pair = Example(1, (1, 2), (7, -100))
-    assert split_example(pair, is_seq2seq=True) == ((1, 2), (7,))

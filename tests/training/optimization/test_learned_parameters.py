@@ -13,8 +13,13 @@ from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.errors import ArtifactError, InvalidInputError
 from luthier.resources.base_model import BaseModel
-from luthier.training.learned_parameters import MasterWeights, choose_learned, requiring_gradients
 from luthier.training.loop import tune
+from luthier.training.optimization.learned_parameters import (
+    MasterWeights,
+    choose_learned,
+    put_back,
+    requiring_gradients,
+)
 
 RECORDS = [GenerationTrainRecord(input=f"row {number}", output="yes") for number in range(8)]
 
@@ -119,3 +124,19 @@ def test_masters_come_back_from_a_checkpoint() -> None:
     assert masters.named["w"].tolist() == pytest.approx([0.1, 0.2])
     with pytest.raises(ArtifactError, match="'w::master' is missing"):
         masters.restore({})
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"p": torch.ones(3)},
+        {"p": torch.ones(2).half()},
+        {"p": torch.ones(2), "q": torch.ones(2)},
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(tensors: dict[str, torch.Tensor]) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(ArtifactError):
+        put_back(tensors, {"p": parameter})
+    assert parameter.tolist() == [0.0, 0.0]

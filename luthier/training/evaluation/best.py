@@ -9,9 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from luthier.errors import ArtifactError
-from luthier.training.checkpointing.state import copied_here
-from luthier.training.processes.sharding import share_like
+from luthier.training.optimization.learned_parameters import put_back
 
 
 class BestSoFar:
@@ -57,7 +55,7 @@ class BestSoFar:
 
     def keep(self, named_parameters: Mapping[str, nn.Parameter]) -> None:
         """Copy the parameters as they are now."""
-        self.parameters = copied_here(named_parameters)
+        self.parameters = _copied_here(named_parameters)
 
     def put_back(self, named_parameters: Mapping[str, nn.Parameter]) -> None:
         """Make the parameters what they were when they were kept; nothing if they never were."""
@@ -65,26 +63,11 @@ class BestSoFar:
             put_back(self.parameters, named_parameters)
 
 
-@torch.no_grad()
-def put_back(
-    tensors: Mapping[str, torch.Tensor], named_parameters: Mapping[str, nn.Parameter]
-) -> None:
-    """Copy tensors into the parameters of the same names.
-
-    Args:
-        tensors: One per parameter.
-        named_parameters: Changed in place.
-
-    Raises:
-        ArtifactError: If names or shapes differ; then nothing is changed.
-    """
-    for name in sorted({*tensors, *named_parameters}):
-        if name not in tensors or name not in named_parameters:
-            raise ArtifactError(f"{name[:200]!r} is on one side only")
-        saved, parameter = tensors[name], named_parameters[name]
-        if saved.shape != parameter.shape or saved.dtype != parameter.dtype:
-            raise ArtifactError(f"{name[:200]!r} has another shape or dtype")
-    for name, parameter in named_parameters.items():
-        saved = tensors[name]
-        # Of what is shared out, each process kept its own share.
-        parameter.copy_(saved if isinstance(saved, DTensor) else share_like(saved, parameter))
+def _copied_here(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies on the CPU; of what is shared out, each process's own share where it is."""
+    return {
+        name: tensor.detach().clone()
+        if isinstance(tensor, DTensor)
+        else tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in tensors.items()
+    }

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from luthier.training.evaluation import Evaluation
+from luthier.training.evaluation.evaluation import Evaluation
 from luthier.training.metrics.base import Metric
 
 #: Rows at either end.

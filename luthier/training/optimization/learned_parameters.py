@@ -1,4 +1,5 @@
-"""Which of an adapter's parameters are learned, and the copies that the optimizer changes."""
+"""Which of an adapter's parameters are learned, what they were before, and the copies that the
+optimizer changes."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from luthier.adapters.base import Adapter
 from luthier.data_model.options.training_options import TrainingOptions
@@ -64,6 +66,31 @@ def requiring_gradients(adapter: Adapter, learned: Mapping[str, nn.Parameter]) -
         for parameter, required in before:
             parameter.grad = None
             parameter.requires_grad_(required)
+
+
+@torch.no_grad()
+def put_back(
+    tensors: Mapping[str, torch.Tensor], named_parameters: Mapping[str, nn.Parameter]
+) -> None:
+    """Copy tensors into the parameters of the same names.
+
+    Args:
+        tensors: One per parameter.
+        named_parameters: Changed in place.
+
+    Raises:
+        ArtifactError: If names or shapes differ; then nothing is changed.
+    """
+    for name in sorted({*tensors, *named_parameters}):
+        if name not in tensors or name not in named_parameters:
+            raise ArtifactError(f"{name[:200]!r} is on one side only")
+        saved, parameter = tensors[name], named_parameters[name]
+        if saved.shape != parameter.shape or saved.dtype != parameter.dtype:
+            raise ArtifactError(f"{name[:200]!r} has another shape or dtype")
+    for name, parameter in named_parameters.items():
+        saved = tensors[name]
+        # Of what is shared out, each process kept its own share.
+        parameter.copy_(saved if isinstance(saved, DTensor) else share_like(saved, parameter))
 
 
 class MasterWeights:

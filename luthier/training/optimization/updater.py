@@ -13,14 +13,14 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from luthier.adapters.base import Adapter
 from luthier.adapters.full_weights import FullWeights
 from luthier.data_model.options.training_options import TrainingOptions
-from luthier.training.best import put_back
-from luthier.training.learned_parameters import (
+from luthier.training.networks.mixed_precision import LossScale
+from luthier.training.optimization.learned_parameters import (
     MasterWeights,
     choose_learned,
+    put_back,
     requiring_gradients,
 )
-from luthier.training.networks.mixed_precision import LossScale
-from luthier.training.optimization import (
+from luthier.training.optimization.optimizers import (
     build_optimizer,
     optimizer_tensors,
     restore_optimizer,

@@ -18,7 +18,7 @@ from luthier.errors import NotSupportedError, TrainingFailedError
 from luthier.resources.base_model import BaseModel
 from luthier.training.checkpointing.checkpoints import list_checkpoints
 from luthier.training.loop import tune
-from luthier.training.updater import Updater
+from luthier.training.optimization.updater import Updater
 
 RECORDS = [GenerationTrainRecord(input=f"row {number}", output="yes") for number in range(6)]
 OPTIONS = TrainingOptions(num_epochs=2, learning_rate=0.01, batch_size=2, accumulate_steps=1)

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from fixtures.scored_rows import scored_row
 
-from luthier.training.evaluation import Evaluation, evaluate_rows
+from luthier.training.evaluation.evaluation import Evaluation, evaluate_rows
+from luthier.training.evaluation.predictions import best_and_worst, write_predictions
 from luthier.training.metrics.registry import make_metrics
-from luthier.training.predictions import best_and_worst, write_predictions
 
 
 def _evaluation(*names: str) -> Evaluation:

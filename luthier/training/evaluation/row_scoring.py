@@ -1,68 +1,20 @@
-"""What a model makes of held-out rows, and when it is asked."""
+"""What a model makes of held-out rows: its losses, its choices and its texts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
 from luthier.errors import TrainingFailedError
 from luthier.training.data.collation import TokenBatch
 from luthier.training.data.examples import IGNORED_LABEL, Example, TrainingData
-from luthier.training.metrics.base import Metric, ScoredRow
-from luthier.training.metrics.loss import Loss
+from luthier.training.metrics.base import ScoredRow
 from luthier.training.networks.network import TrainingNetwork
-from luthier.training.results import EvaluationPoint
 
 #: From what the model reads, as token ids, to what it writes now; as many texts as rows, in order.
 Generate = Callable[[Sequence[Sequence[int]]], Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """All that one evaluation found.
-
-    Args:
-        point: The values of all rows.
-        rows: What the model made of each row, in the order of the records.
-        metrics: Asked for, in order; the first says what is best.
-    """
-
-    point: EvaluationPoint
-    rows: tuple[ScoredRow, ...]
-    metrics: tuple[Metric, ...]
-
-    @property
-    def value(self) -> float | None:
-        """Of the first metric."""
-        return self.point.metrics[self.metrics[0].name]
-
-
-def is_evaluation_due(
-    update: int, *, num_updates: int, updates_per_epoch: int, evaluation_epochs: float
-) -> bool:
-    """Whether there is an evaluation after an update.
-
-    Args:
-        update: Updates done, from 1.
-        num_updates: Of the whole training; there is always one at its end.
-        updates_per_epoch: Of one pass over the data.
-        evaluation_epochs: Passes between two evaluations.
-
-    Returns:
-        True after each whole multiple of ``evaluation_epochs`` passes, or the update before it
-        would have been crossed.
-
-    Example:
-        >>> due = dict(num_updates=8, updates_per_epoch=4, evaluation_epochs=0.75)
-        >>> [update for update in range(1, 9) if is_evaluation_due(update, **due)]
-        [3, 6, 8]
-    """
-    # A fraction of the decimal that was written, so that 0.1 times ten is one.
-    interval = Fraction(repr(float(evaluation_epochs))) * updates_per_epoch
-    return update == num_updates or update // interval > (update - 1) // interval
 
 
 def score_rows(network: TrainingNetwork, batch: TokenBatch) -> list[ScoredRow]:
@@ -140,6 +92,27 @@ def with_texts(
     )
 
 
+def split_example(example: Example, *, is_seq2seq: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the model reads and what it should write then.
+
+    Args:
+        example: A row. Of a conversation with several answers, the last one is to be written.
+        is_seq2seq: Whether labels are a sequence of their own.
+
+    Returns:
+        Tokens before the last run of labels, none for plain text, and that run.
+    """
+    if is_seq2seq:
+        return example.input_ids, tuple(each for each in example.labels if each != IGNORED_LABEL)
+    end = len(example.labels)
+    while end and example.labels[end - 1] == IGNORED_LABEL:
+        end -= 1
+    start = end
+    while start and example.labels[start - 1] != IGNORED_LABEL:
+        start -= 1
+    return example.input_ids[:start], example.labels[start:end]
+
+
 def _with_classes(
     scored: ScoredRow, example: Example, data: TrainingData, tokenizer: PreTrainedTokenizerBase
 ) -> ScoredRow:
@@ -163,45 +136,3 @@ def _generated(sources: Sequence[Sequence[int]], generate: Generate | None) -> S
         raise TrainingFailedError(f"{len(texts)} texts were generated for {len(asked)} rows")
     rest = iter(texts)
     return [next(rest) if source else None for source in sources]
-
-
-def evaluate_rows(
-    rows: tuple[ScoredRow, ...], metrics: tuple[Metric, ...], *, epoch: int, step: int
-) -> Evaluation:
-    """The values of all metrics.
-
-    Args:
-        rows: At least one.
-        metrics: At least one.
-        epoch: Of the point.
-        step: Of the point.
-
-    Returns:
-        The evaluation.
-    """
-    values: dict[str, float | None] = {metric.name: metric.of_all(rows) for metric in metrics}
-    for metric in metrics:
-        values |= metric.further_values(rows)
-    point = EvaluationPoint(epoch, step, Loss().of_all(rows), values)
-    return Evaluation(point, rows, metrics)
-
-
-def split_example(example: Example, *, is_seq2seq: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What the model reads and what it should write then.
-
-    Args:
-        example: A row. Of a conversation with several answers, the last one is to be written.
-        is_seq2seq: Whether labels are a sequence of their own.
-
-    Returns:
-        Tokens before the last run of labels, none for plain text, and that run.
-    """
-    if is_seq2seq:
-        return example.input_ids, tuple(each for each in example.labels if each != IGNORED_LABEL)
-    end = len(example.labels)
-    while end and example.labels[end - 1] == IGNORED_LABEL:
-        end -= 1
-    start = end
-    while start and example.labels[start - 1] != IGNORED_LABEL:
-        start -= 1
-    return example.input_ids[:start], example.labels[start:end]

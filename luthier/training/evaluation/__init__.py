@@ -1,0 +1,1 @@
+"""What a training makes of held-out rows, and which evaluation was best."""
