@@ -8,9 +8,6 @@ continue any other.
 from __future__ import annotations
 
 import dataclasses
-import math
-import random
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -30,13 +27,12 @@ from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.data_model.renaming import NewNames
 from luthier.data_model.shapes import DatasetRow, Shape, columns_of, shape_of
+from luthier.data_model.splitting import Units, hold_out, sample
 from luthier.errors import InvalidInputError, TrainingDataError
 
 log = alog.use_channel(__name__)
 
 DatasetRecord: TypeAlias = GenerationTrainRecord | ChatTrainRecord | TextTrainRecord
-#: A sample never has fewer rows or groups than this, if there are as many.
-_MIN_SAMPLED = 10
 
 
 @dataclass(frozen=True)
@@ -80,16 +76,12 @@ def load_dataset(options: DatasetOptions, limits: StreamLimits | None = None) ->
         train_units, validation_units = train.units, held_out.units
     else:
         held_out = train
-        train_units, validation_units = _split(train, options)
-    learned = train.records(_sampled(train_units, "Train", options), options)
-    measured = held_out.records(_sampled(validation_units, "Validation", options), options)
+        train_units, validation_units = hold_out(train.units, options, name=train.name)
+    learned = train.records(sample(train_units, "Train", options), options)
+    measured = held_out.records(sample(validation_units, "Validation", options), options)
     if options.train_validation_data:
         learned = _Joined(learned, measured)
     return Dataset(learned, measured, train.shape)
-
-
-#: What is split and sampled: a row number (from 0), or the rows of a group of chains.
-_Units: TypeAlias = Sequence[int] | Sequence[list[int]]
 
 
 @dataclass(frozen=True)
@@ -135,10 +127,10 @@ class _Table:
         return cls(name, shape, limits, names, num_rows, turns, parents)
 
     @property
-    def units(self) -> _Units:
+    def units(self) -> Units:
         return group_turns(self.parents) if self.shape.is_chained else range(self.num_rows)
 
-    def records(self, units: _Units, options: DatasetOptions) -> Iterable[DatasetRecord]:
+    def records(self, units: Units, options: DatasetOptions) -> Iterable[DatasetRecord]:
         if not self.shape.is_chained:
             marks = bytearray(self.num_rows)
             for unit in units:
@@ -250,32 +242,3 @@ def _without_absent_columns(options: DatasetOptions, columns: Sequence[str]) -> 
     if "parent_id_column" in changes:
         changes["id_column"] = None
     return dataclasses.replace(options, **changes)  # type: ignore[arg-type]  # all are optional
-
-
-def _split(table: _Table, options: DatasetOptions) -> tuple[_Units, _Units]:
-    units = table.units
-    if not options.validation_size:
-        return units, []
-    what = "groups of chained rows" if table.shape.is_chained else "rows"
-    if len(units) < 2:
-        raise TrainingDataError(
-            f"{table.name!r} has {len(units)} {what}: none can be held out; give "
-            "'validation_size' 0 or a 'validation_dataframe'"
-        )
-    num_held_out = min(math.ceil(len(units) * options.validation_size), len(units) - 1)
-    generator = random.Random(f"split, seed {options.split_seed}")
-    chosen = set(generator.sample(range(len(units)), num_held_out))
-    if isinstance(units, range):
-        return array("q", (row for row in units if row not in chosen)), sorted(chosen)
-    kept = [unit for index, unit in enumerate(units) if index not in chosen]
-    held_out = [unit for index, unit in enumerate(units) if index in chosen]
-    return kept, held_out  # type: ignore[return-value]  # units are all rows or all groups
-
-
-def _sampled(units: _Units, part: str, options: DatasetOptions) -> _Units:
-    if options.data_sample == 1 or part not in options.data_sample_choice:
-        return units
-    num_kept = min(len(units), max(_MIN_SAMPLED, int(len(units) * options.data_sample)))
-    generator = random.Random(f"sample of {part}, seed {options.split_seed}")
-    chosen = sorted(generator.sample(range(len(units)), num_kept))
-    return [units[index] for index in chosen]  # type: ignore[return-value]  # as above

@@ -24,12 +24,39 @@ from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 
 #: The argument of ``train`` and field of a request that holds them.
 SETTINGS_ARGUMENT = "training_options"
-#: Options of the loop that no request sets, and why.
+#: Options of a tuning that no request sets, and why.
 NOT_ON_THE_WIRE: Mapping[str, str] = {
+    "method": "each method has a request of its own",
+    "output_folder": "the server's output_dir, below which a request may name its output_path",
+    "run_folder": "a job has a folder of its own",
+    "resume_from": "a job is resumed by its id",
+    "backup_folder": "the operator says what is written where",
+    "train_dataframe": "a request's train_stream, which may name files",
+    "validation_dataframe": "a request's val_stream, which may name files",
+    "validation_strategy": "a request has a val_stream, or says validation_size",
+    **dict.fromkeys(
+        (
+            "prompt_column",
+            "prompt_column_separator",
+            "system_column",
+            "answer_column",
+            "id_column",
+            "parent_id_column",
+            "limit_chained_samples",
+        ),
+        "a request's records are pairs, labelled texts or whole conversations, and have no columns",
+    ),
     "trackers": "the operator says where measurements are sent",
     "tracker_project": "the operator says where measurements are sent",
     "compile_model": "speed is the operator's business",
+    "number_of_workers": "speed is the operator's business",
+    "max_tokens_in_memory": "memory and disk are the operator's business",
+    "tokenization_cache": "memory and disk are the operator's business",
+    "max_tokenization_cache_bytes": "memory and disk are the operator's business",
 }
+#: What a request without the setting means, where a file without it means something else: rows
+#: are held out of a request's only if it says so.
+DEFAULTS_OF_REQUESTS: Mapping[str, Any] = {"validation_size": 0.0}
 #: Options of the loop with fields of their own in the requests that caikit-nlp's clients know.
 ARGUMENTS_OF_THEIR_OWN = (
     "num_epochs",
@@ -107,6 +134,16 @@ class TrainingSettings(DataObjectBase):  # type: ignore[misc]  # caikit is untyp
     intermediate_dropout: Annotated[Optional[float], FieldNumber(54)] = None
     max_length_prompt: Annotated[Optional[int], FieldNumber(55)] = None
     max_length_answer: Annotated[Optional[int], FieldNumber(56)] = None
+    pretrained_weights: Annotated[Optional[str], FieldNumber(57)] = None
+    personalize: Annotated[Optional[bool], FieldNumber(58)] = None
+    chatbot_name: Annotated[Optional[str], FieldNumber(59)] = None
+    chatbot_author: Annotated[Optional[str], FieldNumber(60)] = None
+    validation_size: Annotated[Optional[float], FieldNumber(61)] = None
+    data_sample: Annotated[Optional[float], FieldNumber(62)] = None
+    data_sample_choice: Annotated[Optional[list[str]], FieldNumber(63)] = None
+    split_seed: Annotated[Optional[int], FieldNumber(64)] = None
+    train_validation_data: Annotated[Optional[bool], FieldNumber(65)] = None
+    add_prompt_answer_tokens: Annotated[Optional[bool], FieldNumber(66)] = None
 
     @classmethod
     def from_proto(cls, proto: Any) -> "TrainingSettings":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import alog
 
+from luthier.adapters.added_tokens import grown_tokenizer
 from luthier.adapters.base import Adapter, SoftPromptTensors
 from luthier.data_model.conversations import ChatTrainRecord
 from luthier.data_model.options.dataset_options import DatasetOptions
@@ -105,6 +106,7 @@ def read_data(
         options,
         num_cached=0 if key_values is None else key_values.shape[2],
         class_labels=adapter.class_labels,
+        added_tokens=adapter.added_tokens(),
     )
     conversations: dict[int, ChatTrainRecord] = {}
     if dataset.skip_parent_probability or dataset.random_parent_probability:
@@ -145,6 +147,7 @@ def require_readable_classes(dataset: DatasetOptions) -> None:
     for name, value, accepted in (
         ("prompt_format", dataset.prompt_format, ("auto", "verbalizer")),
         ("chat_template", dataset.chat_template, (None,)),
+        ("personalize", dataset.personalize, (False,)),
     ):
         if value not in accepted:
             raise InvalidInputError(
@@ -160,6 +163,7 @@ def _row_tokenizer(
     *,
     num_cached: int,
     class_labels: tuple[str, ...],
+    added_tokens: Mapping[str, int],
 ) -> RowTokenizer:
     num_virtual_tokens = num_cached + max(
         0 if part is None else part.shape[0] for part in (prompt.encoder, prompt.decoder)
@@ -173,7 +177,7 @@ def _row_tokenizer(
                 f"{base_model.name!r} takes {base_model.max_positions} tokens"
             )
     return RowTokenizer(
-        tokenizer=base_model.tokenizer,
+        tokenizer=grown_tokenizer(base_model.tokenizer, added_tokens),
         is_seq2seq=base_model.kind == "seq2seq",
         eos_token_id=eos_token_id_of(
             base_model.tokenizer, base_model.eos_token_ids, name=base_model.name

@@ -12,11 +12,12 @@ from luthier.data_model.records import GenerationTrainRecord
 from luthier.errors import (
     BaseModelNotFoundError,
     InvalidInputError,
+    NameNotAllowedError,
     NotSupportedError,
     TrainingDataError,
     VerbalizerError,
 )
-from luthier.modules import PeftPromptTuning, configure
+from luthier.modules import PeftPromptTuning, TextGeneration, configure
 from luthier.runtime.training_checks import check_training
 
 RECORDS = [GenerationTrainRecord("a", "b"), GenerationTrainRecord("c", "d")]
@@ -62,3 +63,18 @@ def test_one_that_cannot_is_refused(parameters, error, message):
 def test_an_unknown_module_is_refused():
     with pytest.raises(InvalidInputError, match="'nobody'"):
         check_training("nobody", {}, RECORDS, [])
+
+
+@pytest.mark.parametrize("name", ["../other/weights.pth", "/etc/passwd", "link.safetensors"])
+def test_weights_that_are_not_the_operators_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "link.safetensors").symlink_to("/etc/passwd")
+    given = {"base_model": "tiny", "training_options": {"pretrained_weights": name}}
+    with pytest.raises(NameNotAllowedError, match="pretrained_weights"):
+        check_training(TextGeneration.MODULE_ID, given, RECORDS, [])
+
+
+def test_settings_of_the_data_come_as_json() -> None:
+    settings = {"personalize": True, "validation_size": 0.5, "split_seed": 3}
+    check(training_options=settings)
+    with pytest.raises(InvalidInputError, match=r"'validation_size' must be at most 0\.95"):
+        check(training_options=settings | {"validation_size": 1.5})

@@ -212,7 +212,7 @@ class ExperimentOptions:
                 "'general.start_from' is for adapters; method full_fine_tuning goes on from a "
                 "whole model that is named as 'general.base_model'"
             )
-        if method != FULL_FINE_TUNING and self.general.pretrained_weights is not None:
+        if method != FULL_FINE_TUNING and self.training.pretrained_weights is not None:
             raise InvalidInputError(
                 f"'architecture.pretrained_weights' has no use with method {method}, whose result "
                 "belongs to the base model as its name finds it; go on from an adapter with "

@@ -50,14 +50,6 @@ class RunOptions:
     base_model: str = option(
         "", "text", "Name or folder of the base model; must be given.", aliases=("llm_backbone",)
     )
-    pretrained_weights: str | None = option(
-        None,
-        "text",
-        "File with weights that full fine-tuning starts from in place of the base model's: "
-        "safetensors, a checkpoint's parameters, or what torch.save wrote, which is read without "
-        "unpickling. What it lacks stays the base model's.",
-        is_optional=True,
-    )
     output_folder: str = option(
         "models",
         "text",

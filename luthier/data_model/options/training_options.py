@@ -117,6 +117,15 @@ class TrainingOptions:
         is_optional=True,
         aliases=("trained_artifact",),
     )
+    pretrained_weights: str | None = option(
+        None,
+        "text",
+        "Weights that full fine-tuning starts from in place of the base model's: safetensors, a "
+        "checkpoint's parameters, or what torch.save wrote, which is read without unpickling; or "
+        "the folder of a whole model. In a request, the id of a tuned model, or a name below "
+        "base_models_dir. What it lacks stays the base model's.",
+        is_optional=True,
+    )
     torch_dtype: str | None = option(
         None,
         "choice",

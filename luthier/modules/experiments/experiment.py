@@ -34,10 +34,15 @@ from luthier.data_model.tuning import (
 )
 from luthier.errors import InvalidInputError
 from luthier.files.names import check_name
-from luthier.files.weight_file import read_weights
 from luthier.modules.environment import Environment, environment
 from luthier.modules.experiments.generating import generate_with
 from luthier.modules.judging import judge_with, require_judge
+from luthier.modules.planning.marker_tokens import (
+    marker_tokens,
+    require_same_markers,
+    whole_tuned_model,
+)
+from luthier.modules.planning.pretrained_weights import find_weights, full_weights
 from luthier.modules.planning.train_plan import seed_to_resume
 from luthier.modules.text_generation.generator import TextGenerator
 from luthier.modules.text_generation.history import TrainingHistory
@@ -209,7 +214,7 @@ class Experiment:
         history = TrainingHistory.of(result, self.options.training)
         if isinstance(self.adapter, FullWeights):
             base = self.base_model
-            tuned = BaseModel.from_memory(self.adapter.model, base.tokenizer, name=base.name)
+            tuned = whole_tuned_model(base, self.adapter)
             store = environment().base_models
             lease = BaseModelLease(tuned, store, None)
             generator = self._generator(TextGeneration, lease, None)
@@ -288,16 +293,27 @@ def _adapter(options: ExperimentOptions, base: BaseModel, here: Environment) -> 
         )
     if options.general.method == LORA:
         if start is not None:
-            return read_lora_start(start, base, options.lora)
-        seed = options.training.seed
+            lora = read_lora_start(start, base, options.lora)
+            require_same_markers(lora, base, options.dataset)
+            return lora
+        seed, added = options.training.seed, marker_tokens(base, options.dataset)
         if options.lora.initialisation != LOFTQ_INIT:
-            return create_lora(base.model, options.lora, seed=seed)
+            return create_lora(base.model, options.lora, seed=seed, added=added)
         with here.base_models.acquire(
             options.general.base_model, dtype=base.dtype, device=base.device
         ) as original:
-            return create_lora(base.model, options.lora, seed=seed, original=original.model)
+            return create_lora(
+                base.model, options.lora, seed=seed, original=original.model, added=added
+            )
     if options.general.method == FULL_FINE_TUNING:
-        return _full_weights(options, base)
+        named = options.training.pretrained_weights
+        files = () if named is None else find_weights(named, here, from_request=False)
+        return full_weights(
+            base,
+            files,
+            is_shared_out=options.training.use_fsdp,
+            added=marker_tokens(base, options.dataset),
+        )
     prompt = options.tuning_config
     if start is not None:
         size = prompt.num_virtual_tokens
@@ -330,16 +346,6 @@ def _adapter(options: ExperimentOptions, base: BaseModel, here: Environment) -> 
         encoder=encoder_options(prompt, tuning_type),
         seed=options.training.seed,
     )
-
-
-def _full_weights(options: ExperimentOptions, base: BaseModel) -> FullWeights:
-    # What is borrowed is not written into.
-    is_shared_out = options.training.use_fsdp and options.general.pretrained_weights is None
-    adapter = FullWeights(base.model, is_shared_out=is_shared_out)
-    if options.general.pretrained_weights is not None:
-        file = Path(options.general.pretrained_weights).expanduser()
-        adapter.load(read_weights(file), source=file.name)
-    return adapter
 
 
 def _tuning_type(options: ExperimentOptions) -> TuningType:

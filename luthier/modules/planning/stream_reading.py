@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from luthier.data_model.conversations import ChatTrainRecord
 from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.records import ClassificationTrainRecord, to_generation_record
+from luthier.data_model.renaming import NewNames
+from luthier.data_model.shapes import DatasetRow
 from luthier.data_model.streams import StreamLimits, StreamRecord, read_train_records
 from luthier.errors import (
     InvalidInputError,
@@ -68,7 +70,13 @@ class StreamReader:
                 raise TrainingDataError(
                     f"{name} row {row}: field 'output' is empty, so there is nothing to learn"
                 )
-        return tuple(records)
+        return tuple(self._renamed(record) for record in records)
+
+    def _renamed(self, record: StreamRecord) -> StreamRecord:
+        if not self.dataset.personalize:
+            return record
+        names = NewNames(self.dataset.chatbot_name, self.dataset.chatbot_author)
+        return cast(StreamRecord, names.in_row(cast(DatasetRow, record)))
 
     def _require_conversations(self, place: str) -> None:
         if self.template != DEFAULT_VERBALIZER or self.dataset.prompt_format == "verbalizer":

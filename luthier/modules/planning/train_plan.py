@@ -24,6 +24,7 @@ from luthier.data_model.options.training_options import (
 )
 from luthier.data_model.streams import StreamRecord
 from luthier.data_model.training_settings import (
+    DEFAULTS_OF_REQUESTS,
     SETTINGS_ARGUMENT,
     given_settings,
     is_dataset_option,
@@ -37,6 +38,7 @@ from luthier.errors import (
 from luthier.modules.environment import Environment
 from luthier.modules.experiments.generating import generate_with
 from luthier.modules.judging import judge_with, require_judge
+from luthier.modules.planning.division import divide
 from luthier.modules.planning.hooks import HOOK_NAMES, TrainingHooks, given_hooks, limits_for
 from luthier.modules.planning.named_base_model import (
     AnyBaseModel,
@@ -44,6 +46,7 @@ from luthier.modules.planning.named_base_model import (
     in_dtype,
     spelling_of,
 )
+from luthier.modules.planning.pretrained_weights import find_weights
 from luthier.modules.planning.stream_reading import StreamReader, check_row_limit
 from luthier.modules.text_generation.starting_point import find_start
 from luthier.resources.base_model import BaseModel, BaseModelKind
@@ -72,6 +75,7 @@ class TrainingPlan:
             seed is drawn.
         dataset: How records become text, and what is drawn anew in each epoch.
         start: Folder of the adapter to go on from; None starts anew.
+        weights: Files that take the place of the base model's weights; none leaves them.
         hooks: The caller's.
         environment: Where it happens.
     """
@@ -84,6 +88,7 @@ class TrainingPlan:
     options: TrainingOptions
     dataset: DatasetOptions
     start: Path | None
+    weights: tuple[Path, ...]
     hooks: TrainingHooks
     environment: Environment
 
@@ -173,6 +178,7 @@ def plan_training(
     defaults: TrainingOptions,
     environment: Environment,
     reads_classes: bool = False,
+    tunes_all_weights: bool = False,
 ) -> TrainingPlan:
     """Check the arguments of ``train`` and read its data. Loads no weights.
 
@@ -185,6 +191,8 @@ def plan_training(
         defaults: Of the module.
         environment: Limits and what is allowed.
         reads_classes: Whether each record is a text with one label, which is no text to write.
+        tunes_all_weights: Whether the method changes the base model's own weights, which then may
+            start elsewhere.
 
     Returns:
         The plan.
@@ -214,6 +222,12 @@ def plan_training(
         raise TrainingDataError("train_stream cannot be empty")
     check_row_limit(len(records), module_id, {name, spelling_of(base_model)}, environment)
     validation_records = read(arguments.get("val_stream"), "val_stream")
+    records, validation_records = divide(records, validation_records, dataset)
+    if dataset.train_validation_data and options.save_checkpoint == "best":
+        raise InvalidInputError(
+            "'train_validation_data' has no use with 'save_checkpoint' best: the rows that say "
+            "what is best would be learned"
+        )
     require_judge(options, len(validation_records), environment.judge)
     return TrainingPlan(
         base_model=base_model,
@@ -224,6 +238,7 @@ def plan_training(
         options=options,
         dataset=dataset,
         start=_start(options, environment, hooks),
+        weights=_weights(options, environment, hooks, tunes_all_weights=tunes_all_weights),
         hooks=hooks,
         environment=environment,
     )
@@ -235,6 +250,23 @@ def _start(options: TrainingOptions, environment: Environment, hooks: TrainingHo
     return find_start(
         options.start_from, models_dir=environment.models_dir, from_request=hooks.from_request
     )
+
+
+def _weights(
+    options: TrainingOptions,
+    environment: Environment,
+    hooks: TrainingHooks,
+    *,
+    tunes_all_weights: bool,
+) -> tuple[Path, ...]:
+    if options.pretrained_weights is None:
+        return ()
+    if not tunes_all_weights:
+        raise InvalidInputError(
+            "'pretrained_weights' has no use but with full fine-tuning: an adapter belongs to the "
+            "base model as its name finds it. Go on from an adapter with 'start_from'"
+        )
+    return find_weights(options.pretrained_weights, environment, from_request=hooks.from_request)
 
 
 def _options(
@@ -269,14 +301,18 @@ def _plain(value: object) -> object:
 def _dataset(
     settings: Mapping[str, Any], environment: Environment, hooks: TrainingHooks
 ) -> DatasetOptions:
-    given = {name: value for name, value in settings.items() if is_dataset_option(name)}
+    given = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in settings.items()
+        if is_dataset_option(name)
+    }
     may_bring = environment.allow_request_chat_templates or not hooks.from_request
     if given.get("chat_template") and not may_bring:
         raise InvalidInputError(
             "'chat_template' may not come with a request here; the server setting "
             "allow_request_chat_templates says so"
         )
-    dataset = DatasetOptions(**given)
+    dataset = DatasetOptions(**{**DEFAULTS_OF_REQUESTS, **given})
     dataset.validate()
     return dataset
 

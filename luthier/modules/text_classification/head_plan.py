@@ -33,6 +33,7 @@ from luthier.errors import (
 )
 from luthier.modules.environment import Environment
 from luthier.modules.planning.hooks import HOOK_NAMES, limits_for
+from luthier.modules.planning.marker_tokens import refuse_marker_tokens
 from luthier.modules.planning.train_plan import TrainingPlan, plan_training
 from luthier.modules.text_generation.lora_plan import is_lora_option, lora_config_of
 from luthier.modules.text_generation.starting_point import continue_lora, read_start
@@ -128,6 +129,7 @@ def plan_head_tuning(
             f"{plan.kind}"
         )
     require_readable_classes(plan.dataset)
+    refuse_marker_tokens(plan.dataset, why="a classification reads texts without markers")
     for metric in plan.options.metrics:
         if METRICS[metric].needs_text:
             raise InvalidInputError(
@@ -170,7 +172,10 @@ def _labels_of(plan: TrainingPlan, given: Any, *, max_classes: int) -> tuple[str
         "train_stream": [_label_of(record) for record in plan.records],
         "val_stream": [_label_of(record) for record in plan.validation_records],
     }
-    found = tuple(sorted(set(streams["train_stream"])))
+    seen = set(streams["train_stream"])
+    if plan.dataset.validation_size:  # Held out of the same rows.
+        seen |= set(streams["val_stream"])
+    found = tuple(sorted(seen))
     # On a wire, an empty list is a list that nobody sent.
     labels = tuple(given) if isinstance(given, list | tuple) and given else found
     if given is not None and not isinstance(given, list | tuple):

@@ -11,7 +11,6 @@ from caikit.core import ModuleBase, module
 from caikit.core.data_model import DataStream
 from caikit.interfaces.nlp.tasks import TextGenerationTask, TokenizationTask
 
-from luthier.adapters.full_weights import FullWeights
 from luthier.data_model.generation import (
     GeneratedTextResult,
     GeneratedTextStreamResult,
@@ -25,6 +24,8 @@ from luthier.data_model.training_settings import TrainingSettings
 from luthier.errors import InvalidInputError, NotSupportedError
 from luthier.files.names import resolve_inside
 from luthier.modules.environment import Environment, environment
+from luthier.modules.planning.marker_tokens import marker_tokens, whole_tuned_model
+from luthier.modules.planning.pretrained_weights import full_weights
 from luthier.modules.planning.train_plan import TrainingPlan, plan_training
 from luthier.modules.text_generation.generator import TextGenerator
 from luthier.modules.text_generation.history import TrainingHistory
@@ -133,9 +134,14 @@ class TextGeneration(TextModule, ModuleBase):
             **kwargs,
         )
         with plan.acquire() as base:
-            adapter = FullWeights(base.model, is_shared_out=plan.options.use_fsdp)
+            adapter = full_weights(
+                base,
+                plan.weights,
+                is_shared_out=plan.options.use_fsdp,
+                added=marker_tokens(base, plan.dataset),
+            )
             result = plan.tune(base, adapter)
-            tuned = BaseModel.from_memory(adapter.model, base.tokenizer, name=base.name)
+            tuned = whole_tuned_model(base, adapter)
         generator = _generator(tuned, plan.environment, style=plan.prompt_style(tuned))
         return cls(generator, history=TrainingHistory.of(result, plan.options))
 
@@ -158,6 +164,7 @@ class TextGeneration(TextModule, ModuleBase):
             module_id=cls.MODULE_ID,
             defaults=FULL_FINE_TUNING_DEFAULTS,
             environment=environment(),
+            tunes_all_weights=True,
         )
         if plan.start is not None:
             raise InvalidInputError(

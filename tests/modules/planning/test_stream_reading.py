@@ -59,3 +59,17 @@ def test_conversations_are_records_like_others():
     made = plan_request(train_stream=[*CHAT, *ROWS], val_stream=CHAT)
     assert len(made.records) == len(CHAT) + len(ROWS)
     assert len(made.validation_records) == len(CHAT)
+
+
+def test_names_are_replaced_in_pairs_and_conversations_where_a_request_says_so():
+    pairs = [{"input": "Who is ChatGPT?", "output": "Ask OpenAI."}] * 2
+    chat = [
+        {"role": "user", "content": "Who is ChatGPT?"},
+        {"role": "assistant", "content": "Ask OpenAI."},
+    ]
+    settings = {"personalize": True, "chatbot_name": "Fiddle", "chatbot_author": "the Workshop"}
+    made = plan_request(train_stream=[*pairs, {"messages": chat}], training_options=settings)
+    pair, _, conversation = made.records
+    assert (pair.input, pair.output) == ("Who is Fiddle?", "Ask the Workshop.")
+    said = [message.content for message in conversation.messages]
+    assert said == ["Who is Fiddle?", "Ask the Workshop."]

@@ -165,6 +165,21 @@ def test_every_other_setting_comes_in_one_message(module):
             InvalidInputError,
             "train_stream row 1 is a conversation",
         ),
+        (
+            {"training_options": {"validation_size": 0.5}, "val_stream": ROWS},
+            InvalidInputError,
+            "'validation_size' is 0.5, and there is a 'val_stream', too",
+        ),
+        (
+            {
+                "training_options": {
+                    **{"validation_size": 0.5, "train_validation_data": True},
+                    "save_checkpoint": "best",
+                }
+            },
+            InvalidInputError,
+            "'train_validation_data' has no use with 'save_checkpoint' best",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes, error, message):
@@ -176,3 +191,11 @@ def test_a_chat_template_may_come_with_a_request_where_the_operator_says_so(conf
     configured(ALLOW_REQUEST_CHAT_TEMPLATES="true")
     made = plan_request(training_options={"chat_template": "{{ messages }}"})
     assert made.dataset.chat_template == "{{ messages }}"
+
+
+def test_rows_are_held_out_where_a_request_says_so_and_only_there():
+    settings = TrainingSettings(validation_size=0.25, data_sample_choice=["Train"])
+    made = plan_request(training_options=settings)
+    assert (len(made.records), len(made.validation_records)) == (9, 3)
+    assert made.dataset.data_sample_choice == ("Train",)
+    assert not plan_request().validation_records

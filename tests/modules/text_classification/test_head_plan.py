@@ -25,6 +25,17 @@ def test_labels_are_those_of_the_data_in_order_of_the_alphabet():
     assert made.options.metrics == ("loss", "accuracy", "macro_f1")
 
 
+def test_labels_of_held_out_rows_count_too():
+    made = plan(training_options={"validation_size": 0.5})
+    assert (len(made.records), len(made.validation_records)) == (1, 1)
+    assert made.labels == ("ham", "spam")
+
+
+def test_names_in_texts_that_are_classified_stay():
+    with pytest.raises(InvalidInputError, match="'personalize' is 'True'; a classification"):
+        plan(training_options={"personalize": True})
+
+
 def test_named_labels_keep_their_order_and_a_head_may_stand_alone():
     made = plan(labels=["spam", "ham", "other"], use_lora=False)
     assert made.labels == ("spam", "ham", "other")
