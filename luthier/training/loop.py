@@ -17,6 +17,7 @@ from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import InvalidInputError, NotSupportedError
 from luthier.resources.base_model import BaseModel
 from luthier.training.callbacks.base import TrainingCallback
+from luthier.training.callbacks.callback_list import CallbackList
 from luthier.training.callbacks.checkpoint_writer import CheckpointWriter
 from luthier.training.callbacks.predictions_file import PREDICTIONS_FOLDER, PredictionsFile
 from luthier.training.callbacks.progress_bar import ProgressBar
@@ -161,9 +162,7 @@ def open_run(base_model: BaseModel, job: TuningJob) -> Iterator[TrainingRun]:
     elif job.run_folder is not None:
         # Its checkpoints need everybody's share of the weights.
         callbacks = (_checkpoint_writer(base_model, job, options, is_following=True),)
-    with contextlib.ExitStack() as stack:
-        for callback in callbacks:
-            stack.callback(callback.close)
+    with contextlib.closing(CallbackList(callbacks)) as all_callbacks:
         started = time.monotonic()
         data, validation_data = read_data(
             base_model,
@@ -192,7 +191,7 @@ def open_run(base_model: BaseModel, job: TuningJob) -> Iterator[TrainingRun]:
             validation_data,
             metrics=metrics,
             generate=job.generate,
-            callbacks=callbacks,
+            callbacks=all_callbacks,
             should_stop=job.should_stop,
             started=started,
             group=group,

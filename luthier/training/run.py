@@ -12,50 +12,41 @@ of every window; sums over the processes make losses, gradients and decisions th
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import TypeAlias
 
 import alog
 import torch
 
-from luthier.errors import CancelledError, TrainingFailedError
+from luthier.errors import CancelledError
 from luthier.resources.base_model import BaseModel
 from luthier.training.callbacks.base import (
     BatchEvent,
     EpochEvent,
     StartEvent,
     StepEvent,
-    TrainingCallback,
 )
+from luthier.training.callbacks.callback_list import CallbackList
 from luthier.training.checkpointing.resuming import Course, StateKeeper
 from luthier.training.checkpointing.state import ResumePoint, TrainingState
-from luthier.training.data.bucketing import (
-    Batch,
-    Window,
-    deal_window,
-    num_batches,
-    num_windows,
-    plan_epoch,
-    plan_evaluation,
-)
-from luthier.training.data.collation import TokenBatch, collate, idle_batch
-from luthier.training.data.examples import MAX_LISTED_ROWS, TrainingData
+from luthier.training.data.bucketing import Window, num_batches, num_windows
+from luthier.training.data.examples import TrainingData
+from luthier.training.data.row_share import RowShare
 from luthier.training.evaluation.best import BestSoFar
-from luthier.training.evaluation.evaluation import evaluate_rows, is_evaluation_due
-from luthier.training.evaluation.row_scoring import Generate, score_rows, with_texts
+from luthier.training.evaluation.evaluation import is_evaluation_due
+from luthier.training.evaluation.evaluator import Evaluator
+from luthier.training.evaluation.row_scoring import Generate
 from luthier.training.learner import Learner, MicroBatch
-from luthier.training.metrics.base import Metric, ScoredRow
-from luthier.training.objective import num_units
+from luthier.training.metrics.base import Metric
 from luthier.training.optimization.schedule import learning_rate_at
 from luthier.training.optimization.updater import Updater
 from luthier.training.processes.memory_reuse import memory_kept
 from luthier.training.processes.parallel import ALONE, ProcessGroup
 from luthier.training.results import LossPoint, TrainingResult
+from luthier.training.window_sums import WindowSums
 
 log = alog.use_channel(__name__)
 
@@ -88,7 +79,7 @@ class TrainingRun:
         *,
         metrics: tuple[Metric, ...],
         generate: Generate | None,
-        callbacks: Sequence[TrainingCallback],
+        callbacks: CallbackList,
         should_stop: Callable[[], bool],
         started: float | None = None,
         group: ProcessGroup = ALONE,
@@ -101,7 +92,6 @@ class TrainingRun:
         self._validation = validation
         self._options = options
         self._metrics = metrics
-        self._generate = generate if any(metric.needs_text for metric in metrics) else None
         self._callbacks = callbacks
         self._should_stop = should_stop
         self._started = time.monotonic() if started is None else started
@@ -109,6 +99,22 @@ class TrainingRun:
         self._updater = Updater(learner.adapter, options, shares=learner.network.learned_shares)
         self._keeper = StateKeeper(
             base_model, learner.adapter, data, validation, options=options, updater=self._updater
+        )
+        self._sums = WindowSums(self._updater, loss_function=options.loss_function, group=group)
+        self._share = RowShare(base_model, options, group=group)
+        self._evaluator = (
+            None
+            if validation is None
+            else Evaluator(
+                base_model,
+                learner.network,
+                validation,
+                metrics=metrics,
+                generate=generate,
+                share=self._share,
+                group=group,
+                before_batch=self._stop_if_asked,
+            )
         )
         self._lengths = data.lengths
         self._updates_per_epoch = num_windows(
@@ -169,8 +175,7 @@ class TrainingRun:
             best_step=self.course.best.step,
             is_stopped_early=self.is_stopped_early,
         )
-        for callback in self._callbacks:
-            callback.on_finish(result)
+        self._callbacks.on_finish(result)
         return result
 
     def _agree(self) -> None:
@@ -186,7 +191,8 @@ class TrainingRun:
     def _epoch(self) -> Steps:
         """One pass over the data, or what is left of it."""
         done = self.course.progress
-        started, windows = time.monotonic(), self._plan(done.epoch)
+        started = time.monotonic()
+        windows = self._share.windows(self._lengths, epoch=done.epoch)
         for window in windows[done.windows_done :]:
             yield from self._window(window)
             done.windows_done += 1
@@ -211,8 +217,7 @@ class TrainingRun:
         done = self.course.progress
         mean = done.epoch_loss / done.epoch_num_units
         event = EpochEvent(done.epoch, done.step, mean, seconds)
-        for callback in self._callbacks:
-            callback.on_epoch_end(event)
+        self._callbacks.on_epoch_end(event)
         done.epoch += 1
         done.windows_done = done.epoch_num_units = 0
         done.epoch_loss = 0.0
@@ -220,8 +225,9 @@ class TrainingRun:
     def _window(self, window: Window) -> Steps:
         """One update from one window: its micro-batches, then clip, schedule and optimizer."""
         started, done = time.monotonic(), self.course.progress
-        batches = [self._own_batch(rows, self._data) for rows in window]
-        counts = self._count([batch for batch in batches if batch is not None])
+        step = done.step + 1
+        batches = [self._share.batch(rows, self._data, epoch=done.epoch) for rows in window]
+        counts = self._sums.counts([batch for batch in batches if batch is not None], step=step)
         units = counts.units / self._updater.loss_scale.value
         micro_batches = []
         loss_sums = []
@@ -232,8 +238,8 @@ class TrainingRun:
                 micro_batches.append(MicroBatch(self.learner, batch, units, number))
                 loss_sums.append((yield micro_batches[-1]))
             self._tell_batch()
-        loss_sum = self._finite_loss(loss_sums, micro_batches)
-        gradient_norm = self._finite_gradient_norm(micro_batches)
+        loss_sum = self._sums.loss(loss_sums, micro_batches, step=step)
+        gradient_norm = self._sums.gradient_norm(micro_batches, step=step)
         learning_rate = learning_rate_at(
             done.step,
             num_updates=self._num_steps,
@@ -245,7 +251,7 @@ class TrainingRun:
         else:
             self._updater.update(learning_rate, gradient_norm)
 
-        done.step += 1
+        done.step = step
         loss = loss_sum / counts.units
         done.epoch_loss += loss * counts.units
         done.epoch_num_units += counts.units
@@ -264,155 +270,20 @@ class TrainingRun:
             seconds=time.monotonic() - started,
             gradient_norm=gradient_norm,
         )
-        for callback in self._callbacks:
-            callback.on_step(event)
-
-    def _count(self, batches: Sequence[TokenBatch]) -> _WindowCounts:
-        """What all processes together learn from in one update."""
-        loss_function = self._options.loss_function
-        own = (
-            sum(num_units(batch, loss_function) for batch in batches),
-            sum(len(batch.rows) for batch in batches),
-            sum(batch.num_input_tokens for batch in batches),
-            sum(batch.num_label_tokens for batch in batches),
-        )
-        counts = _WindowCounts(*map(int, self._group.sum(own)))
-        if counts.units == 0:
-            rows = self._group.gather([row for batch in batches for row in batch.rows])
-            step = self.course.progress.step + 1
-            raise TrainingFailedError(f"step {step}: no label token in {_named(rows)}")
-        return counts
+        self._callbacks.on_step(event)
 
     def _evaluate(self) -> None:
         """All metrics over the validation data, if there is any."""
-        data = self._validation
-        if data is None:
+        if self._evaluator is None:
             return
-        rows: list[ScoredRow] = []
-        network = self.learner.network
-        with network.evaluating():
-            for indices in self._evaluation_share(data):
-                self._stop_if_asked()
-                batch = self._own_batch(indices, data)
-                if batch is not None:
-                    rows += score_rows(network, batch)
-        own = with_texts(
-            rows,
-            data,
-            self._base_model.tokenizer,
-            is_seq2seq=self._base_model.kind == "seq2seq",
-            generate=self._generate,
-        )
         done, best = self.course.progress, self.course.best
-        evaluation = evaluate_rows(
-            self._scored_by_all(own), self._metrics, epoch=done.epoch, step=done.step
-        )
+        evaluation = self._evaluator.evaluate(epoch=done.epoch, step=done.step)
         self.course.evaluations.append(evaluation.point)
         best.look_at(evaluation.value, step=done.step)
         if best.is_at(done.step) and self._options.save_checkpoint == "best":
             best.keep(self._updater.learned)
-        for callback in self._callbacks:
-            callback.on_evaluation(evaluation.point)
-            callback.on_scored_rows(evaluation)
-
-    def _evaluation_share(self, data: TrainingData) -> list[Batch]:
-        """This process's batches; as many in every process, the last may be empty."""
-        batches = plan_evaluation(data.lengths, batch_size=self._options.batch_size)
-        own = batches[self._group.process :: self._group.num_processes]
-        return own + [[]] * (-(-len(batches) // self._group.num_processes) - len(own))
-
-    def _scored_by_all(self, own: tuple[ScoredRow, ...]) -> tuple[ScoredRow, ...]:
-        """The rows that all processes scored, in the order of the records."""
-        if self._group.is_alone:
-            return own
-        rows = [
-            ScoredRow(**values) for values in self._group.gather([asdict(scored) for scored in own])
-        ]
-        return tuple(sorted(rows, key=lambda scored: scored.row))
-
-    def _finite_loss(
-        self, loss_sums: Sequence[torch.Tensor], micro_batches: Sequence[MicroBatch]
-    ) -> float:
-        """The losses of all processes, summed; refuses to update from what is no number."""
-        values = torch.stack(list(loss_sums)).tolist() if loss_sums else []
-        bad = [
-            row
-            for each, value in zip(micro_batches, values, strict=True)
-            if not math.isfinite(value)
-            for row in each.batch.rows
-        ]
-        (loss_sum,) = self._group.sum([sum(values)])
-        if not math.isfinite(loss_sum):
-            self._updater.clear()
-            raise TrainingFailedError(
-                f"step {self.course.progress.step + 1}: the loss is not finite in "
-                f"{_named(self._group.gather(bad))}; a lower learning_rate or another torch_dtype "
-                "may help"
-            )
-        return loss_sum
-
-    def _finite_gradient_norm(self, micro_batches: Sequence[MicroBatch]) -> float | None:
-        """The norm of the update's gradient; refuses to update from what is no number. None if the
-        loss's scale was too large, which it is not any more."""
-        self._updater.sum_gradients(self._group)
-        norm = self._updater.gradient_norm()
-        if math.isfinite(norm):
-            return norm
-        if not self._updater.loss_scale.lower():
-            self._refuse_gradient(micro_batches)
-        return None
-
-    def _refuse_gradient(self, micro_batches: Sequence[MicroBatch]) -> NoReturn:
-        """Name the rows whose gradient is no number: the batches are run again, one by one."""
-        bad: list[int] = []
-        for micro_batch in micro_batches:
-            self._updater.clear()
-            micro_batch.backward()
-            if not math.isfinite(self._updater.gradient_norm()):
-                bad += micro_batch.batch.rows
-        self._updater.clear()
-        everything = [row for each in micro_batches for row in each.batch.rows]
-        named = _named(self._group.gather(bad) or self._group.gather(everything))
-        raise TrainingFailedError(
-            f"step {self.course.progress.step + 1}: the gradient is not finite in "
-            f"{named}; a lower learning_rate or another torch_dtype may help"
-        )
-
-    def _plan(self, epoch: int) -> list[Window]:
-        """This process's share of each window of one pass."""
-        windows = plan_epoch(
-            self._lengths,
-            batch_size=self._options.batch_size,
-            accumulate_steps=self._options.accumulate_steps,
-            seed=self._options.seed,
-            epoch=epoch,
-            group_by_length=self._options.group_by_length,
-        )
-        return [
-            deal_window(
-                window,
-                self._lengths,
-                batch_size=self._options.batch_size,
-                process=self._group.process,
-                num_processes=self._group.num_processes,
-            )
-            for window in windows
-        ]
-
-    def _collate(self, rows: Sequence[int], data: TrainingData) -> TokenBatch:
-        return collate(
-            data.batch(rows, epoch=self.course.progress.epoch),
-            pad_token_id=self._base_model.pad_token_id,
-            is_seq2seq=self._base_model.kind == "seq2seq",
-            device=self._base_model.device,
-        )
-
-    def _own_batch(self, rows: Sequence[int], data: TrainingData) -> TokenBatch | None:
-        """The batch of some rows. Where there are none, the others still need this process's share
-        of the weights: then it is one without rows or labels; else None."""
-        if rows:
-            return self._collate(rows, data)
-        return idle_batch(self._collate([0], data)) if self._options.use_fsdp else None
+        self._callbacks.on_evaluation(evaluation.point)
+        self._callbacks.on_scored_rows(evaluation)
 
     def _stop_if_asked(self) -> None:
         if self._group.any(self._should_stop()):
@@ -446,15 +317,13 @@ class TrainingRun:
             options.batch_size,
             event.num_trainable,
         )
-        for callback in self._callbacks:
-            callback.on_start(event)
+        self._callbacks.on_start(event)
 
     def _tell_batch(self) -> None:
         done = self.course.progress
         done.num_batches += 1
         event = BatchEvent(done.epoch, done.num_batches)
-        for callback in self._callbacks:
-            callback.on_batch(event)
+        self._callbacks.on_batch(event)
 
     def _tell_resume_point(self, *, is_evaluation_point: bool, is_epoch_end: bool) -> None:
         point = ResumePoint(
@@ -465,22 +334,4 @@ class TrainingRun:
             best_step=self.course.best.step,
             capture=lambda: self._keeper.capture(self.course),
         )
-        for callback in self._callbacks:
-            callback.on_resume_point(point)
-
-
-@dataclass(frozen=True)
-class _WindowCounts:
-    """What an update learns from, in all processes together."""
-
-    units: int
-    rows: int
-    input_tokens: int
-    label_tokens: int
-
-
-def _named(rows: Sequence[int]) -> str:
-    """The rows of a message: numbers of the first few."""
-    listed = ", ".join(map(str, rows[:MAX_LISTED_ROWS]))
-    more = len(rows) - MAX_LISTED_ROWS
-    return f"rows {listed} and {more} more" if more > 0 else f"rows {listed}"
+        self._callbacks.on_resume_point(point)

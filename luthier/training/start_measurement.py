@@ -25,9 +25,10 @@ from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import CancelledError
 from luthier.resources.base_model import BaseModel
 from luthier.training.checkpointing.checkpoints import ADAPTER_FOLDER
-from luthier.training.data.bucketing import Batch, plan_epoch
-from luthier.training.data.collation import TokenBatch, collate
+from luthier.training.data.bucketing import Batch
+from luthier.training.data.collation import TokenBatch
 from luthier.training.data.examples import IGNORED_LABEL, TrainingData
+from luthier.training.data.row_share import RowShare, batch_of
 from luthier.training.losses import cross_entropy_sum
 from luthier.training.objective import label_weights, num_units
 from luthier.training.processes.parallel import ProcessGroup
@@ -68,11 +69,11 @@ def begin_from_data(
     if checkpoint is not None:
         probe.resume(*read_adapter_files(checkpoint / ADAPTER_FOLDER))
         return
-    batches = _first_batches(data, options, probe.num_batches)
+    batches = _first_batches(data, RowShare(base_model, options), probe.num_batches)
     log.info("the start of the adapter is measured: batches=%d", len(batches))
     with _WatchedModel(base_model, probe, options) as model:
         for batch in batches:
-            rows = [_row_of(data, index, base_model) for index in batch]
+            rows = [batch_of([index], data, base_model, epoch=0) for index in batch]
             units = sum(num_units(row, options.loss_function) for row in rows)
             for row in rows:
                 if group.any(should_stop()):
@@ -83,25 +84,9 @@ def begin_from_data(
     group.copy_from_main(probe.start_tensors())
 
 
-def _first_batches(data: TrainingData, options: TrainingOptions, count: int) -> list[Batch]:
-    windows = plan_epoch(
-        data.lengths,
-        batch_size=options.batch_size,
-        accumulate_steps=options.accumulate_steps,
-        seed=options.seed,
-        epoch=0,
-        group_by_length=options.group_by_length,
-    )
+def _first_batches(data: TrainingData, share: RowShare, count: int) -> list[Batch]:
+    windows = share.windows(data.lengths, epoch=0)
     return [batch for window in windows for batch in window][:count]
-
-
-def _row_of(data: TrainingData, index: int, base_model: BaseModel) -> TokenBatch:
-    return collate(
-        data.batch([index], epoch=0),
-        pad_token_id=base_model.pad_token_id,
-        is_seq2seq=base_model.kind == "seq2seq",
-        device=base_model.device,
-    )
 
 
 class _WatchedModel:

@@ -8,6 +8,7 @@ from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.errors import CancelledError, TrainingFailedError
 from luthier.resources.base_model import BaseModel
+from luthier.training.callbacks.callback_list import CallbackList
 from luthier.training.job import TuningJob
 from luthier.training.learner import Learner
 from luthier.training.metrics.registry import make_metrics
@@ -35,7 +36,7 @@ def _run(base: BaseModel, job: TuningJob) -> TrainingRun:
         None,
         metrics=make_metrics(job.options.metrics),
         generate=None,
-        callbacks=(),
+        callbacks=CallbackList(()),
         should_stop=job.should_stop,
     )
 

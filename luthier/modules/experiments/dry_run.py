@@ -17,8 +17,9 @@ from luthier.data_model.options.experiment import ExperimentOptions
 from luthier.modules.experiments.experiment import Experiment, open_experiment
 from luthier.resources.base_model import BaseModel, BaseModelKind
 from luthier.training.callbacks.base import StepEvent, TrainingCallback
-from luthier.training.data.bucketing import Window, num_windows, plan_epoch
+from luthier.training.data.bucketing import Window, num_windows
 from luthier.training.data.examples import IGNORED_LABEL, Example, TrainingData
+from luthier.training.data.row_share import RowShare
 from luthier.training.loop import tune
 from luthier.training.preparation import read_data
 
@@ -126,14 +127,7 @@ def dry_run(options: ExperimentOptions, *, num_measured: int = NUM_MEASURED) -> 
             should_stop=bool,
             dataset=experiment.options.dataset,
         )
-        windows = plan_epoch(
-            data.lengths,
-            batch_size=training.batch_size,
-            accumulate_steps=training.accumulate_steps,
-            seed=training.seed,
-            epoch=0,
-            group_by_length=training.group_by_length,
-        )
+        windows = RowShare(experiment.base_model, training).windows(data.lengths, epoch=0)
         first_batch = data.batch(windows[0][0], epoch=0)
         clock = _Clock()
         if num_measured and training.num_epochs:
