@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import luthier
+from luthier.cli.classify import classify
 from luthier.cli.doctor import doctor
 from luthier.cli.generate import generate
 from luthier.cli.jobs import app as jobs
@@ -43,6 +44,7 @@ def _root(
 app.command("serve")(serve)
 app.command("train")(train)
 app.command("generate")(generate)
+app.command("classify")(classify)
 app.add_typer(models, name="models")
 app.add_typer(jobs, name="jobs")
 app.command("doctor")(doctor)

@@ -5,20 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luthier.cli.options import DEFAULT_URL, AsJson, BaseModelsDir, Url
-from luthier.errors import InvalidInputError
+from luthier.cli.asked_model import asked_model
+from luthier.cli.options import DEFAULT_URL, STDIN, AsJson, BaseModelsDir, Url
 
 if TYPE_CHECKING:
     from luthier.client import Client
-
-STDIN = "-"
 
 
 def generate(
@@ -80,7 +75,10 @@ def generate(
         "max_time": max_time,
     }
     prompt = sys.stdin.read() if text == STDIN else text
-    with _client(model, url, local=local, base_models_dir=base_models_dir) as (client, model_id):
+    with asked_model(model, url, local=local, base_models_dir=base_models_dir) as (
+        client,
+        model_id,
+    ):
         if n != 1:
             _print_many(client, model_id, prompt, n, parameters, as_json=as_json)
         elif as_json:
@@ -107,26 +105,3 @@ def _print_stream(client: Client, model_id: str, prompt: str, parameters: dict[s
         sys.stdout.write(chunk.text)
         sys.stdout.flush()
     sys.stdout.write("\n")
-
-
-@contextmanager
-def _client(
-    model: str, url: str, *, local: bool, base_models_dir: Path | None
-) -> Iterator[tuple[Client, str]]:
-    """A client and the id under which its server knows the model."""
-    if not local:
-        from luthier.client import Client
-
-        with Client(url) as client:
-            yield client, model
-        return
-    from luthier.cli.local_runtime import private_runtime
-
-    folder = Path(model).resolve()
-    if not (folder / "config.yml").is_file():
-        raise InvalidInputError(
-            f"'{model}' is no saved model: it holds no config.yml; "
-            "with --local give the folder that 'luthier train --local' printed"
-        )
-    with private_runtime(folder.parent, base_models_dir=base_models_dir) as client:
-        yield client, folder.name

@@ -9,6 +9,8 @@ import typer
 
 # NOTE: the same address as ``luthier.client.DEFAULT_URL``, which costs an import of httpx.
 DEFAULT_URL = "http://127.0.0.1:8080"
+#: In place of a text: read standard input.
+STDIN = "-"
 
 Url = Annotated[
     str, typer.Option("--url", envvar="LUTHIER_URL", help="Address of the server (HTTP).")

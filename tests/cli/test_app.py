@@ -1,7 +1,9 @@
 import pytest
 
 
-@pytest.mark.parametrize("command", ["serve", "train", "generate", "models", "jobs", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["serve", "train", "generate", "classify", "models", "jobs", "doctor"]
+)
 def test_every_command_explains_itself(command: str, run) -> None:
     result = run(command, "--help")
     assert result.code == 0
