@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from luthier.adapters.checksums import checksums_of
 from luthier.adapters.lora.layers import LoraFactors
-from luthier.adapters.start_probe import StartProbe
+from luthier.adapters.start_probe import AnyProbe
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Adapter(ABC):
         """Paths of the layers in ``linear_deltas``, told without reading any tensor."""
         return frozenset(self.linear_deltas())
 
-    def start_probe(self) -> StartProbe | None:
+    def start_probe(self) -> AnyProbe | None:
         """What has to look at the first batches of the training before the first update, and then
         gives this adapter its first numbers. None once it has them, and for most starts."""
         return None

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from luthier.adapters.base import Adapter
 from luthier.adapters.model_inputs import prepare_inputs
 from luthier.adapters.module_tree import own_module_tree
-from luthier.adapters.start_probe import StartProbe
+from luthier.adapters.start_probe import AnyProbe, GradientProbe, InputProbe
 from luthier.adapters.storage import read_adapter_files
 from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import CancelledError
@@ -95,7 +95,7 @@ class _WatchedModel:
     Works on layers of its own around the base's tensors.
     """
 
-    def __init__(self, base_model: BaseModel, probe: StartProbe, options: TrainingOptions) -> None:
+    def __init__(self, base_model: BaseModel, probe: AnyProbe, options: TrainingOptions) -> None:
         self._base_model = base_model
         self._probe = probe
         self._options = options
@@ -109,7 +109,7 @@ class _WatchedModel:
         for path in self._probe.paths:
             layer = self._model.get_submodule(path)
             self._hooks.append(layer.register_forward_hook(self._hook_of(path)))
-        if self._probe.wants_gradients:
+        if isinstance(self._probe, GradientProbe):
             # No weight asks for a gradient, so what the layers read must.
             embeddings = [each for each in self._model.modules() if isinstance(each, nn.Embedding)]
             self._hooks += [each.register_forward_hook(_require_gradient) for each in embeddings]
@@ -137,7 +137,7 @@ class _WatchedModel:
             row.attention_mask,
             decoder_input_ids=None if is_causal else self._shifted_right(row.labels),
         ).as_kwargs()
-        if not self._probe.wants_gradients:
+        if isinstance(self._probe, InputProbe):
             with torch.no_grad():
                 self._model(use_cache=False, **inputs)
             return
@@ -151,19 +151,19 @@ class _WatchedModel:
             (loss_sum / units).backward()
 
     def _hook_of(self, path: str) -> Callable[[nn.Module, Sequence[torch.Tensor], Any], None]:
+        probe = self._probe
+
         def look(_: nn.Module, arguments: Sequence[torch.Tensor], output: torch.Tensor) -> None:
             inputs = self._flat(arguments[0])
-            if not self._probe.wants_gradients:
+            if isinstance(probe, InputProbe):
                 fits = self._is_label is not None and len(self._is_label) == len(inputs)
-                self._probe.see_inputs(path, inputs, self._is_label if fits else None)
-                return
-            if output.requires_grad:
-                output.register_hook(lambda grad: self._see_gradient(path, inputs, grad))
+                probe.see_inputs(path, inputs, self._is_label if fits else None)
+            elif output.requires_grad:
+                output.register_hook(
+                    lambda grad: probe.see_gradients(path, inputs, grad.reshape(-1, grad.shape[-1]))
+                )
 
         return look
-
-    def _see_gradient(self, path: str, inputs: torch.Tensor, gradient: torch.Tensor) -> None:
-        self._probe.see_gradients(path, inputs, gradient.reshape(-1, gradient.shape[-1]))
 
     def _flat(self, read: torch.Tensor) -> torch.Tensor:
         """[N, in] of what a layer read, the same object for the same tensor."""

@@ -24,7 +24,7 @@ from luthier.adapters.lora.layers import LoraFactors, LoraLinear
 from luthier.adapters.lora.peft_format import TENSOR_PREFIX, write_config
 from luthier.adapters.lora.token_rows import TokenRows
 from luthier.adapters.module_tree import own_module_tree
-from luthier.adapters.start_probe import StartProbe
+from luthier.adapters.start_probe import AnyProbe
 from luthier.data_model.options.lora import LoraConfig
 
 _B_SUFFIX = ".lora_B.weight"
@@ -80,7 +80,7 @@ class LoraAdapter(Adapter):
         self._is_transposed = is_transposed
         self._moved: tuple[object, Self] | None = None
         self._trees: WeakKeyDictionary[PreTrainedModel, PreTrainedModel] = WeakKeyDictionary()
-        self._probe: StartProbe | None = None
+        self._probe: AnyProbe | None = None
         self._asked: LoraConfig | None = None
         self._lock = threading.Lock()
 
@@ -133,7 +133,7 @@ class LoraAdapter(Adapter):
         """None: the input stays as it is."""
         return SoftPromptTensors()
 
-    def start_probe(self) -> StartProbe | None:
+    def start_probe(self) -> AnyProbe | None:
         """What must look at data first, if the initialisation says so."""
         return self._probe
 
@@ -146,7 +146,7 @@ class LoraAdapter(Adapter):
             for name, value in vars(self._asked).items()
         }
 
-    def begin_with(self, probe: StartProbe) -> None:
+    def begin_with(self, probe: AnyProbe) -> None:
         """Have a probe give this adapter its first numbers, before anybody uses it.
 
         Args:

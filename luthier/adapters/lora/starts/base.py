@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -23,8 +23,11 @@ from luthier.errors import InvalidInputError, TrainingDataError
 MORE_PARTS = 4
 NUM_ITERATIONS = 4
 
+#: What is kept of what one layer was shown.
+StatisticT = TypeVar("StatisticT")
 
-class LoraStart(StartProbe):
+
+class LoraStart(StartProbe, Generic[StatisticT]):
     """What the three have in common.
 
     Args:
@@ -32,7 +35,13 @@ class LoraStart(StartProbe):
         model: The base model's network; not changed.
         targets: Layer path to target, in the order of the model.
         seed: Of the training.
+
+    Raises:
+        InvalidInputError: For a rank for which a layer has too few parts.
     """
+
+    #: Parts of a layer's weight that each rank takes; 0 where there are as many as one likes.
+    parts_per_rank: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -50,6 +59,10 @@ class LoraStart(StartProbe):
         self._num_batches_seen = 0
         self._leaders: dict[str, str] = {}
         self._shown: tuple[str, torch.Tensor] | None = None
+        #: By layer; where several read the same, by the first of them.
+        self._statistics: dict[str, StatisticT] = {}
+        for target in targets.values():
+            self._require_parts(target)
 
     @property
     def num_batches(self) -> int:
@@ -153,22 +166,12 @@ class LoraStart(StartProbe):
     def _is_subtracted(self) -> bool:
         return True
 
-
-def require_rank(target: LoraTarget, needed: int, word: str) -> None:
-    """Refuse a rank for which a layer has too few parts.
-
-    Args:
-        target: The layer.
-        needed: Parts of its weight that the start takes.
-        word: The initialisation, for the message.
-
-    Raises:
-        InvalidInputError: Naming the layer, its rank and the limit.
-    """
-    most = min(target.in_features, target.out_features)
-    if needed > most:
-        raise InvalidInputError(
-            f"initialisation {word!r}: rank {target.rank} needs {needed} parts of layer "
-            f"{target.path!r}, which has {target.in_features} inputs and {target.out_features} "
-            f"outputs, at most {most}"
-        )
+    def _require_parts(self, target: LoraTarget) -> None:
+        needed = self.parts_per_rank * target.rank
+        most = min(target.in_features, target.out_features)
+        if needed > most:
+            raise InvalidInputError(
+                f"initialisation {self.config.initialisation!r}: rank {target.rank} needs {needed} "
+                f"parts of layer {target.path!r}, which has {target.in_features} inputs and "
+                f"{target.out_features} outputs, at most {most}"
+            )

@@ -13,17 +13,20 @@ the base weight stays as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 from transformers import PreTrainedModel
 
 from luthier.adapters.lora.lora import LoraAdapter
-from luthier.adapters.lora.starts.base import LoraStart
 from luthier.adapters.lora.starts.corda import CordaStart
 from luthier.adapters.lora.starts.eva import EvaStart
 from luthier.adapters.lora.starts.lora_ga import GradientStart
 from luthier.adapters.lora.targets import LoraTarget
 
-_STARTS: Mapping[str, type[LoraStart]] = {
+#: Any of them.
+AnyLoraStart: TypeAlias = EvaStart | CordaStart | GradientStart
+
+_STARTS: Mapping[str, type[AnyLoraStart]] = {
     "eva": EvaStart,
     "corda": CordaStart,
     "lora_ga": GradientStart,
@@ -36,7 +39,7 @@ def measured_start(
     targets: Mapping[str, LoraTarget],
     *,
     seed: int,
-) -> LoraStart | None:
+) -> AnyLoraStart | None:
     """What an adapter has to see before its first update.
 
     Args:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from transformers import PreTrainedModel
 
 from luthier.adapters.lora.initialisation import StartingFactors, low_rank_svd
-from luthier.adapters.lora.lora import LoraAdapter
-from luthier.adapters.lora.starts.base import MORE_PARTS, NUM_ITERATIONS, LoraStart, require_rank
-from luthier.adapters.lora.starts.statistics import (
-    InputCovariance,
-)
+from luthier.adapters.lora.starts.base import MORE_PARTS, NUM_ITERATIONS, LoraStart
+from luthier.adapters.lora.starts.statistics import InputCovariance
 from luthier.adapters.lora.targets import LoraTarget
+from luthier.adapters.start_probe import InputProbe
 from luthier.errors import TrainingDataError
 
 #: CorDA adds this share of the mean variance to each input's, so that the covariance can be
@@ -22,31 +17,21 @@ _FIRST_DAMPING = 0.01
 _LARGEST_INVERSION_ERROR = 0.05
 
 
-class CordaStart(LoraStart):
+class CordaStart(LoraStart[InputCovariance], InputProbe):
     """Context-oriented decomposition.
 
     Source:
         Yang et al. 2024, arXiv 2406.05223; checked against PEFT 0.21.2.
     """
 
-    def __init__(
-        self,
-        adapter: LoraAdapter,
-        model: PreTrainedModel,
-        targets: Mapping[str, LoraTarget],
-        *,
-        seed: int,
-    ) -> None:
-        super().__init__(adapter, model, targets, seed=seed)
-        for target in targets.values():
-            require_rank(target, target.rank, "corda")
-        self._covariances: dict[str, InputCovariance] = {}
-        self._inverted: tuple[str, torch.Tensor, torch.Tensor] | None = None
+    parts_per_rank = 1
+    #: A layer, its damped covariance and the inverse of that, from the last call.
+    _inverted: tuple[str, torch.Tensor, torch.Tensor] | None = None
 
     def see_inputs(self, path: str, inputs: torch.Tensor, is_label: torch.Tensor | None) -> None:
         """Add a row to the layer's covariance; layers that read the same have one."""
         if self._leader_of(path, inputs) == path:
-            self._covariances.setdefault(path, InputCovariance()).add(inputs)
+            self._statistics.setdefault(path, InputCovariance()).add(inputs)
 
     def _start_of(self, path: str, target: LoraTarget) -> StartingFactors:
         self._require_seen(path)
@@ -62,7 +47,7 @@ class CordaStart(LoraStart):
         """``_damped`` of what the layer reads; layers that read the same mostly come in a row."""
         leader = self._leaders[path]
         if self._inverted is None or self._inverted[0] != leader:
-            self._inverted = (leader, *_damped(self._covariances[leader].mean.cpu(), path))
+            self._inverted = (leader, *_damped(self._statistics[leader].mean.cpu(), path))
         return self._inverted[1:]
 
     def _decomposed(

@@ -7,21 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from luthier.adapters.lora.initialisation import StartingFactors
-from luthier.adapters.lora.lora import LoraAdapter
 from luthier.adapters.lora.peft_format import read_config
 from luthier.adapters.lora.starts.base import LoraStart
-from luthier.adapters.lora.starts.statistics import (
-    InputComponents,
-)
+from luthier.adapters.lora.starts.statistics import InputComponents
 from luthier.adapters.lora.targets import LoraTarget, find_targets
+from luthier.adapters.start_probe import InputProbe
 from luthier.data_model.options.lora import LoraConfig
 from luthier.errors import ArtifactError, TrainingDataError
 
 
-class EvaStart(LoraStart):
+class EvaStart(LoraStart[InputComponents], InputProbe):
     """Explained variance adaptation, with ranks moved to where they explain most.
 
     Source:
@@ -29,21 +26,10 @@ class EvaStart(LoraStart):
         components settle where this looks at a number of batches.
     """
 
-    def __init__(
-        self,
-        adapter: LoraAdapter,
-        model: PreTrainedModel,
-        targets: Mapping[str, LoraTarget],
-        *,
-        seed: int,
-    ) -> None:
-        super().__init__(adapter, model, targets, seed=seed)
-        self._components: dict[str, InputComponents] = {}
-
     def see_inputs(self, path: str, inputs: torch.Tensor, is_label: torch.Tensor | None) -> None:
         """Note inputs; layers that read the same are looked at once."""
         leader = self._leader_of(path, inputs)
-        seen = self._components.setdefault(leader, InputComponents(0))
+        seen = self._statistics.setdefault(leader, InputComponents(0))
         seen.num_components = max(seen.num_components, self._most_components(path))
         if leader != path:
             return
@@ -54,7 +40,7 @@ class EvaStart(LoraStart):
     def end_batch(self) -> None:
         """Look at the batch's inputs."""
         super().end_batch()
-        for components in self._components.values():
+        for components in self._statistics.values():
             components.end_batch()
 
     def begin(self) -> None:
@@ -94,7 +80,7 @@ class EvaStart(LoraStart):
         """Ranks by explained variance: as many components in all as ranks were asked for."""
         for path in self.targets:
             self._require_seen(path)
-        for path, components in self._components.items():
+        for path, components in self._statistics.items():
             if not components.is_fitted:
                 raise TrainingDataError(
                     f"initialisation 'eva' needs {components.num_components} label tokens for "
@@ -106,7 +92,7 @@ class EvaStart(LoraStart):
         order += [path for path in self.targets if self._leaders[path] != path]
         shares, owners = [], []
         for path in order:
-            explained = self._components[self._leaders[path]].explained_share
+            explained = self._statistics[self._leaders[path]].explained_share
             shares.append(explained.cpu())
             owners += [path] * len(explained)
         budget = sum(target.rank for target in self.targets.values())
@@ -127,7 +113,7 @@ class EvaStart(LoraStart):
         return dataclasses.replace(target, rank=rank, alpha=alpha)
 
     def _start_of(self, path: str, target: LoraTarget) -> StartingFactors:
-        seen = self._components[self._leaders[path]]
+        seen = self._statistics[self._leaders[path]]
         lora_a = seen.components[: target.rank].clone()
         if self.config.eva_whiten:
             lora_a /= seen.singular_values[: target.rank].sqrt()[:, None]

@@ -2,52 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from transformers import PreTrainedModel
 
 from luthier.adapters.lora.initialisation import StartingFactors, low_rank_svd
-from luthier.adapters.lora.lora import LoraAdapter
-from luthier.adapters.lora.starts.base import MORE_PARTS, NUM_ITERATIONS, LoraStart, require_rank
-from luthier.adapters.lora.starts.statistics import (
-    WeightGradient,
-)
+from luthier.adapters.lora.starts.base import MORE_PARTS, NUM_ITERATIONS, LoraStart
+from luthier.adapters.lora.starts.statistics import WeightGradient
 from luthier.adapters.lora.targets import LoraTarget
+from luthier.adapters.start_probe import GradientProbe
 from luthier.errors import TrainingDataError
 
 
-class GradientStart(LoraStart):
+class GradientStart(LoraStart[WeightGradient], GradientProbe):
     """Low-rank adaptation with gradient approximation (LoRA-GA).
 
     Source:
         Wang et al. 2024, arXiv 2407.05000; directions and scales are PEFT 0.21.2's.
     """
 
-    def __init__(
-        self,
-        adapter: LoraAdapter,
-        model: PreTrainedModel,
-        targets: Mapping[str, LoraTarget],
-        *,
-        seed: int,
-    ) -> None:
-        super().__init__(adapter, model, targets, seed=seed)
-        for target in targets.values():
-            require_rank(target, 2 * target.rank, "lora_ga")
-        self._gradients = {path: WeightGradient() for path in targets}
-
-    @property
-    def wants_gradients(self) -> bool:
-        """True."""
-        return True
+    parts_per_rank = 2
 
     def see_gradients(self, path: str, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
         """Add a row's part of the weight's gradient."""
-        self._gradients[path].add(inputs, gradients)
+        self._statistics.setdefault(path, WeightGradient()).add(inputs, gradients)
 
     def _start_of(self, path: str, target: LoraTarget) -> StartingFactors:
-        total = self._gradients.pop(path).sum
+        total = self._statistics.pop(path, WeightGradient()).sum
         if total is None or not bool(total.any()):
             raise TrainingDataError(
                 f"initialisation 'lora_ga': in the first {self._num_batches_seen} batches the loss "

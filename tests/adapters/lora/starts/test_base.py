@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fixtures.lora_starts import probe_of, show, start_adapter
+from fixtures.lora_starts import probe_of, show, show_layer, start_adapter
 
 from luthier.errors import ArtifactError, TrainingDataError
 
@@ -38,10 +38,7 @@ def test_a_layer_that_nothing_reaches_is_named(word: str) -> None:
     shown = {key: target for key, target in probe.targets.items() if key != path}
     for key, target in shown.items():
         inputs = torch.randn(20, target.in_features)
-        if probe.wants_gradients:
-            probe.see_gradients(key, inputs, torch.randn(20, target.out_features))
-        else:
-            probe.see_inputs(key, inputs, None)
+        show_layer(probe, key, inputs, torch.randn(20, target.out_features))
     probe.end_batch()
     with pytest.raises(TrainingDataError, match=f"'{path}'; leave it out"):
         probe.begin()
