@@ -66,7 +66,7 @@ class EngineHost(Outbox):
         Returns:
             True if it asked for the end; its streams were told by then.
         """
-        try:
+        with contextlib.suppress(EOFError, OSError):  # the owner's end of the connection is closed
             while self._owner_is_there():
                 message = receive_message(self._connection)
                 for operation in message.operations:
@@ -74,8 +74,6 @@ class EngineHost(Outbox):
                         self._engine.close()
                         return True
                     self._do(operation, list(message.blobs))
-        except (EOFError, OSError):
-            pass
         return False
 
     def send(self, *operations: Operation) -> None:
