@@ -17,7 +17,7 @@ from luthier.data_model.checks import (
 )
 from luthier.data_model.options.limits import TrainingLimits
 from luthier.data_model.options.lora_starts import DEFAULT_INIT, parse_initialisation
-from luthier.data_model.options.reading import given_options, option_aliases, option_names
+from luthier.data_model.options.reading import NamedOptions, option_aliases, option_names
 from luthier.data_model.options.setting import Setting, option
 from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import InvalidInputError
@@ -47,7 +47,7 @@ _NO_PATTERN: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(NamedOptions):
     """A low-rank delta ``scaling · B · A`` on linear layers of a frozen base model.
 
     Module names are understood as PEFT does: in a list, a whole path or its end after a dot; a
@@ -58,6 +58,8 @@ class LoraConfig:
         LoRA: Hu et al. 2021, arXiv 2106.09685. rsLoRA: Kalajdzievski 2023, arXiv 2312.03732.
         DoRA: Liu et al. 2024, arXiv 2402.09353. LoRA+: Hayou et al. 2024, arXiv 2402.12354.
     """
+
+    called = "LoRA option"
 
     rank: int = option(
         8,
@@ -186,31 +188,28 @@ class LoraConfig:
     )
 
     @classmethod
-    def from_mapping(
-        cls, given: Mapping[str, object], *, defaults: LoraConfig | None = None
-    ) -> LoraConfig:
-        """A config from names and values; names in other systems are accepted.
-
-        None takes the default, lists become tuples, ``all-linear`` is the default of
-        ``target_modules``, and PEFT's ``init_lora_weights`` may be true or false. Nothing but the
-        names is checked.
+    def plain_value(cls, name: str, value: object) -> object:
+        """Lists and sets as tuples. ``all-linear`` is the default of ``target_modules``, and PEFT's
+        ``init_lora_weights`` may be true or false.
 
         Args:
-            given: Name to value.
-            defaults: What is not given; the class's defaults if None.
+            name: Of the option.
+            value: Not None.
 
         Returns:
-            The config, unchecked.
-
-        Raises:
-            UnknownKeyError: For a name that no option has, with the nearest known one.
-            InvalidInputError: If an option is given twice, under two of its names.
+            What the option holds.
         """
-        values: dict[str, Any] = {
-            name: _plain_value(name, value)
-            for name, value in given_options(given, cls, what="LoRA option").items()
-        }
-        return dataclasses.replace(defaults or cls(), **values)
+        if name == "target_modules" and isinstance(value, str) and value.lower() == ALL_LINEAR:
+            return None
+        if name == "initialisation" and isinstance(value, bool):
+            return DEFAULT_INIT if value else "random"
+        if name == "layers_to_transform" and isinstance(value, int):
+            return (value,)
+        if name in ("layers_pattern", "modules_to_save", "unfreeze_layers"):
+            value = (value,) if isinstance(value, str) else value
+        if isinstance(value, set | frozenset):
+            return tuple(sorted(value))
+        return tuple(value) if isinstance(value, list) else value
 
     def validate(self, limits: LoraLimits) -> None:
         """Refuse what no base model could satisfy; changes nothing.
@@ -286,20 +285,6 @@ LORA_OPTION_ALIASES = option_aliases(LoraConfig)
 
 #: Hyperparameters of the loop where a LoRA tuning says nothing.
 LORA_TUNING_DEFAULTS = TrainingOptions(num_epochs=3, learning_rate=2e-4, accumulate_steps=1)
-
-
-def _plain_value(option: str, value: Any) -> Any:
-    if option == "target_modules" and isinstance(value, str) and value.lower() == ALL_LINEAR:
-        return None
-    if option == "initialisation" and isinstance(value, bool):
-        return DEFAULT_INIT if value else "random"
-    if option == "layers_to_transform" and isinstance(value, int):
-        return (value,)
-    if option in ("layers_pattern", "modules_to_save", "unfreeze_layers"):
-        value = (value,) if isinstance(value, str) else value
-    if isinstance(value, set | frozenset):
-        return tuple(sorted(value))
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _require_pattern(name: str, value: object) -> None:

@@ -4,9 +4,60 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
+
+
+@dataclass(frozen=True)
+class NamedOptions:
+    """Options, a field with a ``Setting`` each, that can be read from names and values."""
+
+    #: What one of them is called in a message.
+    called: ClassVar[str] = "option"
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, object], *, defaults: Self | None = None) -> Self:
+        """Options from names and values, as a YAML file, a request or keyword arguments give them.
+
+        Names in other systems are accepted (``lr``, ``random_seed`` …). A None value takes the
+        default. Nothing but the names is checked.
+
+        Args:
+            given: Name to value.
+            defaults: What is not given; the class's defaults if None.
+
+        Returns:
+            The options, unchecked.
+
+        Raises:
+            UnknownKeyError: For a name that no option has, with the nearest known one.
+            InvalidInputError: If an option is given twice, under two of its names.
+        """
+        values: dict[str, Any] = {
+            name: cls.plain_value(name, value)
+            for name, value in _given_options(given, cls, what=cls.called).items()
+        }
+        return dataclasses.replace(defaults or cls(), **values)
+
+    @classmethod
+    def plain_value(cls, name: str, value: object) -> object:
+        """The form in which an option holds what was given for it.
+
+        Args:
+            name: Of the option.
+            value: Not None.
+
+        Returns:
+            A list as a tuple; one text where a list of names is wanted as a list of one; any other
+            value as it is.
+        """
+        if isinstance(value, list):
+            return tuple(value)
+        (field,) = (field for field in dataclasses.fields(cls) if field.name == name)
+        is_one_name = field.metadata["setting"].kind == "names" and isinstance(value, str)
+        return (value,) if is_one_name else value
 
 
 def option_names(options: type[Any]) -> tuple[str, ...]:
@@ -23,23 +74,10 @@ def option_aliases(options: type[Any]) -> Mapping[str, str]:
     }
 
 
-def given_options(
+def _given_options(
     given: Mapping[str, object], options: type[Any], *, what: str
 ) -> dict[str, object]:
-    """What is given, under our names; None is left out.
-
-    Args:
-        given: Name, ours or another system's, to value.
-        options: The class whose options they are.
-        what: To call them in a message: ``training option``.
-
-    Returns:
-        Our name to value as it is given.
-
-    Raises:
-        UnknownKeyError: For a name that no option has, with the nearest known one.
-        InvalidInputError: If an option is given twice, under two of its names.
-    """
+    """What is given, under our names; None is left out."""
     names, aliases = option_names(options), option_aliases(options)
     values: dict[str, object] = {}
     spelled: dict[str, str] = {}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from luthier.data_model.judge_prompt import judge_template
 from luthier.data_model.options.limits import TrainingLimits
 from luthier.data_model.options.quantisation import NONE, QUANTISATIONS
-from luthier.data_model.options.reading import given_options, option_aliases, option_names
+from luthier.data_model.options.reading import NamedOptions, option_aliases, option_names
 from luthier.data_model.options.setting import Setting, option
 from luthier.errors import InvalidInputError
 
@@ -43,11 +41,13 @@ SAVE_CHECKPOINT_WORDS = ("last", "resumable", "best", "each_evaluation", "never"
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
+class TrainingOptions(NamedOptions):
     """Every hyperparameter of the loop. Defaults are those of prompt tuning.
 
     Building one checks nothing; ``validate`` does. The fields' meaning is in their ``Setting``.
     """
+
+    called = "training option"
 
     num_epochs: int = option(
         20,
@@ -429,32 +429,6 @@ class TrainingOptions:
         is_bookkeeping=True,
     )
 
-    @classmethod
-    def from_mapping(
-        cls, given: Mapping[str, object], *, defaults: TrainingOptions | None = None
-    ) -> TrainingOptions:
-        """Options from names and values, as a YAML file, a request or keyword arguments give them.
-
-        Names in other systems are accepted (``lr``, ``random_seed`` …). A None value takes the
-        default. Nothing but the names is checked.
-
-        Args:
-            given: Name to value.
-            defaults: What is not given; the class's defaults if None.
-
-        Returns:
-            The options, unchecked.
-
-        Raises:
-            UnknownKeyError: For a name that no option has, with the nearest known one.
-            InvalidInputError: If an option is given twice, under two of its names.
-        """
-        values: dict[str, Any] = {
-            name: _as_option(name, value)
-            for name, value in given_options(given, cls, what="training option").items()
-        }
-        return dataclasses.replace(defaults or cls(), **values)
-
     def validate(self, limits: TrainingLimits) -> None:
         """Refuse options that cannot be meant; changes nothing.
 
@@ -491,15 +465,6 @@ class TrainingOptions:
 TRAINING_OPTION_NAMES = option_names(TrainingOptions)
 #: Name in another system -> our option.
 TRAINING_OPTION_ALIASES = option_aliases(TrainingOptions)
-
-
-def _as_option(name: str, value: object) -> object:
-    """A list as a tuple; one text where a list of names is wanted as a list of one."""
-    if isinstance(value, list):
-        return tuple(value)
-    (field,) = (field for field in dataclasses.fields(TrainingOptions) if field.name == name)
-    is_one_name = field.metadata["setting"].kind == "names" and isinstance(value, str)
-    return (value,) if is_one_name else value
 
 
 PROMPT_TUNING_DEFAULTS = TrainingOptions()
