@@ -65,13 +65,26 @@ class Adapter(ABC):
         return None
 
     def linear_deltas(self) -> Mapping[str, LoraFactors]:
-        """Low-rank deltas beside linear layers, by path, if they are all that ``tuned_model`` adds
-        to the base; else none."""
+        """Low-rank deltas beside linear layers, by path, if they and ``whole_modules`` are all that
+        ``tuned_model`` does to the base; else none."""
+        return {}
+
+    def whole_modules(self) -> Mapping[str, nn.Module]:
+        """Layers of its own in the place of the base's, by path, if they and ``linear_deltas`` are
+        all that ``tuned_model`` does to the base; else none. Some may share a tensor."""
         return {}
 
     def delta_layers(self) -> frozenset[str]:
         """Paths of the layers in ``linear_deltas``, told without reading any tensor."""
         return frozenset(self.linear_deltas())
+
+    def whole_layers(self) -> frozenset[str]:
+        """Paths of the layers in ``whole_modules``, told without reading any tensor."""
+        return frozenset(self.whole_modules())
+
+    def loaded(self) -> Adapter:
+        """The adapter with its tensors in memory, where they stay while somebody holds it."""
+        return self
 
     def start_probe(self) -> AnyProbe | None:
         """What has to look at the first batches of the training before the first update, and then

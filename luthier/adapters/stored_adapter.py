@@ -38,7 +38,13 @@ class StoredAdapter(Adapter):
     _kept: Callable[[], Adapter | None]
 
     def __init__(self, adapter: Adapter, folder: Path, *, base_model: BaseModel) -> None:
-        self._place(folder, base_model, adapter.content_hash(), adapter.delta_layers())
+        self._place(
+            folder,
+            base_model,
+            adapter.content_hash(),
+            adapter.delta_layers(),
+            adapter.whole_layers(),
+        )
         self._kept = weakref.ref(adapter)
 
     @classmethod
@@ -49,6 +55,7 @@ class StoredAdapter(Adapter):
         base_model: BaseModel,
         content_hash: str,
         delta_layers: frozenset[str],
+        whole_layers: frozenset[str] = frozenset(),
     ) -> Self:
         """An adapter that somebody else has read, another process perhaps.
 
@@ -57,21 +64,28 @@ class StoredAdapter(Adapter):
             base_model: What the adapter is for; not kept alive.
             content_hash: Of the adapter; another one in its place is refused.
             delta_layers: Of the adapter.
+            whole_layers: Of the adapter.
 
         Returns:
             The adapter, read when somebody asks for its tensors.
         """
         stored = cls.__new__(cls)
-        stored._place(folder, base_model, content_hash, delta_layers)
+        stored._place(folder, base_model, content_hash, delta_layers, whole_layers)
         return stored
 
     def _place(
-        self, folder: Path, base_model: BaseModel, content_hash: str, delta_layers: frozenset[str]
+        self,
+        folder: Path,
+        base_model: BaseModel,
+        content_hash: str,
+        delta_layers: frozenset[str],
+        whole_layers: frozenset[str],
     ) -> None:
         self.folder = folder
         self._base_model = weakref.ref(base_model)
         self._hash = content_hash
         self._delta_layers = delta_layers
+        self._whole_layers = whole_layers
         self._kept = _nothing
         self._lock = threading.Lock()
 
@@ -101,9 +115,17 @@ class StoredAdapter(Adapter):
         """The adapter's."""
         return self.loaded().linear_deltas()
 
+    def whole_modules(self) -> Mapping[str, nn.Module]:
+        """The adapter's."""
+        return self.loaded().whole_modules()
+
     def delta_layers(self) -> frozenset[str]:
         """Known without the tensors."""
         return self._delta_layers
+
+    def whole_layers(self) -> frozenset[str]:
+        """Known without the tensors."""
+        return self._whole_layers
 
     def content_hash(self) -> str:
         """Known without the tensors: what is read later must have this one."""

@@ -24,6 +24,7 @@ from luthier.inference import batched_engine
 from luthier.inference.base import Engine, FinishReason, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.deltas.adapter_pool import AdapterPool
+from luthier.inference.deltas.layer_changes import changes_of
 from luthier.inference.memory.kv_memory import KvMemory
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
@@ -202,7 +203,7 @@ def test_an_adapter_that_cannot_be_loaded_ends_its_rows_alone(
     assert engine.status().is_healthy
     status = engine.adapter_status()
     assert status.num_on_device == 1
-    assert status.device_bytes == engine._runner.deltas.num_bytes(adapter.linear_deltas())
+    assert status.device_bytes == engine._runner.deltas.num_bytes(changes_of(adapter))
 
 
 def test_a_row_that_waits_for_an_adapter_may_leave_while_nothing_runs(

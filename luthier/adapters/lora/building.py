@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from luthier.adapters.lora.fresh_factors import factor_dtype, fresh_factors
 from luthier.adapters.lora.initialisation import starting_factors
 from luthier.adapters.lora.layers import LoraFactors
-from luthier.adapters.lora.lora import LoraAdapter, SavedModule
+from luthier.adapters.lora.lora import LoraAdapter
 from luthier.adapters.lora.peft_format import check_state, read_config
+from luthier.adapters.lora.saved_modules import SavedModule
 from luthier.adapters.lora.starts.choice import measured_start
 from luthier.adapters.lora.targets import (
     LoraTarget,

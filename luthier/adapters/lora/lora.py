@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 from weakref import WeakKeyDictionary
 
@@ -22,25 +22,13 @@ from luthier.adapters.base import Adapter, SoftPromptTensors
 from luthier.adapters.checksums import checksums_of
 from luthier.adapters.lora.layers import LoraFactors, LoraLinear
 from luthier.adapters.lora.peft_format import TENSOR_PREFIX, write_config
+from luthier.adapters.lora.saved_modules import SavedModule, layers_of
 from luthier.adapters.lora.token_rows import TokenRows
 from luthier.adapters.module_tree import own_module_tree
 from luthier.adapters.start_probe import AnyProbe
 from luthier.data_model.options.lora import LoraConfig
 
 _B_SUFFIX = ".lora_B.weight"
-
-
-@dataclass(frozen=True, eq=False)
-class SavedModule:
-    """A module that is trained whole, or in part, in the base's place.
-
-    Args:
-        network: The copy. Parameters that several modules share are shared by their copies too.
-        learned: Names of its parameters that training may change.
-    """
-
-    network: nn.Module
-    learned: frozenset[str]
 
 
 class LoraAdapter(Adapter):
@@ -76,6 +64,8 @@ class LoraAdapter(Adapter):
         self.factors = dict(factors)
         self.saved = dict(saved)
         self.token_rows = token_rows
+        # What is done to single layers, if nothing else is done.
+        self._whole_layers = None if token_rows is not None else layers_of(self.saved)
         self._target_names = target_names
         self._is_transposed = is_transposed
         self._moved: tuple[object, Self] | None = None
@@ -169,8 +159,12 @@ class LoraAdapter(Adapter):
         self._moved = None
 
     def linear_deltas(self) -> Mapping[str, LoraFactors]:
-        """The deltas, unless whole modules or tokens were trained beside them."""
-        return {} if self.saved or self.token_rows is not None else self.factors
+        """The deltas, unless single tokens were trained beside them."""
+        return {} if self._whole_layers is None else self.factors
+
+    def whole_modules(self) -> Mapping[str, nn.Module]:
+        """The layers of the modules that were trained whole."""
+        return self._whole_layers or {}
 
     def tuned_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The base's network with the deltas in it, made at the first call (some milliseconds).

@@ -23,6 +23,7 @@ from luthier.adapters.base import Adapter
 from luthier.errors import CapacityError, ConflictError, EngineError, LuthierError
 from luthier.inference.deltas.delta_tables import DeltaTables
 from luthier.inference.deltas.host_deltas import HostDeltas
+from luthier.inference.deltas.layer_changes import changes_of
 
 log = alog.use_channel(__name__)
 
@@ -117,7 +118,7 @@ class AdapterPool:
 
         Args:
             key: Its content hash.
-            adapter: Where its deltas come from; asked for them only if the tables lack them.
+            adapter: What it does to layers; asked for that only if the tables lack it.
             when_ready: Called from another thread, unless the returned pin ``is_ready``.
 
         Returns:
@@ -215,11 +216,11 @@ class AdapterPool:
                 return False
             adapter = entry.adapter
         assert adapter is not None
-        deltas = self._host.get(key)
-        if deltas is None:
-            deltas = adapter.linear_deltas()
-            self._host.put(key, deltas)
-        num_bytes = self._tables.num_bytes(deltas)
+        changes = self._host.get(key)
+        if changes is None:
+            changes = changes_of(adapter)
+            self._host.put(key, changes)
+        num_bytes = self._tables.num_bytes(changes)
         if num_bytes > self._max_bytes:
             raise CapacityError(
                 f"the adapter takes {num_bytes} bytes, the engine's adapters may take "
@@ -228,7 +229,7 @@ class AdapterPool:
         if not self._make_room(key, num_bytes):
             return False
         try:
-            self._tables.place(key, deltas)
+            self._tables.place(key, changes)
             if adapter.content_hash() != key:
                 raise ConflictError("the adapter was changed while it was being loaded")
         except BaseException:

@@ -1,7 +1,8 @@
-"""Linear layers that add, token by token, the low-rank delta of the token's adapter."""
+"""Layers that do, token by token, what the token's adapter does to them."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -15,6 +16,8 @@ from luthier.inference.batch_rows import RowInput, RowSlice
 from luthier.inference.deltas.delta_steps import AdapterSpan, LayerStep, choose_spans, plan_step
 from luthier.inference.deltas.delta_tables import DeltaTables
 from luthier.inference.deltas.merged_adapter import HotAdapter, MergedLayer, MergeOptions
+from luthier.inference.deltas.pass_watch import PassWatch
+from luthier.inference.deltas.whole_modules import OwnSpan, SpanLayer, WholeStep
 from luthier.resources.quantised_layers import QuantisedLinear
 
 #: Tokens of one row in a pass.
@@ -22,7 +25,7 @@ Part = TypeVar("Part", bound="RowSlice | RowInput")
 
 
 class DeltaLinear(nn.Module):
-    """A frozen linear layer of the batched engine's network, and the place for deltas.
+    """A frozen linear layer of the batched engine's network, and the place for what is done to it.
 
     Args:
         base: ``nn.Linear`` or ``Conv1D``; kept, shared, not changed.
@@ -35,7 +38,7 @@ class DeltaLinear(nn.Module):
         super().__init__()
         self.base = base
         self.step: LayerStep | MergedLayer | None = None
-        self.seen_shapes: list[tuple[int, ...]] | None = None
+        self.whole: WholeStep | None = None
 
     @property
     def weight(self) -> torch.Tensor:
@@ -50,22 +53,21 @@ class DeltaLinear(nn.Module):
         return bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The base layer's output with the step's deltas."""
-        step = self.step
+        """The base layer's output with the step's deltas, or those of adapters' own layers."""
+        step, whole = self.step, self.whole
         layer = step.layer if isinstance(step, MergedLayer) else self.base
-        output: torch.Tensor = layer(x)
+        output: torch.Tensor = layer(x) if whole is None else whole.run(layer, x)
         if isinstance(step, LayerStep):
             step.add(output[0], x[0], self.bias)
-        elif self.seen_shapes is not None:
-            self.seen_shapes.append(tuple(x.shape))
         return output
 
 
 class DeltaLayers:
-    """The linear layers of a network, wrapped in place, and the deltas that they can add.
+    """The layers of a network, the linear ones wrapped in place, and what adapters do to them.
 
     Made in three moves, because what a layer sees is learned from a pass: the layers are wrapped,
-    ``watching`` looks at a pass, and then ``tables`` takes deltas of the layers that qualify.
+    ``watching`` looks at a pass, and then ``tables`` takes deltas of the layers that qualify, and
+    whole layers in the place of those that do.
 
     Args:
         model: A network of its own, whose tensors are shared; its layers are replaced.
@@ -74,6 +76,8 @@ class DeltaLayers:
 
     def __init__(self, model: PreTrainedModel, merging: MergeOptions | None = None) -> None:
         head = model.get_output_embeddings()
+        self._model = model
+        self._head_path = next((path for path, each in model.named_modules() if each is head), "")
         self._layers = {
             path: DeltaLinear(layer)
             for path, layer in model.named_modules()
@@ -86,6 +90,8 @@ class DeltaLayers:
         self.tables = DeltaTables({}, dtype=embeddings.dtype, device=embeddings.device)
         self._merging = merging or MergeOptions()
         self._usable: dict[str, nn.Module] = {}
+        self._hosted: dict[str, nn.Module] = {}
+        self._span_layers: dict[str, SpanLayer] = {}
         self._hot = HotAdapter(self._usable, self.tables, self._merging)
         self._planned_for: tuple[object, ...] = ()
         self._plan: dict[str, LayerStep] = {}
@@ -94,9 +100,9 @@ class DeltaLayers:
     def watching(self, num_tokens: int) -> Iterator[set[str]]:
         """Learn from one pass of ``num_tokens`` tokens which layers see every token just once.
 
-        Only those can have deltas, if their weights are plain numbers in the model's precision, or
-        quantised by ``resources.quantised_layers``: an expert, for one, sees some tokens in an
-        order of its own. Layers that an earlier pass found stay usable.
+        Those can be replaced by an adapter's own. Linear ones but the head can have deltas, if
+        their weights are plain numbers in the model's precision, or quantised by
+        ``resources.quantised_layers``. Layers that an earlier pass found stay usable.
 
         Args:
             num_tokens: More than other parts of the pass see.
@@ -105,17 +111,22 @@ class DeltaLayers:
             A set that holds the paths of the layers found, once the pass is over.
         """
         found: set[str] = set()
-        for layer in self._layers.values():
-            layer.seen_shapes = []
-        yield found
+        others = self._other_layers()
+        watch = PassWatch({**self._layers, **others})
+        with watch.watching():
+            yield found
         for path, layer in self._layers.items():
-            sees_all = [shape[:-1] for shape in layer.seen_shapes or ()] == [(1, num_tokens)]
-            if sees_all and _is_readable(layer.base, self.tables.dtype):
-                self._usable[path] = layer.base
+            if watch.rows_seen(path, num_tokens):
+                self._hosted[path] = layer.base
                 found.add(path)
-            layer.seen_shapes = None
-        like = self.tables
-        self.tables = DeltaTables(self._usable, dtype=like.dtype, device=like.device)
+                if _is_readable(layer.base, self.tables.dtype):
+                    self._usable[path] = layer.base
+        seen = {path for path in others if watch.takes_each_token(path, num_tokens)}
+        self._hosted.update((path, others[path]) for path in seen)
+        found |= seen
+        self.tables = DeltaTables(
+            self._usable, dtype=self.tables.dtype, device=self.tables.device, hosted=self._hosted
+        )
         self._hot = HotAdapter(self._usable, self.tables, self._merging)
 
     def arrange(self, slices: Sequence[Part]) -> tuple[list[Part], list[AdapterSpan]]:
@@ -146,27 +157,82 @@ class DeltaLayers:
         *,
         num_tokens: int,
         paths: Collection[str] | None = None,
+        kept: Sequence[int] | None = None,
     ) -> Iterator[None]:
-        """Let the layers add deltas to the tokens of the passes made meanwhile.
+        """Let the layers do what adapters do, to the tokens of the passes made meanwhile.
 
         Args:
             spans: Of the first tokens, from ``arrange``.
             num_tokens: All of a pass.
             paths: The layers that see these tokens; None is all.
+            kept: The tokens that the output layer sees, in order; None is all.
         """
         plan = self._hot.layers_for(spans, num_tokens) or self._plan_for(spans, num_tokens)
+        wholes = self._whole_steps(spans, num_tokens, kept)
         used = [path for path in plan if paths is None or path in paths]
+        replaced = [path for path in wholes if paths is None or path in paths]
         for path in used:
             self._layers[path].step = plan[path]
         try:
+            for path in replaced:
+                self._replace(path, wholes[path])
             yield
         finally:
             for path in used:
                 self._layers[path].step = None
+            for path in replaced:
+                self._restore(path)
 
     def close(self) -> None:
         """Let a merged copy go. No pass may run meanwhile."""
         self._hot.close()
+
+    def _whole_steps(
+        self, spans: Sequence[AdapterSpan], num_tokens: int, kept: Sequence[int] | None
+    ) -> dict[str, WholeStep]:
+        """What goes through layers of adapters' own, by path."""
+        own: dict[str, list[OwnSpan]] = {}
+        first = 0
+        for span in spans:
+            start, stop = first, first + span.count
+            first = stop
+            for path, layer in self.tables.whole.of(span.key).items():
+                where = (start, stop)
+                if kept is not None and path == self._head_path:
+                    where = (bisect_left(kept, start), bisect_left(kept, stop))
+                if where[0] < where[1]:
+                    own.setdefault(path, []).append(OwnSpan(*where, layer))
+        num_kept = num_tokens if kept is None else len(kept)
+        return {
+            path: WholeStep(each, num_kept if path == self._head_path else num_tokens)
+            for path, each in own.items()
+        }
+
+    def _replace(self, path: str, step: WholeStep) -> None:
+        if path in self._layers:
+            self._layers[path].whole = step
+            return
+        if path not in self._span_layers:
+            parent, _, name = path.rpartition(".")
+            self._span_layers[path] = SpanLayer(self._model.get_submodule(parent), name)
+        self._span_layers[path].enter(step)
+
+    def _restore(self, path: str) -> None:
+        if path in self._layers:
+            self._layers[path].whole = None
+        elif path in self._span_layers:
+            self._span_layers[path].leave()
+
+    def _other_layers(self) -> dict[str, nn.Module]:
+        """Layers with tensors that deltas are not added to, by path."""
+        wrapped = {id(layer.base) for layer in self._layers.values()}
+        return {
+            path: layer
+            for path, layer in self._model.named_modules()
+            if id(layer) not in wrapped
+            and any(True for _ in layer.parameters(recurse=False))
+            and not any(True for _ in layer.children())
+        }
 
     def _plan_for(self, spans: Sequence[AdapterSpan], num_tokens: int) -> Mapping[str, LayerStep]:
         """The last plan if it still fits: rows join and leave less often than steps are made."""

@@ -54,7 +54,8 @@ def choose_spans(counts: Mapping[str, int], tables: DeltaTables) -> list[Adapter
         tables: They hold the adapters.
 
     Returns:
-        Gathered ones first; in an order that does not depend on that of ``counts``.
+        Gathered ones first, among them those with layers of their own, so that the base's layer
+        finds its tokens together; in an order that does not depend on that of ``counts``.
     """
     small = {
         key
@@ -64,7 +65,9 @@ def choose_spans(counts: Mapping[str, int], tables: DeltaTables) -> list[Adapter
     if len(small) < MIN_GATHERED_ADAPTERS:
         small = set()
     spans = [AdapterSpan(key, count, key in small) for key, count in counts.items()]
-    return sorted(spans, key=lambda span: (not span.is_gathered, span.key))
+    return sorted(
+        spans, key=lambda span: (not span.is_gathered, not tables.whole.has(span.key), span.key)
+    )
 
 
 class Gather:

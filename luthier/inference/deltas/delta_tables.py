@@ -1,7 +1,8 @@
-"""Low-rank deltas of many adapters, laid so that one step can use any mix of them.
+"""What many adapters do to layers, laid so that one step can use any mix of them.
 
-Each linear layer has one table; an adapter takes as many of its rows as its rank there, in one
-piece. Nothing is padded to a common rank, and nothing is copied when rows join or leave a batch.
+For low-rank deltas each linear layer has one table; an adapter takes as many of its rows as its
+rank there, in one piece. Nothing is padded to a common rank, and nothing is copied when rows join
+or leave a batch.
 
 ```
     layer's table        A, [N, in]        B, [N, out]
@@ -22,6 +23,8 @@ import torch
 from torch import nn
 
 from luthier.adapters.lora.layers import LoraFactors, oriented_weight, squares_added
+from luthier.inference.deltas.layer_changes import LayerChanges
+from luthier.inference.deltas.whole_modules import WholeModules
 
 
 @dataclass(frozen=True)
@@ -201,15 +204,23 @@ class DeltaTables:
     """The tables of all layers of a model.
 
     Args:
-        layers: Linear layers by path.
+        layers: Linear layers that can have deltas, by path.
         dtype: What deltas are computed in.
         device: Where.
+        hosted: Layers whose place an adapter's own may take, by path.
     """
 
     def __init__(
-        self, layers: Mapping[str, nn.Module], *, dtype: torch.dtype, device: torch.device
+        self,
+        layers: Mapping[str, nn.Module],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        hosted: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self._layers = dict(layers)
+        #: Layers of adapters' own.
+        self.whole = WholeModules(hosted or {}, dtype=dtype, device=device)
         self.dtype, self.device = dtype, device
         self.by_path: dict[str, DeltaTable] = {}
         #: Changes whenever a plan made before may hold on to memory that is no longer used.
@@ -224,45 +235,58 @@ class DeltaTables:
         """The largest rank of a stored adapter in any layer."""
         return self._max_ranks[key]
 
-    def takes(self, paths: frozenset[str]) -> bool:
-        """Whether deltas of all these layers can be stored."""
-        return paths <= self._layers.keys()
+    def takes(self, deltas: frozenset[str], modules: frozenset[str] = frozenset()) -> bool:
+        """Whether an adapter can be stored that does something to these layers.
 
-    def num_bytes(self, factors: Mapping[str, LoraFactors]) -> int:
+        Args:
+            deltas: Paths of layers that it has deltas of.
+            modules: Paths of layers that it has its own in the place of.
+
+        Returns:
+            True if steps can do all of it.
+        """
+        return deltas <= self._layers.keys() and self.whole.takes(modules)
+
+    def base_bytes(self, modules: frozenset[str]) -> int:
+        """What the base's own layers take in the places of an adapter's."""
+        return self.whole.base_bytes(modules)
+
+    def num_bytes(self, changes: LayerChanges) -> int:
         """What an adapter takes here."""
-        total = 0
-        for each in factors.values():
+        total = self.whole.num_bytes(changes.modules)
+        for each in changes.deltas.values():
             rank, in_features = each.lora_a.shape
             rank *= 2 if each.start_a is not None else 1
             size = rank + (each.magnitude is not None)
             total += size * (in_features + each.lora_b.shape[0]) * self.dtype.itemsize
         return total
 
-    def place(self, key: str, factors: Mapping[str, LoraFactors]) -> None:
+    def place(self, key: str, changes: LayerChanges) -> None:
         """Store an adapter; call it from one thread at a time.
 
         Args:
             key: The adapter's; not stored yet.
-            factors: By layer path.
+            changes: What it does.
 
         Raises:
             NotSupportedError: If DoRA meets a layer that others have quantised.
         """
         try:
-            for path, each in factors.items():
+            for path, each in changes.deltas.items():
                 if self._table(path).place(key, each):
                     self.version += 1
+            self.whole.place(key, changes.modules)
         except BaseException:
             self.remove(key)
             raise
-        self._max_ranks[key] = max(
-            table.content.rows[key].rank for path, table in self.by_path.items() if path in factors
-        )
+        ranks = [self.by_path[path].content.rows[key].rank for path in changes.deltas]
+        self._max_ranks[key] = max(ranks, default=0)
 
     def remove(self, key: str) -> None:
         """Give an adapter's rows free; no effect if it has none. No step may use it any more."""
         self._max_ranks.pop(key, None)
         self.version += 1
+        self.whole.remove(key)
         for table in self.by_path.values():
             table.remove(key)
 

@@ -1,19 +1,21 @@
-"""Deltas of adapters in host memory, for the next time that a GPU needs them."""
+"""What adapters do to layers, in host memory, for the next time that a GPU needs it."""
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from luthier.adapters.lora.layers import LoraFactors
+from luthier.inference.deltas.layer_changes import LayerChanges
 
 
 class HostDeltas:
-    """Deltas by the adapter's key, the least recently used dropped first. Used by one thread.
+    """Changes by the adapter's key, the least recently used dropped first. Used by one thread.
 
     Args:
         max_bytes: Of all of them together.
@@ -21,25 +23,29 @@ class HostDeltas:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[str, Mapping[str, LoraFactors]] = OrderedDict()
+        self._entries: OrderedDict[str, LayerChanges] = OrderedDict()
         self.num_bytes = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: str) -> Mapping[str, LoraFactors] | None:
-        """An adapter's deltas, or None."""
-        deltas = self._entries.get(key)
-        if deltas is not None:
+    def get(self, key: str) -> LayerChanges | None:
+        """What an adapter does, or None."""
+        changes = self._entries.get(key)
+        if changes is not None:
             self._entries.move_to_end(key)
-        return deltas
+        return changes
 
-    def put(self, key: str, deltas: Mapping[str, LoraFactors]) -> None:
-        """Keep an adapter's deltas, dropping others until they fit; what never fits is not kept."""
-        num_bytes = _bytes_of(deltas)
+    def put(self, key: str, changes: LayerChanges) -> None:
+        """Keep what an adapter does, dropping others until it fits; what never fits is not kept."""
+        num_bytes = _bytes_of(changes)
         if num_bytes > self._max_bytes:
             return
-        self._entries[key] = {path: _on_host(factors) for path, factors in deltas.items()}
+        memo: dict[int, Any] = {}  # what layers share stays shared
+        self._entries[key] = LayerChanges(
+            {path: _on_host(factors) for path, factors in changes.deltas.items()},
+            {path: copy.deepcopy(each, memo).cpu() for path, each in changes.modules.items()},
+        )
         self.num_bytes += num_bytes
         while self.num_bytes > self._max_bytes:
             _, dropped = self._entries.popitem(last=False)
@@ -53,8 +59,11 @@ def _tensors_of(factors: LoraFactors) -> list[torch.Tensor]:
     return [tensor for tensor in every if tensor is not None]
 
 
-def _bytes_of(deltas: Mapping[str, LoraFactors]) -> int:
-    return sum(tensor.nbytes for each in deltas.values() for tensor in _tensors_of(each))
+def _bytes_of(changes: LayerChanges) -> int:
+    tensors = [tensor for each in changes.deltas.values() for tensor in _tensors_of(each)]
+    for layer in changes.modules.values():
+        tensors += [*layer.parameters(), *layer.buffers()]
+    return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
 
 
 def _on_host(factors: LoraFactors) -> LoraFactors:

@@ -140,13 +140,14 @@ class EngineHost(Outbox):
         elif name == "forget":
             self._held.pop(values[0], None)
 
-    def _say_if_kept(self, number: int, delta_layers: list[str]) -> None:
-        """Whether the engine keeps the deltas of any adapter that has them in these layers."""
+    def _say_if_kept(self, number: int, delta_layers: list[str], whole_layers: list[str]) -> None:
+        """Whether the engine keeps any adapter that changes these layers."""
         adapter = StoredAdapter.unread(
             Path(),
             base_model=self._base_model,
             content_hash="",
             delta_layers=frozenset(delta_layers),
+            whole_layers=frozenset(whole_layers),
         )
         self.send(["kept", number, self._engine.keeps_deltas(adapter)])
 

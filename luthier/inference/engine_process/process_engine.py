@@ -104,7 +104,7 @@ class ProcessEngine(Engine):
         self._numbers = itertools.count()
         self._rows: dict[int, _Row] = {}
         self._questions: dict[int, Future[bool]] = {}
-        self._kept_layers: dict[frozenset[str], bool] = {}
+        self._kept_layers: dict[tuple[frozenset[str], frozenset[str]], bool] = {}
         self._forget_process()
         self._supervisor = Supervisor(
             self._start, hear=self._hear, fail=self._fail, limits=self._limits
@@ -118,8 +118,8 @@ class ProcessEngine(Engine):
             require_head_fits(self._base_model, request.head)
         adapter, content_hash = request.adapter, ""
         # Deltas stand before nothing: the prompt is that of the bare base.
-        has_deltas = adapter is not None and bool(adapter.delta_layers())
-        bare = dataclasses.replace(request, adapter=None) if has_deltas else request
+        is_bare = adapter is not None and bool(adapter.delta_layers() or adapter.whole_layers())
+        bare = dataclasses.replace(request, adapter=None) if is_bare else request
         prompt = prepare_prompt(self._base_model, bare)
         if adapter is not None:
             # What the process has by now needs no copy.
@@ -151,15 +151,15 @@ class ProcessEngine(Engine):
 
     def keeps_deltas(self, adapter: Adapter) -> bool:
         """Whether the process keeps them; see ``Engine``. Waits until it can tell."""
-        layers = adapter.delta_layers()
-        if not layers:
+        layers = (adapter.delta_layers(), adapter.whole_layers())
+        if not any(layers):
             return False
         with self._state:
             if layers in self._kept_layers:
                 return self._kept_layers[layers]
             number = next(self._numbers)
             answer = Future[bool]()
-            self._supervisor.living().say(["keeps", number, sorted(layers)])
+            self._supervisor.living().say(["keeps", number, *map(sorted, layers)])
             self._questions[number] = answer
         return self._kept_layers.setdefault(layers, answer.result())
 

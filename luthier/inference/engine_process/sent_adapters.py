@@ -105,7 +105,11 @@ def describe_adapter(key: str, adapter: Adapter, content_hash: str, folder: Path
         NotSupportedError: If it cannot be written, being no delta but a whole model.
     """
     if isinstance(adapter, StoredAdapter):
-        about = {"hash": content_hash, "layers": sorted(adapter.delta_layers())}
+        about = {
+            "hash": content_hash,
+            "layers": sorted(adapter.delta_layers()),
+            "modules": sorted(adapter.whole_layers()),
+        }
         return Message([["adapter", key, {**about, "folder": str(adapter.folder)}]])
     replaces_layers = type(adapter).tuned_model is not Adapter.tuned_model
     if not replaces_layers and not adapter.delta_layers():
@@ -138,6 +142,7 @@ def receive_adapter(
             base_model=base_model,
             content_hash=about["hash"],
             delta_layers=frozenset(about["layers"]),
+            whole_layers=frozenset(about["modules"]),
         )
     if "saved" in about:
         return load_adapter(Path(about["saved"]), base_model=base_model)

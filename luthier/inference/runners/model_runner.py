@@ -108,7 +108,8 @@ class PackedRunner(Runner):
         """
         slices, spans = self._delta_layers.arrange(slices)
         batch, ends = self._pack(slices)
-        with torch.inference_mode(), self._delta_layers.adding(spans, num_tokens=len(batch.slots)):
+        adding = self._delta_layers.adding(spans, num_tokens=len(batch.slots), kept=ends)
+        with torch.inference_mode(), adding:
             output = self._model(
                 inputs_embeds=self._embeddings(slices),
                 position_ids=self._positions(slices),
@@ -163,7 +164,9 @@ class PackedRunner(Runner):
 
     def _embeddings(self, slices: Sequence[RowSlice]) -> torch.Tensor:
         ids = [i for each in slices for i in each.token_ids()]
-        rows: torch.Tensor = self._embed(torch.tensor([ids], device=self._device))
+        # Asked for each time: adapters may have embeddings of their own in its place.
+        embed = self._model.get_input_embeddings()
+        rows: torch.Tensor = embed(torch.tensor([ids], device=self._device))
         first = 0
         for each in slices:
             soft_prompt = each.row.sequence.prompt.soft_prompt.decoder

@@ -22,8 +22,8 @@ class Arrivals:
 
     Args:
         tables: Of the runner; None if it adds no deltas.
-        max_device_bytes: Of deltas on the device.
-        max_host_bytes: Of deltas kept in host memory beside it.
+        max_device_bytes: Of what adapters have on the device.
+        max_host_bytes: Of what is kept of them in host memory beside it.
         when_ready: Called with a row that had to wait, and the error that it must end with, if
             any; from another thread, without the lock.
     """
@@ -37,6 +37,7 @@ class Arrivals:
         when_ready: Callable[[BatchRow, LuthierError | None], None],
     ) -> None:
         self._tables = tables
+        self._max_device_bytes = max_device_bytes
         self._when_ready = when_ready
         self._pins: dict[BatchRow, Pin] = {}
         self._waiting: dict[BatchRow, None] = {}
@@ -55,9 +56,16 @@ class Arrivals:
         return iter(list(self._waiting))
 
     def takes(self, adapter: Adapter) -> bool:
-        """Whether all that the adapter does is deltas that steps can add. Needs no lock."""
-        paths = adapter.delta_layers()
-        return bool(paths) and self._tables is not None and self._tables.takes(paths)
+        """Whether all that the adapter does is done to layers, and steps can do it. Needs no lock.
+
+        Whole layers that alone would take more than all adapters may are not taken.
+        """
+        deltas, modules, tables = adapter.delta_layers(), adapter.whole_layers(), self._tables
+        if tables is None or not (deltas or modules):
+            return False
+        if not tables.takes(deltas, modules):
+            return False
+        return tables.base_bytes(modules) <= self._max_device_bytes
 
     def keeps(self, key: str) -> bool:
         """Whether nobody will ask an adapter of this content for its deltas. Needs no lock."""

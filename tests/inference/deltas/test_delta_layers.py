@@ -35,6 +35,12 @@ CONFIGS: dict[str, LoraConfig] = {
     "patterns": LoraConfig(rank=2, rank_pattern={"v_proj": 9}, alpha_pattern={"q_proj": 3.0}),
     "one_layer": LoraConfig(rank=64, target_modules=("o_proj",), layers_to_transform=(1,)),
     "pissa": LoraConfig(rank=2, initialisation="pissa"),
+    "own_head": LoraConfig(rank=4, modules_to_save=("lm_head",)),
+    "own_embeddings": LoraConfig(rank=2, modules_to_save=("embed_tokens", "lm_head")),
+    "own_norms": LoraConfig(rank=4, unfreeze_layers=("norm",)),
+    "own_layer": LoraConfig(rank=3, use_dora=True, modules_to_save=("layers.1.mlp.up_proj",)),
+    "own_attention": LoraConfig(rank=4, modules_to_save=("layers.0.self_attn", "model.norm")),
+    "own_block": LoraConfig(rank=4, modules_to_save=("model.layers.1",)),
 }
 #: 640 tokens of the tiny model's keys and values: rows are moved and preempted.
 SMALL = EngineOptions(max_running=6, max_kv_bytes=640 * 256, max_step_tokens=40)
@@ -135,11 +141,10 @@ def test_loras_run_in_the_batch_and_not_beside_it(
 @pytest.mark.parametrize(
     "config",
     [
-        LoraConfig(rank=4, modules_to_save=("lm_head",)),
-        LoraConfig(rank=4, unfreeze_layers=("norm",)),
         LoraConfig(rank=4, target_modules=("q_proj", "lm_head")),
+        LoraConfig(rank=4, trainable_token_indices=(5, 6, 7)),
     ],
-    ids=["modules_to_save", "unfreeze_layers", "head"],
+    ids=["head", "tokens"],
 )
 def test_what_cannot_share_a_pass_runs_beside_the_batch_and_gives_the_same(
     config: LoraConfig, engine: BatchedEngine, causal_base: BaseModel, tiny_causal_dir: Path,

@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from luthier.adapters.lora.layers import LoraFactors, LoraLinear
 from luthier.inference.deltas.delta_steps import AdapterSpan, choose_spans, plan_step
 from luthier.inference.deltas.delta_tables import DeltaTables
+from luthier.inference.deltas.layer_changes import LayerChanges
 
 IN, OUT = 10, 7
 
@@ -48,7 +49,7 @@ def test_each_token_gets_what_its_adapter_alone_gives(
     adapters = {str(index): make_factors(10 * seed + index, dtype) for index in range(6)}
     for key, factors in adapters.items():
         paths = ["one", "two"] if int(key) % 2 else ["one"]
-        tables.place(key, dict.fromkeys(paths, factors))
+        tables.place(key, LayerChanges(dict.fromkeys(paths, factors)))
     spans = [AdapterSpan(key, rng.randint(1, 5), rng.random() < 0.5) for key in adapters]
     spans.sort(key=lambda span: not span.is_gathered)
     num_tokens = sum(span.count for span in spans) + 2
@@ -71,8 +72,8 @@ def test_each_token_gets_what_its_adapter_alone_gives(
 def test_layers_without_any_of_the_adapters_get_no_step() -> None:
     layers = {"one": nn.Linear(IN, OUT), "two": nn.Linear(IN, OUT)}
     tables = DeltaTables(layers, dtype=torch.float32, device=torch.device("cpu"))
-    tables.place("a", {"one": make_factors(0, torch.float32)})
-    tables.place("b", {"two": make_factors(1, torch.float32)})
+    tables.place("a", LayerChanges({"one": make_factors(0, torch.float32)}))
+    tables.place("b", LayerChanges({"two": make_factors(1, torch.float32)}))
     spans = [AdapterSpan("a", 1, is_gathered=False)]
     assert plan_step(tables, spans, num_tokens=3).keys() == {"one"}
 
@@ -82,8 +83,8 @@ def test_layers_without_any_of_the_adapters_get_no_step() -> None:
 def test_numbers_that_are_not_finite_stay_with_their_own_token(is_gathered: bool) -> None:
     layer = nn.Linear(IN, OUT)
     tables = DeltaTables({"one": layer}, dtype=torch.float32, device=torch.device("cpu"))
-    tables.place("good", {"one": make_factors(0, torch.float32)})
-    tables.place("bad", {"one": make_factors(1, torch.float32)})
+    tables.place("good", LayerChanges({"one": make_factors(0, torch.float32)}))
+    tables.place("bad", LayerChanges({"one": make_factors(1, torch.float32)}))
     tables.by_path["one"].content.b[tables.by_path["one"].content.rows["bad"].start] = torch.nan
     x = torch.randn(3, IN)
     output = layer(x)
@@ -98,7 +99,7 @@ def test_numbers_that_were_not_finite_are_gone_in_the_next_pass_of_the_same_plan
     layer = nn.Linear(IN, OUT)
     tables = DeltaTables({"one": layer}, dtype=torch.float32, device=torch.device("cpu"))
     for key in "ab":
-        tables.place(key, {"one": make_factors(ord(key), torch.float32)})
+        tables.place(key, LayerChanges({"one": make_factors(ord(key), torch.float32)}))
     spans = [AdapterSpan(key, 1, is_gathered=True) for key in "ab"]
     step = plan_step(tables, spans, num_tokens=2)["one"]
     x = torch.randn(2, IN)
@@ -120,12 +121,12 @@ def test_only_many_adapters_with_little_each_are_gathered() -> None:
         factors = LoraFactors(
             nn.Parameter(torch.randn(4, IN)), nn.Parameter(torch.randn(OUT, 4)), scaling=1.0
         )
-        tables.place(key, {"one": factors})
+        tables.place(key, LayerChanges({"one": factors}))
     large = LoraFactors(
         nn.Parameter(torch.randn(64, IN)), nn.Parameter(torch.randn(OUT, 64)), scaling=1.0
     )
     tables.remove("c")
-    tables.place("c", {"one": large})
+    tables.place("c", LayerChanges({"one": large}))
     little = dict.fromkeys("nmlkjihgfedc", 1)  # whatever its rank, one token is little
     assert choose_spans({"a": 40, "b": 5, **little}, tables) == [
         *(AdapterSpan(key, 1, True) for key in "cdefghijklmn"),

@@ -8,6 +8,7 @@ from torch import nn
 
 from luthier.adapters.lora.layers import LoraFactors
 from luthier.inference.deltas.delta_tables import DeltaTable, DeltaTables
+from luthier.inference.deltas.layer_changes import LayerChanges
 
 IN, OUT = 6, 4
 
@@ -98,14 +99,15 @@ def test_the_bytes_of_an_adapter_are_those_of_its_tensors() -> None:
     tables = DeltaTables(layers, dtype=torch.float32, device=torch.device("cpu"))
     factors = {"one": make_factors(0, 3), "two": make_factors(1, 5)}
     tensors = [t for each in factors.values() for t in (each.lora_a, each.lora_b)]
-    assert tables.num_bytes(factors) == sum(tensor.nbytes for tensor in tensors)
+    assert tables.num_bytes(LayerChanges(factors)) == sum(tensor.nbytes for tensor in tensors)
 
 
 def test_an_adapter_that_cannot_be_stored_leaves_nothing_behind() -> None:
     layers = {"one": nn.Linear(IN, OUT), "two": nn.Linear(IN + 1, OUT)}
     tables = DeltaTables(layers, dtype=torch.float32, device=torch.device("cpu"))
     with pytest.raises(RuntimeError):
-        tables.place("broken", {"one": make_factors(0, 3), "two": make_factors(1, 5)})
+        broken = LayerChanges({"one": make_factors(0, 3), "two": make_factors(1, 5)})
+        tables.place("broken", broken)
     assert not tables.has("broken")
     assert not any(table.content.rows for table in tables.by_path.values())
 

@@ -28,6 +28,7 @@ from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.deltas import merged_adapter
 from luthier.inference.deltas.delta_steps import AdapterSpan
 from luthier.inference.deltas.delta_tables import DeltaTables
+from luthier.inference.deltas.layer_changes import changes_of
 from luthier.inference.deltas.merged_adapter import HotAdapter, MergeOptions
 from luthier.inference.options import EngineOptions
 from luthier.resources.base_model import BaseModel
@@ -54,7 +55,7 @@ class Side:
         weight = model.get_input_embeddings().weight
         self.tables = DeltaTables(self.layers, dtype=weight.dtype, device=weight.device)
         for key, adapter in adapters.items():
-            self.tables.place(key, adapter.linear_deltas())
+            self.tables.place(key, changes_of(adapter))
         self.hot = HotAdapter(self.layers, self.tables, options)
 
     def passes(self, *keys: str) -> list[bool]:
