@@ -21,7 +21,7 @@
     ├── CancelledError               (RuntimeError)    somebody asked to stop
     ├── ServerUnreachableError       (ConnectionError) a client got no answer, or half of one
     └── EngineError                  (RuntimeError)    our bug: the engine died or broke a promise
-        └── EngineDownError                            it died, and another is on its way
+        └── EngineDownError                            it hangs, or died and starts again
 
 Each class owns a stable ``code``: it appears in logs, in the gRPC trailer and in the HTTP body.
 ``runtime/errors.py`` maps classes to statuses; docs/errors.md is made from this tree.
@@ -169,10 +169,10 @@ class EngineError(LuthierError, RuntimeError):
 
 
 class EngineDownError(EngineError):
-    """The process of an inference engine has died, and the next one has not been started yet.
+    """An inference engine does not serve now: a step of it hangs, or its process has died.
 
     Args:
-        message: What it died of.
+        message: What hangs, or what it died of.
         retry_after_seconds: When to try again.
     """
 

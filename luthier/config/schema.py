@@ -169,6 +169,7 @@ class InferenceConfig:
     max_kv_bytes: PositiveInt
     max_prefix_bytes: CountOrZero
     num_threads: PositiveInt
+    max_step_seconds: SecondsOrZero
     adapters: AdaptersConfig
     process: EngineProcessConfig
     limits: InferenceLimits

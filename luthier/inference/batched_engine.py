@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import TypeVar
 
@@ -47,6 +47,7 @@ from luthier.inference.sampling.prompt_lookup import PromptLookup
 from luthier.inference.sampling.sampler import Sampler, choose_together
 from luthier.inference.scheduling.arrivals import Arrivals
 from luthier.inference.scheduling.scheduler import Scheduler
+from luthier.inference.scheduling.step_watch import StepWatch
 from luthier.inference.scored_sequence import ScoredSequence, require_head_fits
 from luthier.inference.sequences import GeneratedSequence, RowSequence, Vocabulary
 from luthier.inference.snapshots import Snapshots
@@ -112,6 +113,9 @@ class BatchedEngine(Engine):
         self._is_closed = False
         self._failure = ""
         self._whole_models: PlainEngine | None = None
+        self._watch: StepWatch[BatchRow] = StepWatch(
+            self._options.max_step_seconds, on_hang=self._end_while_hanging
+        )
         self._thread = threading.Thread(target=self._live, name="batched-engine", daemon=True)
         self._thread.start()
 
@@ -177,6 +181,7 @@ class BatchedEngine(Engine):
         """How the engine is doing; see ``Engine``."""
         with self._state:
             detail = self._failure or ("closed" if self._is_closed else self._arrivals.failure)
+            detail = detail or self._watch.problem()
             num_running = len(self._scheduler.running)
             num_waiting = self._num_waiting()
             beside = self._whole_models
@@ -199,9 +204,9 @@ class BatchedEngine(Engine):
         with self._state:
             self._is_closed = True
             self._state.notify_all()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+        if self._thread is not threading.current_thread() and self._watch.join(self._thread):
             self._runner.close()
+        self._watch.close()
         self._arrivals.close()
         if self._whole_models is not None:
             self._whole_models.close()
@@ -240,6 +245,7 @@ class BatchedEngine(Engine):
             raise EngineError(f"the engine has stopped: {self._failure}")
         if self._is_closed:
             raise EngineError("the engine is closed")
+        self._watch.check()
         self._options.check_waiting(
             self._num_waiting(),
             num_of_tenant=self._scheduler.waiting.num_of(tenant)
@@ -273,7 +279,8 @@ class BatchedEngine(Engine):
         failure = ""
         try:
             while self._wait_for_rows():
-                self._step()
+                with self._watch.step(self._scheduler.running):
+                    self._step()
         except BaseException as error:
             failure = f"its thread died of {type(error).__name__}: {error}"
             log.error("Engine died", exc_info=True)
@@ -295,8 +302,7 @@ class BatchedEngine(Engine):
     def _end_all(self, failure: str) -> None:
         with self._state:
             self._failure = failure
-            rows = [*self._scheduler.running, *self._scheduler.waiting, *self._arrivals]
-            lost = [row for row in rows if row.head is row]
+            lost = self._all_rows()
             for row in lost:
                 self._arrivals.forget(row)
         for row in lost:
@@ -304,6 +310,18 @@ class BatchedEngine(Engine):
             deliver([(row.channel, error if failure else _end(row, FinishReason.CANCELLED))])
         with self._state:
             self._scheduler.take_all()
+
+    def _end_while_hanging(self, _: Collection[BatchRow], problem: str) -> None:
+        """Leave nobody waiting for a step that hangs; if it ends, the next one drops the rows."""
+        with self._state:
+            lost = self._all_rows()
+        for row in lost:
+            row.channel.fail(EngineError(f"the engine does not answer: {problem}"))
+
+    def _all_rows(self) -> list[BatchRow]:
+        """One row of each request, wherever it is."""
+        rows = [*self._scheduler.running, *self._scheduler.waiting, *self._arrivals]
+        return [row for row in rows if row.head is row]
 
     def _step(self) -> None:
         """One round: drop who is gone, plan, compute, choose, tell."""
@@ -344,11 +362,8 @@ class BatchedEngine(Engine):
 
     def _end_early(self) -> list[tuple[BatchRow, Item]]:
         with self._state:
-            rows = [*self._scheduler.running, *self._scheduler.waiting, *self._arrivals]
             items: list[tuple[BatchRow, Item]] = []
-            for row in rows:
-                if row.head is not row:
-                    continue
+            for row in self._all_rows():
                 if row.channel.is_cancelled:
                     items.append((row, _end(row, FinishReason.CANCELLED)))
                 elif row.sequence.is_overdue:

@@ -56,6 +56,15 @@ class Channel:
             self.is_cancelled = True
         self._on_cancel()
 
+    def fail(self, error: LuthierError) -> None:
+        """End it in place of its engine, which finds it cancelled if it ever looks again.
+
+        Args:
+            error: What the reader gets; no effect after the end.
+        """
+        deliver([(self, error)])
+        self.is_cancelled = True
+
     def take(self) -> Item:
         """Wait for the next item, blocking the thread."""
         with self._condition:

@@ -72,6 +72,8 @@ class EngineOptions:
         prompt_lookup_tokens: Tokens that a greedy row of a causal model guesses in a step, at most,
             by what followed its last tokens before; 0 is none.
         prompt_lookup_max_rows: Rows of a step up to which that is done, >= 1.
+        max_step_seconds: Longest that a step may last before the engine counts as one that hangs;
+            0 is for ever. Also the longest silence of an engine in a process of its own.
         weights: ``float`` as they are; ``int8`` is faster on CPUs and says about the same.
         process: Run the engine in a process of its own; None is a thread of this one.
     """
@@ -94,6 +96,7 @@ class EngineOptions:
     max_step_tokens: int | None = None
     prompt_lookup_tokens: int = 0
     prompt_lookup_max_rows: int = 4
+    max_step_seconds: float = 300.0
     weights: str = "float"
     process: ProcessOptions | None = None
 

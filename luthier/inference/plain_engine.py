@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import alog
 import torch
@@ -39,6 +39,7 @@ from luthier.inference.runners.row_forward import (
 )
 from luthier.inference.sampling.model_defaults import model_defaults
 from luthier.inference.scheduling.fair_queue import FairQueue
+from luthier.inference.scheduling.step_watch import StepWatch
 from luthier.inference.scored_sequence import ScoredSequence, require_head_fits
 from luthier.inference.sequences import GeneratedSequence, RowSequence, Vocabulary
 from luthier.inference.snapshots import Snapshots
@@ -107,6 +108,9 @@ class PlainEngine(Engine):
         self._snapshots = Snapshots()
         self._is_closed = False
         self._failure = ""
+        self._watch: StepWatch[_Row] = StepWatch(
+            self._options.max_step_seconds, on_hang=self._end_while_hanging
+        )
         num_threads = max(1, min(self._options.num_threads, self._options.max_running))
         if positions_change_with_length(base_model.model):
             num_threads = 1
@@ -135,7 +139,7 @@ class PlainEngine(Engine):
     def status(self) -> EngineStatus:
         """How the engine is doing; see ``Engine``."""
         with self._state:
-            detail = self._failure or ("closed" if self._is_closed else "")
+            detail = self._failure or ("closed" if self._is_closed else self._watch.problem())
             return EngineStatus(
                 is_healthy=not detail,
                 num_running=len(self._running),
@@ -153,7 +157,8 @@ class PlainEngine(Engine):
             row.end(FinishReason.CANCELLED)
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join()
+                self._watch.join(thread)
+        self._watch.close()
 
     def _sequence(self, request: Request) -> RowSequence:
         if isinstance(request, ClassificationRequest):
@@ -173,6 +178,7 @@ class PlainEngine(Engine):
             raise EngineError(f"the engine has stopped: {self._failure}")
         if self._is_closed:
             raise EngineError("the engine is closed")
+        self._watch.check()
         self._options.check_waiting(
             len(self._waiting),
             num_of_tenant=self._waiting.num_of(tenant),
@@ -247,12 +253,17 @@ class PlainEngine(Engine):
             return
         forward = row_forward(self._base_model)
         if isinstance(sequence, ScoredSequence):
-            row.send(sequence.score(forward.last_hidden(sequence.prompt)))
+            with self._watch.step((row,)):
+                hidden = forward.last_hidden(sequence.prompt)
+            row.send(sequence.score(hidden))
         elif isinstance(sequence, GeneratedSequence):
             self._generate(row, sequence, forward)
 
     def _generate(self, row: _Row, sequence: GeneratedSequence, forward: RowForward) -> None:
-        logits = forward.prefill(sequence.prompt, wants_prompt_logits=sequence.wants_prompt_logits)
+        with self._watch.step((row,)):
+            logits = forward.prefill(
+                sequence.prompt, wants_prompt_logits=sequence.wants_prompt_logits
+            )
         if sequence.wants_prompt_logits and self._base_model.kind == "causal":
             sequence.report_prompt(logits)
         if sequence.request.sampling.num_beams > 1:
@@ -260,7 +271,9 @@ class PlainEngine(Engine):
             return
         row.send(sequence.advance(logits[-1]))
         while not sequence.is_finished and not self._end_early(row):
-            row.send(sequence.advance(forward.step(sequence.token_ids[-1])))
+            with self._watch.step((row,)):
+                next_logits = forward.step(sequence.token_ids[-1])
+            row.send(sequence.advance(next_logits))
 
     def _search(
         self, row: _Row, sequence: GeneratedSequence, forward: RowForward, logits: torch.Tensor
@@ -271,7 +284,8 @@ class PlainEngine(Engine):
             if row.channel.is_cancelled or self._is_closed:
                 row.end(FinishReason.CANCELLED)
                 return
-            logits = forward.steps(search.token_ids, sources=search.sources)
+            with self._watch.step((row,)):
+                logits = forward.steps(search.token_ids, sources=search.sources)
             search.advance(logits, is_overdue=sequence.is_overdue)
         for chunk in sequence.replay(search.best, was_cut=search.was_cut):
             row.send(chunk)
@@ -284,6 +298,13 @@ class PlainEngine(Engine):
         elif row.sequence.is_overdue:
             row.end(FinishReason.TIME_LIMIT)
         return row.sequence.is_finished
+
+    def _end_while_hanging(self, hanging: Collection[_Row], problem: str) -> None:
+        """Leave nobody waiting for a thread that hangs; others end what they have begun."""
+        with self._state:
+            lost = [*hanging, *self._take_waiting()]
+        for row in lost:
+            row.channel.fail(EngineError(f"the engine does not answer: {problem}"))
 
     def _fail(self, row: _Row, failure: str) -> None:
         with self._state:

@@ -153,6 +153,7 @@ def _engine_options(config: Config) -> EngineOptions:
         max_kv_bytes=inference.max_kv_bytes,
         max_prefix_bytes=inference.max_prefix_bytes,
         num_threads=inference.num_threads,
+        max_step_seconds=inference.max_step_seconds,
         max_adapter_bytes=inference.adapters.max_device_bytes,
         max_host_adapter_bytes=inference.adapters.max_host_bytes,
         merge_after_steps=inference.adapters.merge_after_steps,

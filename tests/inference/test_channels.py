@@ -185,3 +185,23 @@ def test_an_outbox_gets_what_came_before_it_and_nobody_else_reads() -> None:
     with pytest.raises(ConflictError, match="read already"):
         iter(stream)
     assert cancels == []
+
+
+def test_one_that_fails_ends_with_its_error_whatever_its_engine_still_puts() -> None:
+    channel, stream, cancels = make_stream()
+    deliver([(channel, chunk("a"))])
+    channel.fail(EngineError("it hangs"))
+    deliver([(channel, LAST)])
+    texts: list[str] = []
+    with pytest.raises(EngineError, match="it hangs"):
+        texts.extend(item.text for item in stream)
+    assert texts == ["a"]
+    assert channel.is_cancelled, "so that an engine that comes back drops the row"
+    assert cancels == []
+
+
+def test_one_that_has_ended_cannot_fail() -> None:
+    channel, stream, _ = make_stream()
+    deliver([(channel, LAST)])
+    channel.fail(EngineError("too late"))
+    assert [item.text for item in stream] == ["!"]

@@ -33,7 +33,8 @@ from luthier.resources.base_model import BaseModel
 
 log = alog.use_channel(__name__)
 
-#: How often a process that hears nothing looks whether its owner and its engine are alive.
+#: How often a process that hears nothing looks whether its owner and its engine are alive, and
+#: says that it is itself.
 _LOOK_SECONDS = 1.0
 
 
@@ -103,6 +104,7 @@ class EngineHost(Outbox):
             # The connection may have been inherited by somebody else who holds it open.
             if os.getppid() != self._owner_pid:
                 return False
+            self.send(["alive"])
             self._say_if_dead()
         return True
 

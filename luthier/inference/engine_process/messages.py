@@ -11,8 +11,8 @@ Nothing is pickled.
     head     key                                         step     status, chunks, errors
     forget   key                                         kept     number, whether it is
     submit   number, request                             log      channel, level, message
-    cancel   number                                      dead     why
-    keeps    number, layers
+    cancel   number                                      alive
+    keeps    number, layers                              dead     why
     close
 ```
 """

@@ -60,6 +60,9 @@ from luthier.resources.base_model import BaseModel
 from luthier.resources.model_copy import describe_base_model, model_tensors
 from luthier.resources.shared_tensors import SharedTensors
 
+#: By which a process may be silent for longer than a step may last.
+_MARGIN_SECONDS = 30.0
+
 
 class _Row:
     """A request that the process has been told of."""
@@ -107,7 +110,11 @@ class ProcessEngine(Engine):
         self._kept_layers: dict[tuple[frozenset[str], frozenset[str]], bool] = {}
         self._forget_process()
         self._supervisor = Supervisor(
-            self._start, hear=self._hear, fail=self._fail, limits=self._limits
+            self._start,
+            hear=self._hear,
+            fail=self._fail,
+            limits=self._limits,
+            max_silent_seconds=self._max_silent_seconds,
         )
         self._state = self._supervisor.state
 
@@ -173,6 +180,12 @@ class ProcessEngine(Engine):
         """Of the process; None while there is none."""
         process = self._supervisor.process
         return None if process is None else process.pid
+
+    @property
+    def _max_silent_seconds(self) -> float | None:
+        """Longer than a step may last: the process itself can say more about that."""
+        longest = self._options.max_step_seconds
+        return longest + _MARGIN_SECONDS if longest else None
 
     def _start(self) -> ChildProcess:
         process = ChildProcess(self._tensors.file_descriptor)

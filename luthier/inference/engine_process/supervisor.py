@@ -37,6 +37,8 @@ class Supervisor:
         fail: Told that a process has ended, with what makes an error for each who waits. Called
             without ``state``; the process is gone by then.
         limits: How long things may take.
+        max_silent_seconds: After which a process that says nothing, not even that it lives, is
+            killed; None is never.
 
     Attributes:
         state: Guards all attributes here, and what its user likes.
@@ -57,8 +59,10 @@ class Supervisor:
         hear: Callable[[str, list[Any]], None],
         fail: Callable[[MakeError], None],
         limits: ProcessOptions,
+        max_silent_seconds: float | None = None,
     ) -> None:
         self._start_process = start
+        self._max_silent_seconds = max_silent_seconds
         self._hear_operation = hear
         self._fail = fail
         self._limits = limits
@@ -174,9 +178,12 @@ class Supervisor:
                 process.kill()
                 return _stopped(f"its process was not ready in {self._limits.start_seconds:g} s")
             try:
-                message = process.receive(None if self.is_ready else left)
+                message = process.receive(self._max_silent_seconds if self.is_ready else left)
             except (EOFError, OSError):
                 return _stopped(death_of(process.end()))
+            if message is None and self.is_ready:
+                process.kill()
+                return _stopped(f"its process said nothing for {self._max_silent_seconds:g} s")
             for name, *values in [] if message is None else message.operations:
                 if name == "refused":
                     return lambda values=values: decode_error(values)  # type: ignore[misc]
@@ -188,6 +195,7 @@ class Supervisor:
     def _hear(self, process: ChildProcess, name: str, values: list[Any]) -> None:
         if name == "log":
             write_log(*values)
+        if name in ("log", "alive"):
             return
         if name == "ready":
             with self.state:

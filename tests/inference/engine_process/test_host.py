@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing import Pipe
@@ -31,6 +32,7 @@ from luthier.inference.engine_process.messages import (
     send_message,
 )
 from luthier.inference.options import EngineOptions
+from luthier.inference.runners.model_runner import PackedRunner
 from luthier.resources.base_model import BaseModel
 
 ENDLESS = SamplingParams(max_new_tokens=10**5, min_new_tokens=10**5)
@@ -193,6 +195,36 @@ def test_asked_to_close_it_ends_every_row_and_then_itself(owner: Owner) -> None:
     assert set(ended.values()) == {FinishReason.CANCELLED}
     owner.thread.join(60)
     assert owner.was_asked == [True]
+
+
+def test_it_says_that_it_lives_while_there_is_nothing_else_to_say(owner: Owner) -> None:
+    assert owner.hear("alive") == []
+
+
+def test_an_engine_that_hangs_is_told_and_so_are_its_rows(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_begun, may_end, run = threading.Event(), threading.Event(), PackedRunner.run
+
+    def slow(*arguments: Any) -> Any:
+        has_begun.set()
+        assert may_end.wait(60)
+        return run(*arguments)
+
+    monkeypatch.setattr(PackedRunner, "run", slow)
+    owner.submit(1, GenerationRequest((5, 6), ENDLESS))
+    try:
+        assert has_begun.wait(60)
+        now, watch = time.monotonic() + 1000, owner.engine._watch
+        watch._clock = lambda: now
+        watch.look()
+        (error,) = owner.answer(1)
+        assert isinstance(error, EngineError)
+        assert "does not answer" in str(error)
+        (reason,) = owner.hear("dead")
+        assert "at most 300 s are allowed" in reason
+    finally:
+        may_end.set()
 
 
 def test_without_its_owner_it_ends(owner: Owner) -> None:

@@ -34,6 +34,7 @@ from luthier.inference.base import (
     Request,
 )
 from luthier.inference.batched_engine import BatchedEngine
+from luthier.inference.engine_process import process_engine as process_engine_file
 from luthier.inference.engine_process.process_engine import ProcessEngine
 from luthier.inference.options import EngineOptions, ProcessOptions
 from luthier.resources.base_model import BaseModel
@@ -227,6 +228,30 @@ def test_without_a_process_it_is_not_healthy_and_says_when_there_will_be_one(
     assert engine.status().detail.startswith("its process was killed by signal 9")
     with pytest.raises(EngineError, match="closed"):
         engine.submit(GenerationRequest((5, 6), SHORT))
+
+
+def test_a_process_that_hangs_as_a_whole_is_killed_and_its_rows_are_told(
+    causal_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a step holds Python's lock for ever: the process cannot say that it hangs."""
+    monkeypatch.setattr(process_engine_file, "_MARGIN_SECONDS", 1.0)
+    base = replace(causal_base, max_positions=None, name="hangs")
+    engine = process_engine(base, EngineOptions(max_step_seconds=4.0))
+    assert isinstance(engine, ProcessEngine)
+    chunks = iter(engine.submit(GenerationRequest((5, 6), ENDLESS)))
+    next(chunks)
+    pid = engine.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(EngineError, match="the engine has stopped: its process said nothing for 5"):
+        list(chunks)
+    wait_until(lambda: engine.pid is None)
+    assert engine.status().detail == "its process said nothing for 5 s"
+    with pytest.raises(EngineDownError):
+        engine.submit(GenerationRequest((5, 6), SHORT))
+    close_process_engines()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_a_process_that_cannot_build_the_engine_tells_its_owner_why(

@@ -53,7 +53,7 @@ class FakeProcess:
 class Watched:
     """A supervisor, the processes it started, and what it told."""
 
-    def __init__(self, **limits: float) -> None:
+    def __init__(self, *, max_silent_seconds: float | None = None, **limits: float) -> None:
         self.processes: queue.Queue[FakeProcess] = queue.Queue()
         self.heard: queue.Queue[tuple[str, list[Any]]] = queue.Queue()
         self.errors: queue.Queue[LuthierError] = queue.Queue()
@@ -64,6 +64,7 @@ class Watched:
             hear=lambda name, values: self.heard.put((name, values)),
             fail=self._fail,
             limits=ProcessOptions(**{**options, **limits}),  # type: ignore[arg-type]
+            max_silent_seconds=max_silent_seconds,
         )
 
     def next_process(self) -> FakeProcess:
@@ -184,6 +185,23 @@ def test_a_process_whose_engine_died_is_killed(watch: Callable[..., Watched]) ->
     process.says.put(["dead", "its thread died of SystemExit: killed"])
     assert str(watched.next_error()).endswith("its thread died of SystemExit: killed")
     assert process.was_killed
+
+
+def test_a_process_that_says_nothing_any_more_is_killed(watch: Callable[..., Watched]) -> None:
+    watched = watch(max_silent_seconds=0.05)
+    process = watched.next_process()
+    process.says.put(["ready", False])
+    error = str(watched.next_error())
+    assert error == "the engine has stopped: its process said nothing for 0.05 s"
+    assert process.was_killed
+
+
+def test_to_say_that_it_lives_is_passed_on_to_nobody(watch: Callable[..., Watched]) -> None:
+    watched = watch(max_silent_seconds=LONG)
+    process = watched.next_process()
+    process.says.put(["alive"])
+    process.says.put(["ready", False])
+    assert watched.heard.get(timeout=60) == ("ready", [False])
 
 
 def test_a_message_that_nobody_understands_ends_the_process_loudly(
