@@ -23,7 +23,8 @@ def private_server() -> Iterator[dict[str, str]]:
     """Run a server whose base model ``tiny`` has random weights; gone when the block ends.
 
     Yields:
-        Its ready line: ``grpc`` is ``host:port``, ``http`` a URL.
+        Its ready line: ``grpc`` is ``host:port``, ``http`` a URL; and its folders, ``models_dir``
+        and ``base_models_dir``.
 
     Raises:
         RuntimeError: If it does not start.
@@ -50,6 +51,10 @@ def private_server() -> Iterator[dict[str, str]]:
                 line = process.stdout.readline() if process.stdout else ""
                 if not line:
                     raise RuntimeError("the server did not start")
-                yield json.loads(line)
+                yield {
+                    **json.loads(line),
+                    "models_dir": settings["RUNTIME_LOCAL_MODELS_DIR"],
+                    "base_models_dir": settings["BASE_MODELS_DIR"],
+                }
             finally:
                 process.terminate()

@@ -58,6 +58,8 @@ def test_example_runs_to_its_end(name: str, tiny_base_models_dir: Path, tmp_path
     if name == "demo":
         assert "all four agree" in done.stdout
         assert "step 10/10  loss" in done.stderr
+    if name == "spam_filter":
+        assert "all doors agree: HTTP, gRPC, CLI, CLI, local, Python" in done.stdout
     if name == "download_base_model":
         assert "ALLOW_DOWNLOADS=true" in done.stdout
 
