@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from luthier.adapters.added_tokens import NO_TOKENS, OwnTokens
 from luthier.adapters.checksums import checksums_of
 from luthier.adapters.lora.layers import LoraFactors
 from luthier.adapters.start_probe import AnyProbe
@@ -66,13 +67,23 @@ class Adapter(ABC):
 
     def linear_deltas(self) -> Mapping[str, LoraFactors]:
         """Low-rank deltas beside linear layers, by path, if they and ``whole_modules`` are all that
-        ``tuned_model`` does to the base; else none."""
+        ``tuned_model`` does to the base, but for ``own_tokens``; else none."""
         return {}
 
     def whole_modules(self) -> Mapping[str, nn.Module]:
         """Layers of its own in the place of the base's, by path, if they and ``linear_deltas`` are
         all that ``tuned_model`` does to the base; else none. Some may share a tensor."""
         return {}
+
+    def added_tokens(self) -> Mapping[str, int]:
+        """Text and id of each token that this adapter adds to the tokenizer's vocabulary, told
+        without reading any tensor."""
+        return NO_TOKENS
+
+    def own_tokens(self) -> OwnTokens | None:
+        """Tokens that a prompt may have beside the base's, with their embeddings; told without
+        reading any file. None for most adapters."""
+        return None
 
     def delta_layers(self) -> frozenset[str]:
         """Paths of the layers in ``linear_deltas``, told without reading any tensor."""

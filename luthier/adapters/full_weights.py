@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from luthier.adapters.added_tokens import NO_TOKENS, AddedTokens, grow_embeddings
 from luthier.adapters.base import Adapter, SoftPromptTensors
 from luthier.adapters.lora.layers import versions_of
 from luthier.errors import ArtifactError, NotSupportedError
@@ -44,11 +45,34 @@ class FullWeights(Adapter):
                 "prompt, or set quantization to none"
             )
         self.is_shared_out = is_shared_out
+        self._added: Mapping[str, int] = NO_TOKENS
         memo = {}
         if is_shared_out:
             memo = {id(tensor): nn.Parameter(tensor.detach()) for tensor in model.parameters()}
         self.model: PreTrainedModel = copy.deepcopy(model, memo)
         self.model.requires_grad_(True)
+
+    def add_tokens(self, added: AddedTokens) -> None:
+        """Enlarge the vocabulary before it is learned; the model may write the tokens, too.
+
+        Args:
+            added: The tokens; each starts as the mean of its pieces, in every table of tokens.
+
+        Raises:
+            NotSupportedError: If processes share the weights out, or the embeddings are no table.
+        """
+        if self.is_shared_out:
+            raise NotSupportedError(
+                "'add_prompt_answer_tokens' enlarges embeddings, and 'use_fsdp' shares them out as "
+                "they are; add the tokens in a training without it, and go on from its model"
+            )
+        grow_embeddings(self.model, added)
+        self.model.requires_grad_(True)
+        self._added = dict(added.ids)
+
+    def added_tokens(self) -> Mapping[str, int]:
+        """Those of ``add_tokens``."""
+        return self._added
 
     def load(self, weights: Mapping[str, torch.Tensor], *, source: str) -> None:
         """Take other numbers, by the model's own names.
@@ -133,5 +157,6 @@ class FullWeights(Adapter):
         if self.model.device == device and self.model.dtype == dtype:
             return self
         moved = type(self)(self.model)
+        moved._added = self._added
         moved.model.to(device=device, dtype=dtype)
         return moved

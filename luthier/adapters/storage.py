@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
 
+from luthier.adapters.added_tokens import NO_TOKENS, grown_tokenizer
 from luthier.adapters.base import Adapter
 from luthier.adapters.heads.building import read_head
 from luthier.adapters.heads.classification_head import require_labels
@@ -38,11 +40,20 @@ if TYPE_CHECKING:
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _MAX_CONFIG_BYTES = 1_000_000
+#: In the manifest: text and id of each token that the adapter adds to the vocabulary.
+_ADDED_KEY = "added_tokens"
+#: A table is made that has a number for every id.
+_MAX_TOKEN_ID = 2**24
 _PEFT_TYPES = (*PROMPT_TYPES, PREFIX_TUNING_TYPE, LORA_TYPE)
 
 
 def save_adapter(
-    adapter: Adapter, folder: Path, *, base_model_name: str, overwrite: bool = False
+    adapter: Adapter,
+    folder: Path,
+    *,
+    base_model_name: str,
+    overwrite: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
     """Write an adapter as a PEFT folder that is complete or absent.
 
@@ -52,6 +63,8 @@ def save_adapter(
         base_model_name: The name that finds the base model again. Of a path only the last part is
             written, so no folder of this machine leaks.
         overwrite: Replace ``folder`` if it is there.
+        tokenizer: Of the base model. Where the adapter adds tokens, the tokenizer that has them is
+            written too, for users of PEFT; it is never read here.
 
     Raises:
         ConflictError: If ``folder`` exists and ``overwrite`` is False.
@@ -72,6 +85,11 @@ def save_adapter(
         }
         if adapter.class_labels:
             about["labels"] = list(adapter.class_labels)
+        added = adapter.added_tokens()
+        if added:
+            about[_ADDED_KEY] = dict(added)
+        if added and tokenizer is not None:
+            grown_tokenizer(tokenizer, added).save_pretrained(partial)
         write_manifest(partial, adapter=about)
 
 
@@ -113,7 +131,8 @@ def load_adapter(folder: Path, *, base_model: BaseModel) -> Adapter:
     state = _read_state(folder)
     try:
         if peft_type == LORA_TYPE:
-            return read_lora(config, state, base_model.model)
+            added_ids = _read_added(about.get(_ADDED_KEY), folder)
+            return read_lora(config, state, base_model.model, added_ids=added_ids)
         if peft_type == PREFIX_TUNING_TYPE:
             shape = prefix_shape_of(base_model)
             prefix = read_prefix(config, state, kind=base_model.kind, shape=shape)
@@ -159,6 +178,21 @@ def _read_head(
         return read_head(config, _read_state(folder), base_model.model, labels=labels)
     except InvalidInputError as error:
         raise ArtifactError(f"adapter {folder.name!r}: {error}") from error
+
+
+def _read_added(given: object, folder: Path) -> Mapping[str, int]:
+    """Text and id of the tokens that an adapter adds to the vocabulary."""
+    if given is None:
+        return NO_TOKENS
+    ids = list(given.values()) if isinstance(given, dict) else []
+    is_id = [isinstance(each, int) and 0 <= each <= _MAX_TOKEN_ID for each in ids]
+    if not ids or not all(is_id) or len(set(ids)) < len(ids):
+        raise ArtifactError(
+            f"adapter {folder.name!r}: {_ADDED_KEY!r} must map texts to ids of their own of at "
+            f"most {_MAX_TOKEN_ID}, got {given!r:.80}"
+        )
+    assert isinstance(given, dict)
+    return given
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -207,6 +241,13 @@ def _without_path(name: str) -> str:
 def _readme(adapter: Adapter, config: Mapping[str, Any]) -> str:
     base = config["base_model_name_or_path"]
     needs, model, classes = "", "base_model", ""
+    added = adapter.added_tokens()
+    if added:
+        needs = "\n# It reads tokens that the base model lacks; it has learned to write none.\n"
+        needs += "# tokenizer: AutoTokenizer.from_pretrained(folder)\n"
+        needs += f"rows = max({max(added.values()) + 1}, "
+        needs += "base_model.get_input_embeddings().num_embeddings)\n"
+        needs += "base_model.resize_token_embeddings(rows)\n"
     if adapter.class_labels:
         needs = "from transformers import AutoModelForSequenceClassification\n\n"
         needs += "classifier = AutoModelForSequenceClassification.from_pretrained(\n"

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from luthier.adapters.added_tokens import NO_TOKENS, OwnTokens
 from luthier.adapters.base import Adapter, SoftPromptTensors
 from luthier.adapters.heads.classification_head import ClassificationHead
 from luthier.adapters.lora.layers import LoraFactors
@@ -44,6 +45,7 @@ class StoredAdapter(Adapter):
             adapter.content_hash(),
             adapter.delta_layers(),
             adapter.whole_layers(),
+            adapter.own_tokens(),
         )
         self._kept = weakref.ref(adapter)
 
@@ -56,6 +58,7 @@ class StoredAdapter(Adapter):
         content_hash: str,
         delta_layers: frozenset[str],
         whole_layers: frozenset[str] = frozenset(),
+        own_tokens: OwnTokens | None = None,
     ) -> Self:
         """An adapter that somebody else has read, another process perhaps.
 
@@ -65,12 +68,13 @@ class StoredAdapter(Adapter):
             content_hash: Of the adapter; another one in its place is refused.
             delta_layers: Of the adapter.
             whole_layers: Of the adapter.
+            own_tokens: Of the adapter; some kilobytes, which stay in memory.
 
         Returns:
             The adapter, read when somebody asks for its tensors.
         """
         stored = cls.__new__(cls)
-        stored._place(folder, base_model, content_hash, delta_layers, whole_layers)
+        stored._place(folder, base_model, content_hash, delta_layers, whole_layers, own_tokens)
         return stored
 
     def _place(
@@ -80,12 +84,14 @@ class StoredAdapter(Adapter):
         content_hash: str,
         delta_layers: frozenset[str],
         whole_layers: frozenset[str],
+        own_tokens: OwnTokens | None,
     ) -> None:
         self.folder = folder
         self._base_model = weakref.ref(base_model)
         self._hash = content_hash
         self._delta_layers = delta_layers
         self._whole_layers = whole_layers
+        self._own_tokens = None if own_tokens is None else own_tokens.kept()
         self._kept = _nothing
         self._lock = threading.Lock()
 
@@ -126,6 +132,14 @@ class StoredAdapter(Adapter):
     def whole_layers(self) -> frozenset[str]:
         """Known without the tensors."""
         return self._whole_layers
+
+    def added_tokens(self) -> Mapping[str, int]:
+        """Known without the tensors."""
+        return NO_TOKENS if self._own_tokens is None else self._own_tokens.ids
+
+    def own_tokens(self) -> OwnTokens | None:
+        """Kept in memory: they are few."""
+        return self._own_tokens
 
     def content_hash(self) -> str:
         """Known without the tensors: what is read later must have this one."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import torch
 
+from luthier.adapters.added_tokens import OwnTokens
 from luthier.adapters.base import Adapter, SoftPromptTensors
 from luthier.errors import InvalidInputError
 from luthier.inference.base import ClassificationRequest, Request
@@ -21,6 +23,7 @@ class Prompt:
         adapter: The request's, in the base model's dtype and on its device.
         soft_prompt: Its virtual tokens, detached.
         key_values: Its prefix of keys and values, detached, [2·L, K, P, Dh]; None for none.
+        own_tokens: Tokens that the adapter has beside the base model's, a copy; None for none.
         room: Tokens that may still be generated before the model's context is full; None if it
             has no limit.
     """
@@ -30,6 +33,7 @@ class Prompt:
     soft_prompt: SoftPromptTensors
     room: int | None
     key_values: torch.Tensor | None = None
+    own_tokens: OwnTokens | None = None
 
     @property
     def num_decoder_virtual_tokens(self) -> int:
@@ -43,7 +47,9 @@ class Prompt:
         return _num_virtual(self.soft_prompt.encoder)
 
 
-def prepare_prompt(base_model: BaseModel, request: Request) -> Prompt:
+def prepare_prompt(
+    base_model: BaseModel, request: Request, *, own_tokens: OwnTokens | None = None
+) -> Prompt:
     """Build the prompt of a request and check it against the model.
 
     A prompt without any token is replaced by the beginning-of-sequence token where the model has
@@ -52,6 +58,8 @@ def prepare_prompt(base_model: BaseModel, request: Request) -> Prompt:
     Args:
         base_model: The frozen base.
         request: Its ids, its adapter.
+        own_tokens: Tokens that an adapter adds which stands beside layers, and so before nothing;
+            an adapter of the request says its own.
 
     Returns:
         The prompt, with the room it leaves.
@@ -63,6 +71,9 @@ def prepare_prompt(base_model: BaseModel, request: Request) -> Prompt:
     adapter = request.adapter
     if adapter is not None:
         adapter = adapter.to(device=base_model.device, dtype=base_model.dtype)
+        own_tokens = adapter.own_tokens()
+    if own_tokens is not None:
+        own_tokens = own_tokens.kept().to(device=base_model.device, dtype=base_model.dtype)
     soft_prompt, key_values = _detached_soft_prompt(adapter), _detached_key_values(adapter)
     num_cached = 0 if key_values is None else key_values.shape[2]
     for part in (soft_prompt.encoder, soft_prompt.decoder):
@@ -70,9 +81,10 @@ def prepare_prompt(base_model: BaseModel, request: Request) -> Prompt:
     is_seq2seq = base_model.kind == "seq2seq"
     leading = soft_prompt.encoder if is_seq2seq else soft_prompt.decoder
     token_ids = _or_beginning(base_model, request.input_ids, num_virtual=_num_virtual(leading))
-    _check_ids(base_model, token_ids)
+    _check_ids(base_model, token_ids, own_tokens)
+    prompt = Prompt(token_ids, adapter, soft_prompt, None, key_values, own_tokens)
     if base_model.max_positions is None:
-        return Prompt(token_ids, adapter, soft_prompt, room=None, key_values=key_values)
+        return prompt
     num_virtual = _num_virtual(leading)
     if is_seq2seq:
         num_encoded = len(token_ids) + num_virtual
@@ -82,8 +94,7 @@ def prepare_prompt(base_model: BaseModel, request: Request) -> Prompt:
         num_virtual += num_cached
         num_used = len(token_ids) + num_virtual
     _check_length(num_used, request, num_virtual, base_model.max_positions)
-    room = base_model.max_positions - num_used
-    return Prompt(token_ids, adapter, soft_prompt, room=room, key_values=key_values)
+    return replace(prompt, room=base_model.max_positions - num_used)
 
 
 def _num_virtual(soft_prompt: torch.Tensor | None) -> int:
@@ -131,9 +142,12 @@ def _or_beginning(
     return (bos_token_id,)
 
 
-def _check_ids(base_model: BaseModel, token_ids: tuple[int, ...]) -> None:
+def _check_ids(
+    base_model: BaseModel, token_ids: tuple[int, ...], own_tokens: OwnTokens | None
+) -> None:
+    own: Collection[int] = () if own_tokens is None else own_tokens.place_of
     for position, token_id in enumerate(token_ids):
-        if not 0 <= token_id < base_model.vocab_size:
+        if not 0 <= token_id < base_model.vocab_size and token_id not in own:
             raise InvalidInputError(
                 f"'input_ids[{position}]' must be in 0..{base_model.vocab_size - 1}, got {token_id}"
             )

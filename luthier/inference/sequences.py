@@ -132,11 +132,14 @@ class GeneratedSequence(RowSequence):
         super().__init__(request, prompt=prompt)
         self.request: GenerationRequest = request
         sampling = request.sampling
+        self._own_texts = {} if prompt.own_tokens is None else prompt.own_tokens.text_of
+        self._stand_in = {each: -1 - place for place, each in enumerate(self._own_texts)}
+        prior_token_ids = self._scored(prior_token_ids)
         self.sampler = Sampler(
             sampling,
             prior_token_ids=prior_token_ids,
             eos_token_ids=sorted(vocabulary.eos_token_ids),
-            prompt_token_ids=prompt.token_ids,
+            prompt_token_ids=self._scored(prompt.token_ids),
             defaults=defaults,
         )
         self._prior_token_ids = tuple(prior_token_ids)
@@ -151,7 +154,7 @@ class GeneratedSequence(RowSequence):
         self._input_tokens: tuple[Token, ...] = ()
         self._num_reported = min(1, len(prompt.token_ids))  # the first token has nothing to report
         if sampling.input_tokens:
-            self._input_tokens = tuple(vocabulary.token(i) for i in prompt.token_ids)
+            self._input_tokens = tuple(self._token(i) for i in prompt.token_ids)
 
     @property
     def is_overdue(self) -> bool:
@@ -193,10 +196,15 @@ class GeneratedSequence(RowSequence):
         ids = self.prompt.token_ids
         skipped = self._num_reported - start - 1
         following = ids[self._num_reported : max(0, start + len(logits) + 1)]
-        targets = torch.tensor(following, device=logits.device, dtype=torch.long)
+        # What is never written has no log-probability.
+        known = [max(0, token_id) for token_id in self._scored(following)]
+        targets = torch.tensor(known, device=logits.device, dtype=torch.long)
         rows = logits[skipped : skipped + len(following)]
         measured = logprob_and_rank(rows, targets)
-        new = tuple(self._token(i, *pair) for i, pair in zip(following, measured, strict=True))
+        new = tuple(
+            self._token(i) if i in self._own_texts else self._token(i, *pair)
+            for i, pair in zip(following, measured, strict=True)
+        )
         done = self._num_reported + len(new)
         before, after = self._input_tokens[: self._num_reported], self._input_tokens[done:]
         self._input_tokens = (*before, *new, *after)
@@ -226,7 +234,7 @@ class GeneratedSequence(RowSequence):
         return BeamSearch(
             self.request.sampling,
             prior_token_ids=self._prior_token_ids,
-            prompt_token_ids=self.prompt.token_ids,
+            prompt_token_ids=self._scored(self.prompt.token_ids),
             eos_token_ids=sorted(self._vocabulary.eos_token_ids),
             max_tokens=self.max_new_tokens,
             defaults=self._defaults,
@@ -290,8 +298,18 @@ class GeneratedSequence(RowSequence):
         chosen = torch.tensor([token_id], device=logits.device)
         return self._token(token_id, *logprob_and_rank(logits[None], chosen)[0])
 
-    def _token(self, token_id: int, logprob: float, rank: int) -> Token:
+    def _scored(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """The ids, negative where logits have no place for them: those of the adapter's own."""
+        if not self._stand_in:
+            return token_ids
+        return tuple(self._stand_in.get(each, each) for each in token_ids)
+
+    def _token(
+        self, token_id: int, logprob: float | None = None, rank: int | None = None
+    ) -> Token:
         sampling = self.request.sampling
+        if token_id in self._own_texts:
+            return Token(token_id=token_id, text=self._own_texts[token_id])
         return self._vocabulary.token(
             token_id,
             logprob=logprob if sampling.token_logprobs else None,

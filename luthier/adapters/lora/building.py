@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from luthier.adapters.added_tokens import NO_TOKENS, AddedTokens
 from luthier.adapters.lora.fresh_factors import factor_dtype, fresh_factors
 from luthier.adapters.lora.initialisation import starting_factors
 from luthier.adapters.lora.layers import LoraFactors
 from luthier.adapters.lora.lora import LoraAdapter
-from luthier.adapters.lora.peft_format import check_state, read_config
+from luthier.adapters.lora.peft_format import check_state, read_config, without_added
 from luthier.adapters.lora.saved_modules import SavedModule
 from luthier.adapters.lora.starts.choice import measured_start
 from luthier.adapters.lora.targets import (
@@ -26,7 +27,12 @@ from luthier.adapters.lora.targets import (
     saved_module_paths,
     unfrozen_parameters,
 )
-from luthier.adapters.lora.token_rows import TokenRows, find_token_rows
+from luthier.adapters.lora.token_rows import (
+    TokenRows,
+    added_token_rows,
+    blank_token_rows,
+    find_token_rows,
+)
 from luthier.data_model.options.lora import LoraConfig, LoraLimits
 from luthier.data_model.options.lora_starts import DEFAULT_INIT
 from luthier.errors import InvalidInputError
@@ -39,6 +45,7 @@ def create_lora(
     seed: int,
     limits: LoraLimits | None = None,
     original: PreTrainedModel | None = None,
+    added: AddedTokens | None = None,
 ) -> LoraAdapter:
     """A new adapter, ready to be trained; one whose start looks at data has a ``start_probe``.
 
@@ -51,6 +58,7 @@ def create_lora(
         seed: Of the random starts.
         limits: Caps; the class's defaults if None.
         original: For ``loftq``: the model before it was quantised; only read.
+        added: Tokens that the adapter adds to the vocabulary, or None.
 
     Returns:
         Factors in fp32, or fp64 for such a base, on the base's device.
@@ -66,12 +74,8 @@ def create_lora(
         path: _new_factors(model, config, target, generator, original=original)
         for path, target in targets.items()
     }
-    saved, token_rows = _saved_modules(model, config), _token_rows(model, config)
-    if token_rows is not None and is_inside(token_rows.path, saved):
-        raise InvalidInputError(
-            f"'trainable_token_indices' means rows of {token_rows.path!r}, which 'modules_to_save' "
-            "or 'unfreeze_layers' trains whole; give one of them"
-        )
+    saved, token_rows = _saved_modules(model, config), _token_rows(model, config, added)
+    _require_rows_apart(token_rows, saved)
     adapter = _adapter(model, config, targets, factors, saved, token_rows)
     probe = measured_start(adapter, model, targets, seed=seed)
     if probe is not None:
@@ -85,6 +89,7 @@ def read_lora(
     model: PreTrainedModel,
     *,
     limits: LoraLimits | None = None,
+    added_ids: Mapping[str, int] = NO_TOKENS,
 ) -> LoraAdapter:
     """An adapter as PEFT saved it.
 
@@ -93,18 +98,23 @@ def read_lora(
         state: ``adapter_model.safetensors``.
         model: The base model's network; not changed.
         limits: Caps; the class's defaults if None.
+        added_ids: Text and id of each token that the adapter adds to the vocabulary.
 
     Returns:
-        An adapter that gives PEFT's logits.
+        An adapter that gives PEFT's logits, of the base model's vocabulary.
 
     Raises:
         ArtifactError: If config or tensors are not exactly those of a LoRA for this model.
         NotSupportedError: If it needs what is not offered.
     """
+    if added_ids:
+        content = without_added(content, added_ids)
     config = read_config(content, task_type=_task_type(model), limits=limits)
     targets = find_targets(model, config, is_strict=False)
     saved = _saved_modules(model, config, is_strict=False)
     token_rows = _token_rows(model, config)
+    if added_ids:
+        token_rows = blank_token_rows(model, added_ids, dtype=factor_dtype(model))
     expected = _expected_shapes(config, targets, saved)
     if token_rows is not None:
         expected[token_rows.name] = tuple(token_rows.rows.shape)
@@ -140,7 +150,28 @@ def _adapter(
     )
 
 
-def _token_rows(model: PreTrainedModel, config: LoraConfig) -> TokenRows | None:
+def _require_rows_apart(token_rows: TokenRows | None, saved: Mapping[str, SavedModule]) -> None:
+    if token_rows is None:
+        return
+    for path in (token_rows.path, *(token_rows.tied_paths if token_rows.texts else ())):
+        if is_inside(path, saved):
+            option = "add_prompt_answer_tokens" if token_rows.texts else "trainable_token_indices"
+            raise InvalidInputError(
+                f"'{option}' means rows of {path!r}, which 'modules_to_save' "
+                "or 'unfreeze_layers' trains whole; give one of them"
+            )
+
+
+def _token_rows(
+    model: PreTrainedModel, config: LoraConfig, added: AddedTokens | None = None
+) -> TokenRows | None:
+    if added is not None:
+        if config.trainable_token_indices:
+            raise InvalidInputError(
+                "'trainable_token_indices' and 'add_prompt_answer_tokens' are both rows of the "
+                "embeddings, of which PEFT's format has one table; give one of them"
+            )
+        return added_token_rows(model, added, dtype=factor_dtype(model))
     if not config.trainable_token_indices:
         return None
     return find_token_rows(model, config.trainable_token_indices, dtype=factor_dtype(model))

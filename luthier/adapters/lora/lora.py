@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from luthier.adapters.added_tokens import NO_TOKENS, OwnTokens
 from luthier.adapters.base import Adapter, SoftPromptTensors
 from luthier.adapters.checksums import checksums_of
 from luthier.adapters.lora.layers import LoraFactors, LoraLinear
@@ -65,7 +66,8 @@ class LoraAdapter(Adapter):
         self.saved = dict(saved)
         self.token_rows = token_rows
         # What is done to single layers, if nothing else is done.
-        self._whole_layers = None if token_rows is not None else layers_of(self.saved)
+        is_by_layers = token_rows is None or bool(token_rows.texts)
+        self._whole_layers = layers_of(self.saved) if is_by_layers else None
         self._target_names = target_names
         self._is_transposed = is_transposed
         self._moved: tuple[object, Self] | None = None
@@ -159,8 +161,16 @@ class LoraAdapter(Adapter):
         self._moved = None
 
     def linear_deltas(self) -> Mapping[str, LoraFactors]:
-        """The deltas, unless single tokens were trained beside them."""
+        """The deltas, unless single tokens of the base were trained beside them."""
         return {} if self._whole_layers is None else self.factors
+
+    def added_tokens(self) -> Mapping[str, int]:
+        """The markers, if they became tokens."""
+        return NO_TOKENS if self.token_rows is None else self.token_rows.added_ids
+
+    def own_tokens(self) -> OwnTokens | None:
+        """The markers with their embeddings, if they became tokens."""
+        return None if self.token_rows is None else self.token_rows.own_tokens()
 
     def whole_modules(self) -> Mapping[str, nn.Module]:
         """The layers of the modules that were trained whole."""
@@ -193,6 +203,7 @@ class LoraAdapter(Adapter):
             modules_to_save=self.saved,
             is_transposed=self._is_transposed,
             is_stacked=self._is_stacked,
+            added_indices=self._added_indices(),
         )
 
     def peft_state(self) -> Mapping[str, torch.Tensor]:
@@ -273,6 +284,14 @@ class LoraAdapter(Adapter):
 
     def _settings(self) -> list[object]:
         return [self.peft_config()]
+
+    def _added_indices(self) -> dict[str, list[int]] | list[int] | None:
+        """As PEFT wants them: by path where a model has several tables, of which one is meant."""
+        rows = self.token_rows
+        if rows is None or not rows.texts:
+            return None
+        indices = list(rows.indices)
+        return {rows.path: indices} if self.task_type == "SEQ_2_SEQ_LM" else indices
 
     @property
     def _is_stacked(self) -> bool:

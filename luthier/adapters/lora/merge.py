@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from luthier.adapters.added_tokens import AddedTokens, grow_embeddings
 from luthier.adapters.lora.layers import LoraFactors, oriented_weight
 from luthier.adapters.lora.lora import LoraAdapter
 from luthier.errors import InvalidInputError, NotSupportedError
@@ -25,7 +27,7 @@ def merged_state(adapter: LoraAdapter, model: PreTrainedModel) -> dict[str, torc
 
     Args:
         adapter: Made for this model.
-        model: The base's network; not changed.
+        model: The base's network; not changed. Tokens that the adapter adds are its already.
 
     Returns:
         Name to tensor, names and dtypes of ``model.state_dict()``.
@@ -47,7 +49,7 @@ def merged_state(adapter: LoraAdapter, model: PreTrainedModel) -> dict[str, torc
         if not torch.isfinite(merged).all():
             raise InvalidInputError(f"merging layer {path!r} exceeds what {weight.dtype} can hold")
         state[f"{path}.weight"] = (merged.T if isinstance(layer, Conv1D) else merged).contiguous()
-    if adapter.token_rows is not None:
+    if adapter.token_rows is not None and not adapter.token_rows.texts:
         rows = adapter.token_rows
         merged = rows.merged(state[f"{rows.path}.weight"])
         for path in (rows.path, *rows.tied_paths):
@@ -59,7 +61,13 @@ def merged_state(adapter: LoraAdapter, model: PreTrainedModel) -> dict[str, torc
     return state
 
 
-def save_merged(adapter: LoraAdapter, model: PreTrainedModel, folder: Path) -> None:
+def save_merged(
+    adapter: LoraAdapter,
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    added: AddedTokens | None = None,
+) -> None:
     """Write the merged model in Hugging Face format, safetensors only; the tokenizer is not ours.
 
     Not atomic by itself: call it inside ``write_folder_atomically``.
@@ -68,17 +76,46 @@ def save_merged(adapter: LoraAdapter, model: PreTrainedModel, folder: Path) -> N
         adapter: Made for this model.
         model: The base's network; not changed.
         folder: Where.
+        added: What the tokens that the adapter adds were before; None if it adds none. The merged
+            model's vocabulary has them, so it could write them as well; as likely, at first, as
+            their pieces.
 
     Raises:
         NotSupportedError: If weights are quantised, or tied ones that only the head or the input
             embeddings may leave have come apart.
         InvalidInputError: If a merged weight is too large for the base's dtype.
     """
+    if added is not None:
+        model = _with_tokens(adapter, model, added)
     state = merged_state(adapter, model)
     is_untied = _is_untied(model, state)
     model.save_pretrained(folder, state_dict=state)
     if is_untied:
         _say_untied(model, folder / "config.json")
+
+
+@torch.no_grad()
+def _with_tokens(
+    adapter: LoraAdapter, model: PreTrainedModel, added: AddedTokens
+) -> PreTrainedModel:
+    """A network around the base's tensors, but for tables of tokens, which are larger copies."""
+    rows = adapter.token_rows
+    assert rows is not None
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    tables = {id(each) for layer in layers if layer is not None for each in layer.parameters()}
+    tensors = [*model.parameters(), *model.buffers()]
+    grown = copy.deepcopy(model, {id(each): each for each in tensors if id(each) not in tables})
+    grow_embeddings(grown, added)
+    places = list(rows.indices)
+    for path in (rows.path, *rows.tied_paths):
+        weight: torch.Tensor = grown.get_submodule(path).weight
+        if weight.shape[0] <= max(places):
+            raise NotSupportedError(
+                f"{path} is a table of its own, beside the input embeddings; a model with added "
+                "tokens there cannot be saved merged"
+            )
+        weight[places] = rows.rows.detach().to(weight)
+    return grown
 
 
 def _merged_weight(weight: torch.Tensor, factors: LoraFactors) -> torch.Tensor:

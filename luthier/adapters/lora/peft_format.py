@@ -54,6 +54,7 @@ def write_config(
     modules_to_save: Iterable[str],
     is_transposed: bool,
     is_stacked: bool,
+    added_indices: Mapping[str, list[int]] | list[int] | None = None,
 ) -> dict[str, Any]:
     """``adapter_config.json``.
 
@@ -67,6 +68,8 @@ def write_config(
         modules_to_save: Paths or names of modules that are saved whole.
         is_transposed: Whether the weights are [in, out], as GPT-2's.
         is_stacked: Whether each delta is written with its start taken away, at twice the rank.
+        added_indices: Ids of tokens that the adapter adds to the vocabulary, perhaps by the path of
+            the embeddings that have them.
 
     Returns:
         JSON values; what is not there has PEFT's default.
@@ -97,7 +100,7 @@ def write_config(
         "revision": None,
         "target_modules": target_modules,
         "task_type": task_type,
-        "trainable_token_indices": list(config.trainable_token_indices) or None,
+        "trainable_token_indices": added_indices or list(config.trainable_token_indices) or None,
         "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
     }
@@ -142,6 +145,30 @@ def read_config(
     except InvalidInputError as error:
         raise ArtifactError(f"adapter_config.json: {error}") from error
     return config
+
+
+def without_added(content: Mapping[str, Any], added_ids: Mapping[str, int]) -> dict[str, Any]:
+    """A config without the ids of tokens that its adapter adds to the vocabulary.
+
+    Args:
+        content: The parsed file.
+        added_ids: Text and id of each.
+
+    Returns:
+        What ``read_config`` takes.
+
+    Raises:
+        ArtifactError: If the config does not have exactly those ids.
+    """
+    found = content.get("trainable_token_indices")
+    if isinstance(found, Mapping) and len(found) == 1:
+        found = next(iter(found.values()))
+    if not isinstance(found, list) or found != list(added_ids.values()):
+        raise ArtifactError(
+            f"the adapter adds tokens {list(added_ids.values())}, 'trainable_token_indices' of its "
+            f"config is {found!r:.80}"
+        )
+    return {**content, "trainable_token_indices": None}
 
 
 def check_state(

@@ -114,6 +114,14 @@ class DatasetOptions:
     text_system_start: str = option("<|system|>", "text", "Marker before the system text.")
     text_prompt_start: str = option("<|prompt|>", "text", "Marker before a prompt.")
     text_answer_separator: str = option("<|answer|>", "text", "Marker between prompt and answer.")
+    add_prompt_answer_tokens: bool = option(
+        False,
+        "bool",
+        "Make tokens of the markers that the vocabulary lacks, with embeddings of their own that "
+        "start as the mean of the markers' pieces and are learned; needs prompt_format markers. "
+        "lora keeps them in the adapter, and its model reads them and never writes them; "
+        "full_fine_tuning enlarges the model's vocabulary. Other methods have no place for them.",
+    )
     add_eos_token_to_system: bool = option(True, "bool", "End the system text with EOS.")
     add_eos_token_to_prompt: bool = option(
         True, "bool", "End a prompt with EOS, before the answer marker."
@@ -236,6 +244,11 @@ class DatasetOptions:
                 raise InvalidInputError(f"'{name}' needs 'prompt_column' and 'answer_column'")
         if self.only_last_answer and not self.mask_prompt_labels:
             raise InvalidInputError("'only_last_answer' needs 'mask_prompt_labels'")
+        if self.add_prompt_answer_tokens and self.prompt_format != "markers":
+            raise InvalidInputError(
+                f"'add_prompt_answer_tokens' needs 'prompt_format' markers, it is "
+                f"{self.prompt_format}, which writes none"
+            )
         if self.chat_template is not None and self.prompt_format not in ("auto", "chat_template"):
             raise InvalidInputError(
                 f"'chat_template' has no use with 'prompt_format' {self.prompt_format}"

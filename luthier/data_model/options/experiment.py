@@ -231,6 +231,12 @@ class ExperimentOptions:
                 serve_quantized=self.training.serve_quantized,
             )
         if method in PROMPT_TUNING_METHODS:
+            if self.dataset.add_prompt_answer_tokens:
+                raise InvalidInputError(
+                    f"'tokenizer.add_prompt_answer_tokens' has no use with method {method}: PEFT's "
+                    "folder of a prompt has no place for embeddings of tokens, and its virtual "
+                    "tokens mark the prompt already"
+                )
             self.tuning_config.validate(limits)
             encoder_options(self.tuning_config, TuningType(method.upper()))
 

@@ -58,6 +58,7 @@ _GROUP_OF: Mapping[str, str] = MappingProxyType(
         "max_source_length": "tokenizer",
         "max_target_length": "tokenizer",
         "padding_quantile": "tokenizer",
+        "add_prompt_answer_tokens": "tokenizer",
         "max_tokens_in_memory": "tokenizer",
         "tokenization_cache": "tokenizer",
         "max_tokenization_cache_bytes": "tokenizer",

@@ -131,12 +131,11 @@ _TOKENIZER = (
     ForeignSetting(
         "tokenizer.add_prompt_answer_tokens",
         False,
-        status=Status.NOT_OFFERED,
-        reason="adapters share one base model, whose vocabulary does not grow. Markers are text of "
-        "the tokens it has; name control tokens that it keeps in reserve as markers instead, and "
-        "their ids as lora.trainable_token_indices to learn their embeddings, which there stay "
-        "untrained beside a LoRA",
-        is_harmless=only(False),
+        "tokenizer.add_prompt_answer_tokens",
+        reason="the tokens' embeddings are learned with a LoRA as well, where there they stay as "
+        "they were drawn; a LoRA's model reads them and never writes them, so the adapter shares "
+        "its base model; they start as the mean of the markers' pieces; and they are control "
+        "tokens, so what a user types that spells one stays text",
     ),
     ForeignSetting("tokenizer.padding_quantile", 1.0, "tokenizer.padding_quantile", quantile),
     ForeignSetting(

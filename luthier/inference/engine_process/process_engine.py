@@ -127,7 +127,8 @@ class ProcessEngine(Engine):
         # Deltas stand before nothing: the prompt is that of the bare base.
         is_bare = adapter is not None and bool(adapter.delta_layers() or adapter.whole_layers())
         bare = dataclasses.replace(request, adapter=None) if is_bare else request
-        prompt = prepare_prompt(self._base_model, bare)
+        own_tokens = None if adapter is None else adapter.own_tokens()
+        prompt = prepare_prompt(self._base_model, bare, own_tokens=own_tokens)
         if adapter is not None:
             # What the process has by now needs no copy.
             content_hash, adapter = self._snapshots.take(adapter, is_kept=self._is_held)

@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from luthier.adapters.added_tokens import OwnTokens
 from luthier.adapters.base import Adapter, SoftPromptTensors
 from luthier.adapters.storage import load_adapter, save_adapter
 from luthier.adapters.stored_adapter import StoredAdapter
@@ -105,12 +106,16 @@ def describe_adapter(key: str, adapter: Adapter, content_hash: str, folder: Path
         NotSupportedError: If it cannot be written, being no delta but a whole model.
     """
     if isinstance(adapter, StoredAdapter):
-        about = {
+        about: dict[str, Any] = {
             "hash": content_hash,
             "layers": sorted(adapter.delta_layers()),
             "modules": sorted(adapter.whole_layers()),
         }
-        return Message([["adapter", key, {**about, "folder": str(adapter.folder)}]])
+        own, tensors = adapter.own_tokens(), {}
+        if own is not None:
+            about["added"], tensors = dict(own.ids), {"own_tokens": own.rows}
+        operation = ["adapter", key, {**about, "folder": str(adapter.folder)}]
+        return Message([operation], [pack_tensors(tensors)] if tensors else [])
     replaces_layers = type(adapter).tuned_model is not Adapter.tuned_model
     if not replaces_layers and not adapter.delta_layers():
         return Message([["adapter", key, {"hash": content_hash}]], [_pack_prompt(adapter)])
@@ -143,10 +148,15 @@ def receive_adapter(
             content_hash=about["hash"],
             delta_layers=frozenset(about["layers"]),
             whole_layers=frozenset(about["modules"]),
+            own_tokens=_received_tokens(about.get("added"), blobs),
         )
     if "saved" in about:
         return load_adapter(Path(about["saved"]), base_model=base_model)
     return ReceivedPrompt(unpack_tensors(blobs[0]), about["hash"])
+
+
+def _received_tokens(ids: Mapping[str, int] | None, blobs: list[bytes]) -> OwnTokens | None:
+    return None if ids is None else OwnTokens(ids, unpack_tensors(blobs[0])["own_tokens"])
 
 
 def _pack_prompt(adapter: Adapter) -> bytes:

@@ -14,6 +14,7 @@ from luthier.inference.batch_rows import RowInput, RowSlice, SliceLogits
 from luthier.inference.deltas.delta_layers import DeltaLayers
 from luthier.inference.deltas.delta_steps import AdapterSpan
 from luthier.inference.deltas.merged_adapter import MergeOptions
+from luthier.inference.deltas.own_tokens import look_up_tokens
 from luthier.inference.memory.kv_cache import KvShape
 from luthier.inference.memory.kv_memory import KvMemory
 from luthier.inference.runners.base import Runner
@@ -142,8 +143,10 @@ class EncoderDecoderRunner(Runner):
         new = [each.row for each in arranged]
         with torch.inference_mode():
             ids = [i for row in new for i in row.sequence.prompt.token_ids]
-            tokens = self._embed(torch.tensor(ids, dtype=torch.long, device=self._device))
             counts = [len(row.sequence.prompt.token_ids) for row in new]
+            owners = [row.sequence.prompt.own_tokens for row in new]
+            parts = zip(owners, counts, strict=True)
+            tokens = look_up_tokens(self._embed, ids, parts, device=self._device)[0]
             inputs = []
             for row, embeddings in zip(new, tokens.split(counts), strict=True):
                 assert row.encoded.kv is not None

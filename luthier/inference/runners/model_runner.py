@@ -13,6 +13,7 @@ from luthier.errors import NotSupportedError
 from luthier.inference.batch_rows import RowSlice, SliceLogits
 from luthier.inference.deltas.delta_layers import DeltaLayers
 from luthier.inference.deltas.merged_adapter import MergeOptions
+from luthier.inference.deltas.own_tokens import look_up_tokens
 from luthier.inference.memory.kv_cache import KvShape
 from luthier.inference.memory.kv_memory import KvMemory
 from luthier.inference.runners.alibi_attention import AlibiAttention, uses_alibi
@@ -166,7 +167,8 @@ class PackedRunner(Runner):
         ids = [i for each in slices for i in each.token_ids()]
         # Asked for each time: adapters may have embeddings of their own in its place.
         embed = self._model.get_input_embeddings()
-        rows: torch.Tensor = embed(torch.tensor([ids], device=self._device))
+        parts = [(each.row.sequence.prompt.own_tokens, each.count) for each in slices]
+        rows = look_up_tokens(embed, ids, parts, device=self._device)
         first = 0
         for each in slices:
             soft_prompt = each.row.sequence.prompt.soft_prompt.decoder

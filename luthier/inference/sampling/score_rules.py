@@ -154,7 +154,7 @@ class PenaliseTokens:
 
     def __init__(self, penalty: float, token_ids: Iterable[int]) -> None:
         self._penalty = penalty
-        self._token_ids = tuple(dict.fromkeys(token_ids))
+        self._token_ids = tuple(each for each in dict.fromkeys(token_ids) if each >= 0)
 
     def applies(self, history: TokenHistory) -> bool:
         """See ``ScoreRule``."""
@@ -221,7 +221,8 @@ class ForbidRepeatedNgrams:
         start = torch.tensor(said[len(said) - self._size + 1 :], dtype=torch.long)
         windows = text.unfold(0, self._size, 1)
         is_begun = (windows[:, :-1] == start).all(dim=-1)
-        return _forbidden(scores, windows[is_begun, -1].to(scores.device))
+        ends = windows[is_begun, -1]
+        return _forbidden(scores, ends[ends >= 0].to(scores.device))
 
 
 class Forbid:

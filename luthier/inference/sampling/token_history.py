@@ -12,7 +12,7 @@ class TokenHistory:
 
     Args:
         prior_token_ids: Before the first generated token: a causal model's prompt, a seq2seq
-            decoder's start token.
+            decoder's start token. Those that logits have no place for are negative.
     """
 
     def __init__(self, prior_token_ids: Sequence[int]) -> None:
@@ -40,8 +40,8 @@ class TokenHistory:
         return copy
 
     def said(self, device: torch.device) -> torch.Tensor:
-        """Each token once, [N]."""
+        """Each token that logits have a place for once, [N]."""
         if self._said is None:
-            distinct = list(dict.fromkeys(self.token_ids))
+            distinct = [each for each in dict.fromkeys(self.token_ids) if each >= 0]
             self._said = torch.tensor(distinct, dtype=torch.long, device=device)
         return self._said

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from luthier.adapters.added_tokens import grown_tokenizer
 from luthier.data_model.options.experiment import ExperimentOptions
 from luthier.modules.experiments.experiment import Experiment, open_experiment
 from luthier.resources.base_model import BaseModel, BaseModelKind
@@ -133,11 +134,14 @@ def dry_run(options: ExperimentOptions, *, num_measured: int = NUM_MEASURED) -> 
         if num_measured and training.num_epochs:
             _measure(experiment, data, windows, clock, num_measured)
         kind = experiment.base_model.kind
+        added = experiment.adapter.added_tokens()
+        tokenizer = grown_tokenizer(experiment.base_model.tokenizer, added)
+        shown = dataclasses.replace(experiment.base_model, tokenizer=tokenizer)
         train = _summary(data, kind)
         return DryRunReport(
             train=train,
             validation=None if validation is None else _summary(validation, kind),
-            first_batch=tuple(_segments(example, experiment.base_model) for example in first_batch),
+            first_batch=tuple(_segments(example, shown) for example in first_batch),
             num_steps=training.num_epochs
             * num_windows(
                 len(data),

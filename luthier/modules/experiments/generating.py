@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from luthier.adapters.added_tokens import grown_tokenizer
 from luthier.adapters.base import Adapter
 from luthier.adapters.full_weights import FullWeights
+from luthier.adapters.module_tree import own_module_tree
 from luthier.data_model.sampling import SamplingParams
 from luthier.errors import CancelledError
 from luthier.inference.base import Engine, GenerationRequest
@@ -50,7 +52,13 @@ def generate_with(
         model, delta = base_model, adapter
         if isinstance(adapter, FullWeights):
             # A model of its own for each evaluation, so that nothing of older weights is reused.
-            model = BaseModel.from_memory(adapter.model, base_model.tokenizer, name=base_model.name)
+            # It goes on learning, so unlike other base models it is not frozen.
+            model = dataclasses.replace(
+                base_model,
+                model=own_module_tree(adapter.model).eval(),
+                tokenizer=grown_tokenizer(base_model.tokenizer, adapter.added_tokens()),
+                shared=None,
+            )
         engine = engine_for(model, options=in_this_process)
         requests = [
             GenerationRequest(

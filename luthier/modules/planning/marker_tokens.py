@@ -31,9 +31,7 @@ def marker_tokens(base_model: BaseModel, dataset: DatasetOptions) -> AddedTokens
     return added_tokens(base_model.tokenizer, markers)
 
 
-def require_same_markers(
-    adapter: Adapter, base_model: BaseModel, dataset: DatasetOptions
-) -> None:
+def require_same_markers(adapter: Adapter, base_model: BaseModel, dataset: DatasetOptions) -> None:
     """Refuse to go on from an adapter whose vocabulary is another than this training's.
 
     Args:

@@ -60,28 +60,40 @@ def check_conformance(base_model: BaseModel, adapter: Adapter, engine: Engine) -
     """
     tolerance = tolerance_for(base_model, engine)
     network = TrainingNetwork(base_model, adapter, shares_prefix=False, packs_rows=False)
-    has_effect = False
-    for text in PINNED_TEXTS:
-        input_ids = tuple(base_model.tokenizer(text)["input_ids"])
+
+    def served_as_trained(input_ids: tuple[int, ...]) -> list[Token]:
         tuned = _generate(engine, input_ids, adapter)
-        expected = _training_scores(network, base_model, input_ids, tuned)
-        for token, score in zip(tuned, expected, strict=True):
-            got = token.logprob if token.logprob is not None else math.nan
-            if not math.isfinite(got) or not math.isfinite(score):
-                raise ArtifactError(
-                    f"the adapter gives no numbers: log-probability {got} when served, {score} in "
-                    "training code"
-                )
-            if not tolerance.covers(got, score):
-                raise ArtifactError(
-                    f"the engine and the training code disagree on this adapter: log-probability "
-                    f"{got:.5g} against {score:.5g}, more than {tolerance.atol:g} apart"
-                )
+        _require_close(tuned, _training_scores(network, base_model, input_ids, tuned), tolerance)
+        return tuned
+
+    has_effect = False
+    prompts = [tuple(base_model.tokenizer(text)["input_ids"]) for text in PINNED_TEXTS]
+    for input_ids in prompts:
+        tuned = served_as_trained(input_ids)
         has_effect = has_effect or _differ(tuned, _generate(engine, input_ids, None), base_model)
+    own_ids = tuple(adapter.added_tokens().values())
+    if own_ids:  # The base model alone does not know them.
+        served_as_trained((*own_ids, *prompts[0]))
     if not has_effect:
         raise ArtifactError(
             "the adapter has no effect: the base model gives the same numbers without it"
         )
+
+
+def _require_close(tuned: Sequence[Token], expected: Sequence[float], tolerance: Tolerance) -> None:
+    """Refuse an adapter that an engine gives other log-probabilities than the training code."""
+    for token, score in zip(tuned, expected, strict=True):
+        got = token.logprob if token.logprob is not None else math.nan
+        if not math.isfinite(got) or not math.isfinite(score):
+            raise ArtifactError(
+                f"the adapter gives no numbers: log-probability {got} when served, {score} in "
+                "training code"
+            )
+        if not tolerance.covers(got, score):
+            raise ArtifactError(
+                f"the engine and the training code disagree on this adapter: log-probability "
+                f"{got:.5g} against {score:.5g}, more than {tolerance.atol:g} apart"
+            )
 
 
 def _differ(tuned: Sequence[Token], bare: Sequence[Token], base_model: BaseModel) -> bool:

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
+from luthier.adapters.added_tokens import NO_TOKENS
 from luthier.adapters.base import Adapter
 from luthier.adapters.stored_adapter import StoredAdapter
 from luthier.data_model.caller import current_caller
@@ -67,7 +68,11 @@ class TextGenerator:
         self._producer_id = producer_id
         self._environment = environment
         self._adapter = None if adapter is None else adapter.served()
-        self._prompts = PromptWriter(style or PromptStyle(verbalizer), lease.base_model)
+        self._prompts = PromptWriter(
+            style or PromptStyle(verbalizer),
+            lease.base_model,
+            NO_TOKENS if self._adapter is None else self._adapter.added_tokens(),
+        )
         self._encoder = encoder_for(lease.base_model)
         self._restores_space = lease.base_model.kind == "causal" and drops_first_space(
             lease.base_model.tokenizer

@@ -25,6 +25,7 @@ from luthier.data_model.training_settings import SETTINGS_ARGUMENT
 from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 from luthier.modules.environment import Environment
 from luthier.modules.planning.hooks import HOOK_NAMES, limits_for
+from luthier.modules.planning.marker_tokens import marker_tokens, require_same_markers
 from luthier.modules.planning.train_plan import TrainingPlan, plan_training
 from luthier.modules.text_generation.starting_point import read_lora_start
 from luthier.resources.base_model import BaseModel
@@ -53,13 +54,20 @@ class LoraTuningPlan(TrainingPlan):
             A fresh adapter.
         """
         if self.start is not None:
-            return read_lora_start(self.start, base_model, self.lora)
+            lora = read_lora_start(self.start, base_model, self.lora)
+            require_same_markers(lora, base_model, self.dataset)
+            return lora
+        added = marker_tokens(base_model, self.dataset)
         if self.lora.initialisation == LOFTQ_INIT:
             with self.acquire(is_original=True) as original:
                 return create_lora(
-                    base_model.model, self.lora, seed=self.options.seed, original=original.model
+                    base_model.model,
+                    self.lora,
+                    seed=self.options.seed,
+                    original=original.model,
+                    added=added,
                 )
-        return create_lora(base_model.model, self.lora, seed=self.options.seed)
+        return create_lora(base_model.model, self.lora, seed=self.options.seed, added=added)
 
 
 def plan_lora_tuning(

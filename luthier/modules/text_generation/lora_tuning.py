@@ -11,6 +11,7 @@ from caikit.core import ModuleBase, module
 from caikit.core.data_model import DataStream
 from caikit.interfaces.nlp.tasks import TextGenerationTask, TokenizationTask
 
+from luthier.adapters.added_tokens import added_tokens, grown_tokenizer
 from luthier.adapters.base import Adapter
 from luthier.adapters.lora.lora import LoraAdapter
 from luthier.adapters.lora.merge import save_merged
@@ -325,7 +326,9 @@ class LoraTuning(TextModule, ModuleBase):
         }
         target = Path(model_path)
         with writing_model(self, target, config=config, history=self.history) as folder:
-            save_adapter(lora, folder / ADAPTER_FOLDER, base_model_name=base.name)
+            save_adapter(
+                lora, folder / ADAPTER_FOLDER, base_model_name=base.name, tokenizer=base.tokenizer
+            )
         log.info("saved a LoRA", extra={"model": target.name})
 
     def save_merged(self, model_path: AnyPath) -> None:
@@ -352,8 +355,10 @@ class LoraTuning(TextModule, ModuleBase):
         target = Path(model_path)
         whole = TextGeneration(self.generator, history=self.history)
         with writing_model(whole, target, config=config, history=self.history) as folder:
-            save_merged(self.lora, base.model, folder / ARTIFACTS_FOLDER)
-            base.tokenizer.save_pretrained(folder / ARTIFACTS_FOLDER)
+            texts = self.lora.added_tokens()
+            added = added_tokens(base.tokenizer, texts)
+            save_merged(self.lora, base.model, folder / ARTIFACTS_FOLDER, added=added)
+            grown_tokenizer(base.tokenizer, texts).save_pretrained(folder / ARTIFACTS_FOLDER)
         log.info("saved a merged LoRA", extra={"model": target.name})
 
     @property

@@ -30,6 +30,7 @@ from luthier.data_model.tuning import (
 from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 from luthier.modules.environment import Environment
 from luthier.modules.planning.hooks import TrainingHooks, limits_for
+from luthier.modules.planning.marker_tokens import refuse_marker_tokens
 from luthier.modules.planning.train_plan import TrainingPlan, plan_training
 from luthier.modules.text_generation.starting_point import read_start
 from luthier.resources.base_model import BaseModel
@@ -121,6 +122,11 @@ def plan_prompt_tuning(
         if common.get("learning_rate") == PROMPT_TUNING_DEFAULTS.learning_rate:
             del common["learning_rate"]  # The signature's default, which is for the other types.
     plan = plan_training(common, module_id=module_id, defaults=defaults, environment=environment)
+    refuse_marker_tokens(
+        plan.dataset,
+        why="PEFT's folder of a prompt has no place for embeddings of tokens, and its virtual "
+        "tokens mark the prompt already",
+    )
     validate_tuning_config(config, limits_for(plan.hooks, environment))
     init_method = parse_init_method(config.prompt_tuning_init_method)
     places: tuple[PromptOutputModelType, ...] = ()

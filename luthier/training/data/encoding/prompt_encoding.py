@@ -11,12 +11,13 @@ import copy
 import re
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from luthier.adapters.added_tokens import NO_TOKENS, grown_tokenizer
 from luthier.data_model.checks import require_unicode
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.encoding.verbalizer import Verbalizer
@@ -211,24 +212,34 @@ class PromptEncoder:
         return text
 
 
-_encoders: weakref.WeakKeyDictionary[BaseModel, PromptEncoder] = weakref.WeakKeyDictionary()
+_Encoders = dict[tuple[tuple[str, int], ...], PromptEncoder]
+_encoders: weakref.WeakKeyDictionary[BaseModel, _Encoders] = weakref.WeakKeyDictionary()
 _encoders_lock = threading.Lock()
 
 
-def encoder_for(base_model: BaseModel) -> PromptEncoder:
+def encoder_for(
+    base_model: BaseModel, added_tokens: Mapping[str, int] = NO_TOKENS
+) -> PromptEncoder:
     """The one encoder of a base model, however many adapters stand on it. Thread-safe.
 
     Args:
         base_model: Any; it is not kept alive.
+        added_tokens: Text and id of tokens that adapters add to its vocabulary; those that add the
+            same share an encoder.
 
     Returns:
         Its encoder.
+
+    Raises:
+        ArtifactError: If the base model's tokenizer would give such a token another id.
     """
+    key = tuple(added_tokens.items())
     with _encoders_lock:
-        encoder = _encoders.get(base_model)
-        if encoder is None:
-            encoder = _encoders[base_model] = PromptEncoder(base_model.tokenizer)
-        return encoder
+        encoders = _encoders.setdefault(base_model, {})
+        if key not in encoders:
+            tokenizer = grown_tokenizer(base_model.tokenizer, added_tokens)
+            encoders[key] = PromptEncoder(tokenizer)
+        return encoders[key]
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:

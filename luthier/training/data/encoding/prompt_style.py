@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.adapters.added_tokens import NO_TOKENS
 from luthier.data_model.checks import require_unicode
 from luthier.data_model.conversations import ChatMessage, ChatTrainRecord
 from luthier.data_model.options.dataset_options import DatasetOptions
@@ -130,16 +131,23 @@ class PromptWriter:
     Args:
         style: As the model was tuned.
         base_model: Its tokenizer counts; it is not kept alive.
+        added_tokens: Text and id of tokens that the model has beside the base's.
 
     Raises:
         VerbalizerError: If the verbalizer has no placeholder.
+        ArtifactError: If the tokenizer does not fit the tokens.
         InvalidInputError: If the style is a chat template and there is none.
     """
 
-    def __init__(self, style: PromptStyle, base_model: BaseModel) -> None:
+    def __init__(
+        self,
+        style: PromptStyle,
+        base_model: BaseModel,
+        added_tokens: Mapping[str, int] = NO_TOKENS,
+    ) -> None:
         self.style = style
         self._verbalizer = Verbalizer(style.verbalizer)
-        self._encoder = encoder_for(base_model)
+        self._encoder = encoder_for(base_model, added_tokens)
         self._make_parts = None
         if style.prompt_format != "verbalizer":
             dataset = DatasetOptions(
