@@ -28,6 +28,7 @@ from luthier.modules.text_generation.history import QUANTIZATION_KEY, TrainingHi
 from luthier.modules.text_generation.saved_model import (
     ADAPTER_FOLDER,
     read_config,
+    style_of,
     text_of,
     writing_model,
 )
@@ -38,6 +39,7 @@ from luthier.modules.text_generation.text_module import (
     lease_saved_base_model,
 )
 from luthier.resources.base_model import BaseModel
+from luthier.training.data.encoding.prompt_style import PromptStyle
 from luthier.training.data.encoding.verbalizer import DEFAULT_VERBALIZER
 
 log = alog.use_channel(__name__)
@@ -159,7 +161,10 @@ class HeadTuning(ClassificationModule, ModuleBase):
             head = plan.make_adapter(lease.base_model)
             result = plan.tune(lease.base_model, head)
         classifier = TextClassifier(
-            lease, environment=plan.environment, head=head, verbalizer=plan.options.verbalizer
+            lease,
+            environment=plan.environment,
+            head=head,
+            style=PromptStyle(plan.options.verbalizer),
         )
         return cls(classifier, history=TrainingHistory.of(result, plan.options))
 
@@ -209,7 +214,9 @@ class HeadTuning(ClassificationModule, ModuleBase):
             head = require_head(adapter)
             if labels is not None:
                 head = head.renamed(labels)
-            classifier = TextClassifier(lease, environment=here, head=head, verbalizer=verbalizer)
+            classifier = TextClassifier(
+                lease, environment=here, head=head, style=PromptStyle(verbalizer)
+            )
         return cls(classifier)
 
     @classmethod
@@ -231,7 +238,7 @@ class HeadTuning(ClassificationModule, ModuleBase):
                 lease,
                 environment=here,
                 head=require_head(load_adapter(adapter_folder, base_model=lease.base_model)),
-                verbalizer=text_of(config, "verbalizer", default=DEFAULT_VERBALIZER),
+                style=style_of(config),
                 adapter_folder=adapter_folder,
             )
         return cls(classifier, history=TrainingHistory.read(folder, config))

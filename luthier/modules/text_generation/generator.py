@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
@@ -15,28 +14,21 @@ from luthier.data_model.generation import (
     GeneratedTextResult,
     GeneratedTextStreamResult,
     ProducerId,
-    Token,
-    TokenizationResults,
 )
 from luthier.data_model.sampling import SamplingParams
 from luthier.errors import InvalidInputError
-from luthier.inference.base import Engine, GenerationRequest
-from luthier.inference.registry import engine_for
+from luthier.inference.base import GenerationRequest
 from luthier.modules.environment import Environment
 from luthier.modules.text_generation.growing_answer import GrowingAnswer
 from luthier.modules.text_generation.text_joining import TextJoiner, drops_first_space
-from luthier.resources.base_model import BaseModel
-from luthier.resources.cleanup import run_soon
+from luthier.modules.text_runner import TextRunner, checked_text, fits_on_loop
 from luthier.resources.store import BaseModelLease
-from luthier.training.data.encoding.prompt_encoding import EncodedPrompt, encoder_for
-from luthier.training.data.encoding.prompt_style import PromptStyle, PromptWriter
+from luthier.training.data.encoding.prompt_encoding import EncodedPrompt
+from luthier.training.data.encoding.prompt_style import PromptStyle
 from luthier.training.data.encoding.verbalizer import DEFAULT_VERBALIZER
 
-#: Tokenizing this many characters takes about a millisecond: too long for an event loop.
-_MAX_CHARS_ON_LOOP = 4000
 
-
-class TextGenerator:
+class TextGenerator(TextRunner):
     """Generates text from one base model and, if given, one adapter. Thread-safe.
 
     Args:
@@ -62,71 +54,30 @@ class TextGenerator:
         adapter_folder: Path | None = None,
         cleans_up_spaces: bool = False,
     ) -> None:
-        self._adapter_folder = adapter_folder
-        self.cleans_up_spaces = cleans_up_spaces
-        self._lease = lease
-        self._producer_id = producer_id
-        self._environment = environment
         self._adapter = None if adapter is None else adapter.served()
-        self._prompts = PromptWriter(
-            style or PromptStyle(verbalizer),
-            lease.base_model,
-            NO_TOKENS if self._adapter is None else self._adapter.added_tokens(),
+        super().__init__(
+            lease,
+            environment=environment,
+            style=style or PromptStyle(verbalizer),
+            added_tokens=NO_TOKENS if self._adapter is None else self._adapter.added_tokens(),
+            adapter_folder=adapter_folder,
         )
-        self._encoder = encoder_for(lease.base_model)
+        self.cleans_up_spaces = cleans_up_spaces
+        self._producer_id = producer_id
         self._restores_space = lease.base_model.kind == "causal" and drops_first_space(
             lease.base_model.tokenizer
         )
-        self._finalizer = weakref.finalize(self, _release_elsewhere, lease)
-        self._finalizer.atexit = False
-
-    @property
-    def base_model(self) -> BaseModel:
-        """The base model, until ``release``."""
-        return self._lease.base_model
-
-    @property
-    def engine(self) -> Engine:
-        """What makes the text; shared by all who serve this base model."""
-        return engine_for(self.base_model, options=self._environment.engine_options)
 
     @property
     def adapter(self) -> Adapter | None:
         """The tuned delta."""
         return self._adapter
 
-    @property
-    def verbalizer(self) -> str:
-        """The template."""
-        return self._prompts.style.verbalizer
-
-    @property
-    def style(self) -> PromptStyle:
-        """How prompts are written."""
-        return self._prompts.style
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        """The token ids that the model gets for a text.
-
-        Args:
-            text: The user's.
-
-        Returns:
-            Special tokens included, virtual tokens not.
-        """
-        return self._prompts.write(_checked_text(text)).token_ids
-
     def shelve(self) -> None:
-        """Leave the adapter's tensors on disk until a request needs them; its folder must stay as
-        it is. One that was not read from a folder, or of which the engine needs more, stays."""
+        """Leave the adapter's tensors on disk until a request needs them; see ``TextRunner``."""
         adapter, folder = self._adapter, self._adapter_folder
         if adapter is not None and folder is not None and self.engine.keeps_deltas(adapter):
             self._adapter = StoredAdapter(adapter, folder, base_model=self.base_model)
-
-    def release(self) -> None:
-        """Give the base model back; the generator is of no use afterwards. Idempotent."""
-        self._finalizer.detach()
-        self._lease.release()
 
     def run(self, text: str, sampling: SamplingParams) -> GeneratedTextResult:
         """Generate and wait for the whole text.
@@ -250,37 +201,6 @@ class TextGenerator:
         finally:
             answer.cancel()
 
-    def run_tokenizer(self, text: str) -> TokenizationResults:
-        """Split a text into the base model's tokens; the verbalizer is not applied.
-
-        Args:
-            text: The user's.
-
-        Returns:
-            Every token, those that the tokenizer adds included, and their count.
-
-        Raises:
-            InvalidInputError: If ``text`` is no string.
-        """
-        tokens = self._encoder.tokens(_checked_text(text))
-        return TokenizationResults(
-            results=[Token(start=start, end=end, text=piece) for start, end, piece in tokens],
-            token_count=len(tokens),
-        )
-
-    async def arun_tokenizer(self, text: str) -> TokenizationResults:
-        """``run_tokenizer`` on an event loop.
-
-        Args:
-            text: The user's.
-
-        Returns:
-            As ``run_tokenizer``.
-        """
-        if len(_checked_text(text)) <= _MAX_CHARS_ON_LOOP:
-            return self.run_tokenizer(text)
-        return await asyncio.to_thread(self.run_tokenizer, text)
-
     def _submit(self, text: str, sampling: SamplingParams) -> GrowingAnswer:
         return self._submit_prompt(self._prompt(text, sampling), sampling)
 
@@ -296,14 +216,14 @@ class TextGenerator:
         return answers
 
     async def _asubmit(self, text: str, sampling: SamplingParams) -> GrowingAnswer:
-        if len(_checked_text(text)) <= _MAX_CHARS_ON_LOOP:
+        if fits_on_loop(text):
             return self._submit(text, sampling)
         prompt = await asyncio.to_thread(self._prompt, text, sampling)
         return self._submit_prompt(prompt, sampling)
 
     def _prompt(self, text: str, sampling: SamplingParams) -> EncodedPrompt:
         sampling.validate(self._environment.sampling_limits)
-        prompt = self._prompts.write(_checked_text(text), max_tokens=sampling.truncate_input_tokens)
+        prompt = self._prompts.write(checked_text(text), max_tokens=sampling.truncate_input_tokens)
         longest = self._environment.max_prompt_tokens
         if len(prompt.token_ids) > longest:
             raise InvalidInputError(
@@ -336,17 +256,6 @@ class TextGenerator:
         )
 
 
-def _release_elsewhere(lease: BaseModelLease) -> None:
-    """Release in a thread: the collector may run anywhere, even inside the store's lock."""
-    run_soon(lease.release)
-
-
 def _cancel_all(answers: list[GrowingAnswer]) -> None:
     for answer in answers:
         answer.cancel()
-
-
-def _checked_text(text: object) -> str:
-    if not isinstance(text, str):
-        raise InvalidInputError(f"'text' must be a string, got {type(text).__name__}")
-    return text

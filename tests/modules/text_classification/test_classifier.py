@@ -13,6 +13,7 @@ from luthier.errors import EngineError, InvalidInputError, NotSupportedError
 from luthier.inference import registry
 from luthier.modules.environment import environment
 from luthier.modules.text_classification.classifier import TextClassifier, require_head
+from luthier.training.data.encoding.prompt_style import PromptStyle
 
 LABELS = ("ham", "spam", "other")
 
@@ -41,7 +42,7 @@ def ranked(results):
 
 
 def test_probabilities_are_the_softmax_of_head_and_hidden_state(make):
-    classifier = make(verbalizer="SMS: {{input}}")
+    classifier = make(style=PromptStyle("SMS: {{input}}"))
     base, head = classifier.base_model, classifier.head
     ids = base.tokenizer("SMS: hello")["input_ids"]
     with torch.no_grad():
