@@ -1,7 +1,6 @@
 """Typed clients of the HTTP API. Light: neither torch nor caikit is imported."""
 
 from luthier.client.async_client import AsyncClient
-from luthier.client.calls import ServerFile
 from luthier.client.results import (
     GeneratedChunk,
     GeneratedText,
@@ -15,6 +14,7 @@ from luthier.client.results import (
     TrainingStatus,
 )
 from luthier.client.sync_client import Client
+from luthier.client.training_calls import ServerFile
 from luthier.client.transport import DEFAULT_URL
 
 __all__ = [

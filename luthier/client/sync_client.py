@@ -3,41 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
 
-from luthier.client import calls
-from luthier.client.calls import Call, Records, ServerFile
+from luthier.client import calls, training_calls
+from luthier.client.call import Call, method_like
 from luthier.client.error_mapping import error_from_response
-from luthier.client.results import (
-    GeneratedChunk,
-    GeneratedText,
-    LabelScore,
-    ModelInfo,
-    Tokenization,
-    TrainingJob,
-    TrainingMetric,
-    TrainingStatus,
-)
+from luthier.client.results import GeneratedChunk, TrainingStatus
 from luthier.client.sse import EventDecoder
 from luthier.client.transport import (
     ANSWER_SECONDS,
     DEFAULT_URL,
-    POLL_SECONDS,
-    ProgressCallback,
     chunk_of,
-    completed,
     http_options,
     named_errors,
     read_answer,
     request_of,
 )
+from luthier.client.watch import POLL_SECONDS, ProgressCallback, Watch
 
 Answer = TypeVar("Answer")
+Params = ParamSpec("Params")
+
+
+def _waits(
+    call: Callable[Params, Call[Answer]],
+) -> Callable[Concatenate[Client, Params], Answer]:
+    """The method that sends a call and waits for its answer."""
+
+    def method(self: Client, /, *args: Params.args, **kwargs: Params.kwargs) -> Answer:
+        return self._send(call(*args, **kwargs))
+
+    return method_like(call, method)
 
 
 class Client:
@@ -89,48 +89,28 @@ class Client:
         """Free the connections. Idempotent."""
         self._http.close()
 
-    def health(self) -> str:
-        """``OK`` while the server can serve."""
-        return self._send(calls.health())
+    health = _waits(calls.health)
+    version = _waits(calls.version)
 
-    def version(self) -> dict[str, Any]:
-        """Versions of the server's packages."""
-        return self._send(calls.version())
+    models = _waits(calls.models)
+    deploy = _waits(calls.deploy)
+    undeploy = _waits(calls.undeploy)
 
-    def models(self) -> list[ModelInfo]:
-        """Every model that the server has."""
-        return self._send(calls.models())
+    generate = _waits(calls.generate)
+    generate_many = _waits(calls.generate_many)
+    classify = _waits(calls.classify)
+    tokenize = _waits(calls.tokenize)
 
-    def deploy(self, model_id: str, folder: Path) -> ModelInfo:
-        """Send a saved model's folder to the server, which serves it as ``model_id``."""
-        return self._send(calls.deploy(model_id, folder))
+    train_prompt = _waits(training_calls.train_prompt)
+    train_lora = _waits(training_calls.train_lora)
+    train_head = _waits(training_calls.train_head)
+    train_full = _waits(training_calls.train_full)
 
-    def undeploy(self, model_id: str) -> None:
-        """Stop serving a model and delete its folder on the server."""
-        self._send(calls.undeploy(model_id))
-
-    def generate(self, model_id: str, text: str, **parameters: Any) -> GeneratedText:
-        """Text from a model, whole.
-
-        Args:
-            model_id: Which model.
-            text: What it reads.
-            **parameters: Fields of ``luthier.data_model.sampling.SamplingParams``.
-        """
-        return self._send(calls.generate(model_id, text, parameters))
-
-    def generate_many(
-        self, model_id: str, text: str, n: int, **parameters: Any
-    ) -> list[GeneratedText]:
-        """Several answers to one text, each with the seed that gives it again.
-
-        Args:
-            model_id: Which model.
-            text: What it reads.
-            n: How many; more than one only with ``decoding_method="SAMPLING"``.
-            **parameters: As for ``generate``.
-        """
-        return self._send(calls.generate_many(model_id, text, n, parameters))
+    training = _waits(training_calls.training)
+    trainings = _waits(training_calls.trainings)
+    training_metrics = _waits(training_calls.training_metrics)
+    cancel_training = _waits(training_calls.cancel_training)
+    resume_training = _waits(training_calls.resume_training)
 
     def stream(self, model_id: str, text: str, **parameters: Any) -> Iterator[GeneratedChunk]:
         """Text from a model as it is made. Ending the iteration early frees the server's row.
@@ -140,7 +120,7 @@ class Client:
             text: What it reads.
             **parameters: As for ``generate``.
         """
-        call = calls.stream(model_id, text, parameters)
+        call = calls.stream(model_id, text, **parameters)
         decoder = EventDecoder()
         with named_errors(self.url), self._http.stream(**request_of(call)) as response:
             if response.is_error:
@@ -149,153 +129,6 @@ class Client:
             for received in response.iter_bytes():
                 for event in decoder.feed(received):
                     yield chunk_of(event)
-
-    def classify(self, model_id: str, text: str) -> tuple[LabelScore, ...]:
-        """The classes of a text with their probabilities, the most probable first."""
-        return self._send(calls.classify(model_id, text))
-
-    def tokenize(self, model_id: str, text: str) -> Tokenization:
-        """Count the tokens of a text as a model sees it."""
-        return self._send(calls.tokenize(model_id, text))
-
-    def train_prompt(
-        self,
-        model_name: str,
-        *,
-        base_model: str,
-        train_data: Records | ServerFile,
-        tuning_config: dict[str, Any],
-        validation_data: Records | ServerFile | None = None,
-        **parameters: Any,
-    ) -> TrainingJob:
-        """Start tuning a soft prompt; returns at once.
-
-        Args:
-            model_name: Id of the tuned model.
-            base_model: Name of the base model, as the server resolves it.
-            train_data: Records with ``input`` and ``output``, or a file on the server.
-            tuning_config: ``num_virtual_tokens``, ``prompt_tuning_init_method`` …
-            validation_data: Measured after each epoch; None for none.
-            **parameters: ``num_epochs``, ``learning_rate``, ``verbalizer`` …, by their wire names.
-        """
-        return self._send(
-            calls.train(
-                calls.PROMPT_TUNING,
-                model_name,
-                base_model=base_model,
-                train_data=train_data,
-                validation_data=validation_data,
-                parameters={"tuning_config": tuning_config, **parameters},
-            )
-        )
-
-    def train_lora(
-        self,
-        model_name: str,
-        *,
-        base_model: str,
-        train_data: Records | ServerFile,
-        validation_data: Records | ServerFile | None = None,
-        **parameters: Any,
-    ) -> TrainingJob:
-        """Start tuning a LoRA; returns at once.
-
-        Args:
-            model_name: Id of the tuned model.
-            base_model: Name of the base model, as the server resolves it.
-            train_data: Records with ``input`` and ``output``, or a file on the server.
-            validation_data: Measured after each epoch; None for none.
-            **parameters: ``rank``, ``alpha``, ``num_epochs``, ``learning_rate`` …, by their wire
-                names.
-        """
-        return self._send(
-            calls.train(
-                calls.LORA_TUNING,
-                model_name,
-                base_model=base_model,
-                train_data=train_data,
-                validation_data=validation_data,
-                parameters=parameters,
-            )
-        )
-
-    def train_head(
-        self,
-        model_name: str,
-        *,
-        base_model: str,
-        train_data: Records | ServerFile,
-        validation_data: Records | ServerFile | None = None,
-        **parameters: Any,
-    ) -> TrainingJob:
-        """Start tuning a classification head; returns at once.
-
-        Args:
-            model_name: Id of the tuned model.
-            base_model: Name of the base model, as the server resolves it.
-            train_data: Records with ``text`` and ``labels``, or a file on the server.
-            validation_data: Measured after each epoch; None for none.
-            **parameters: ``labels``, ``use_lora``, ``num_epochs`` …, by their wire names.
-        """
-        return self._send(
-            calls.train(
-                calls.HEAD_TUNING,
-                model_name,
-                base_model=base_model,
-                train_data=train_data,
-                validation_data=validation_data,
-                parameters=parameters,
-            )
-        )
-
-    def train_full(
-        self,
-        model_name: str,
-        *,
-        base_model: str,
-        train_data: Records | ServerFile,
-        validation_data: Records | ServerFile | None = None,
-        **parameters: Any,
-    ) -> TrainingJob:
-        """Start fine-tuning every weight of a copy of the base model; returns at once.
-
-        Args:
-            model_name: Id of the tuned model.
-            base_model: Name of the base model, as the server resolves it.
-            train_data: Records with ``input`` and ``output``, or a file on the server.
-            validation_data: Likewise; its loss is measured.
-            **parameters: ``num_epochs``, ``lr``, ``batch_size`` …, by their wire names.
-        """
-        return self._send(
-            calls.train(
-                calls.FULL_FINE_TUNING,
-                model_name,
-                base_model=base_model,
-                train_data=train_data,
-                validation_data=validation_data,
-                parameters=parameters,
-            )
-        )
-
-    def training(self, training_id: str) -> TrainingStatus:
-        """Where a training stands."""
-        return self._send(calls.training(training_id))
-
-    def trainings(self) -> list[TrainingStatus]:
-        """Every training that the server knows."""
-        return self._send(calls.trainings())
-
-    def training_metrics(self, training_id: str) -> list[TrainingMetric]:
-        """What a training has measured so far, oldest first."""
-        return self._send(calls.training_metrics(training_id))
-
-    def cancel_training(self, training_id: str) -> TrainingStatus:
-        """Ask a training to stop; its state becomes CANCELED."""
-        return self._send(calls.cancel_training(training_id))
-
-    def resume_training(self, training_id: str) -> TrainingStatus:
-        """Go on with a training that was cancelled or failed, from its last checkpoint."""
-        return self._send(calls.resume_training(training_id))
 
     def wait(
         self,
@@ -318,18 +151,12 @@ class Client:
             CancelledError: If somebody cancelled it.
             TimeoutError: If it has not ended in time.
         """
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        num_seen = 0
+        watch = Watch(training_id, on_progress=on_progress, timeout_seconds=timeout_seconds)
         while True:
             status = self.training(training_id)
-            if on_progress is not None:
-                metrics = self.training_metrics(training_id)
-                on_progress(status, metrics[num_seen:])
-                num_seen = len(metrics)
-            if status.state.is_final:
-                return completed(status)
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"training '{training_id}' still is {status.state}")
+            metrics = self.training_metrics(training_id) if watch.wants_metrics else []
+            if watch.look(status, metrics):
+                return status
             time.sleep(poll_seconds)
 
     def _send(self, call: Call[Answer]) -> Answer:

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import httpx
 
-from luthier.client import answers, calls
-from luthier.client.calls import Call
+from luthier.client import answers
+from luthier.client.call import Call, encode
 from luthier.client.error_mapping import error_from_body, error_from_response
-from luthier.client.results import GeneratedChunk, JobState, TrainingMetric, TrainingStatus
+from luthier.client.results import GeneratedChunk
 from luthier.client.sse import ServerSentEvent
-from luthier.errors import CancelledError, LuthierError, ServerUnreachableError, TrainingFailedError
+from luthier.errors import LuthierError, ServerUnreachableError
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 300.0
-POLL_SECONDS = 0.5
 
 Answer = TypeVar("Answer")
-
-#: Called while a training is waited for: its status, and every metric since the last call.
-ProgressCallback = Callable[[TrainingStatus, list[TrainingMetric]], None]
 
 
 def http_options(
@@ -51,7 +47,7 @@ def request_of(call: Call[Any]) -> dict[str, Any]:
     """Arguments of httpx's ``request`` and ``stream``."""
     request: dict[str, Any] = {"method": call.method, "url": call.path, "params": call.query}
     if call.body is not None:
-        request["content"] = calls.encode(call.body)
+        request["content"] = encode(call.body)
         request["headers"] = {"Content-Type": "application/json"}
     if call.files:
         request["files"] = list(call.files)
@@ -93,21 +89,6 @@ def chunk_of(event: ServerSentEvent) -> GeneratedChunk:
     if event.event == "error" or isinstance(status, int):
         raise error_from_body(body, status=status if isinstance(status, int) else 500)
     return answers.generated_chunk(body)
-
-
-def completed(status: TrainingStatus) -> TrainingStatus:
-    """Give a COMPLETED status back.
-
-    Raises:
-        TrainingFailedError: If the training ended ERRORED, with the server's reasons.
-        CancelledError: If it was cancelled.
-    """
-    if status.state is JobState.ERRORED:
-        reasons = "; ".join(status.reasons) or "the server gives no reason"
-        raise TrainingFailedError(f"training '{status.training_id}' failed: {reasons}")
-    if status.state is JobState.CANCELED:
-        raise CancelledError(f"training '{status.training_id}' was cancelled")
-    return status
 
 
 @contextmanager

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ from luthier.errors import InvalidInputError, UnknownKeyError
 
 
 def test_generate_sends_only_the_parameters_that_were_given() -> None:
-    call = calls.generate("m", "hi", {"max_new_tokens": 3, "seed": None, "stop_sequences": ["."]})
+    call = calls.generate("m", "hi", max_new_tokens=3, seed=None, stop_sequences=["."])
     assert call.body == {
         "model_id": "m",
         "inputs": "hi",
@@ -17,11 +16,11 @@ def test_generate_sends_only_the_parameters_that_were_given() -> None:
 
 
 def test_generate_without_parameters_sends_none() -> None:
-    assert calls.generate("m", "hi", {}).body == {"model_id": "m", "inputs": "hi"}
+    assert calls.generate("m", "hi").body == {"model_id": "m", "inputs": "hi"}
 
 
 def test_several_answers_are_asked_for_beside_the_parameters() -> None:
-    call = calls.generate_many("m", "hi", 3, {"decoding_method": "SAMPLING"})
+    call = calls.generate_many("m", "hi", 3, decoding_method="SAMPLING")
     assert call.path == "/api/v1/task/text-generations"
     assert call.body == {
         "model_id": "m",
@@ -35,65 +34,14 @@ def test_several_answers_are_asked_for_beside_the_parameters() -> None:
 
 def test_unknown_generation_parameter_is_refused_with_the_nearest_one() -> None:
     with pytest.raises(UnknownKeyError, match="'max_new_token', did you mean 'max_new_tokens'"):
-        calls.generate("m", "hi", {"max_new_token": 3})
+        calls.generate("m", "hi", max_new_token=3)
 
 
 def test_length_penalty_may_be_a_pair() -> None:
-    call = calls.generate("m", "hi", {"exponential_decay_length_penalty": (5, 1.1)})
+    call = calls.generate("m", "hi", exponential_decay_length_penalty=(5, 1.1))
     assert call.body is not None
     penalty = call.body["parameters"]["exponential_decay_length_penalty"]
     assert penalty == {"start_index": 5, "decay_factor": 1.1}
-
-
-def test_train_sends_records_inline_in_caikits_shape() -> None:
-    call = calls.train(
-        calls.PROMPT_TUNING,
-        "tuned",
-        base_model="base",
-        train_data=[{"input": "a", "output": "b"}],
-        validation_data=calls.ServerFile("/data/val.jsonl"),
-        parameters={"num_epochs": 2, "seed": None},
-    )
-    assert call.path == "/api/v1/TextGenerationTaskPeftPromptTuningTrain"
-    assert call.body == {
-        "model_name": "tuned",
-        "parameters": {
-            "base_model": "base",
-            "train_stream": {"data_stream": {"data": [{"input": "a", "output": "b"}]}},
-            "num_epochs": 2,
-            "val_stream": {"data_stream": {"filename": "/data/val.jsonl"}},
-        },
-    }
-
-
-def test_row_that_is_no_record_is_named() -> None:
-    with pytest.raises(InvalidInputError, match="row 2 of 'train_stream'"):
-        calls.train(
-            calls.PROMPT_TUNING,
-            "tuned",
-            base_model="base",
-            train_data=[{"input": "a", "output": "b"}, "text"],  # type: ignore[list-item]
-            validation_data=None,
-            parameters={},
-        )
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_number_that_is_not_finite_is_named(value: float) -> None:
-    with pytest.raises(InvalidInputError, match=f"'learning_rate' must be finite, got {value}"):
-        calls.encode({"learning_rate": value})
-    body = {"parameters": {"rates": [0.1, float("inf")]}}
-    with pytest.raises(InvalidInputError, match=r"'parameters.rates\[1\]' must be finite, got inf"):
-        calls.encode(body)
-
-
-def test_what_json_cannot_say_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="cannot be written as JSON"):
-        calls.encode({"learning_rate": object()})
-
-
-def test_text_goes_out_as_utf8() -> None:
-    assert json.loads(calls.encode({"inputs": "größe ☕"})) == {"inputs": "größe ☕"}
 
 
 def test_deploy_sends_every_file_below_the_folder(tmp_path: Path) -> None:

@@ -2,15 +2,12 @@ import httpx
 import pytest
 
 from luthier.client import calls
-from luthier.client.results import JobState, TrainingStatus
 from luthier.client.sse import ServerSentEvent
-from luthier.client.transport import chunk_of, completed, named_errors, read_answer, request_of
+from luthier.client.transport import chunk_of, named_errors, read_answer, request_of
 from luthier.errors import (
-    CancelledError,
     CapacityError,
     LuthierError,
     ServerUnreachableError,
-    TrainingFailedError,
 )
 
 
@@ -57,17 +54,6 @@ def test_event_that_is_no_json_is_an_error() -> None:
         chunk_of(ServerSentEvent("[DONE"))
 
 
-def test_failed_training_gives_the_servers_reasons() -> None:
-    status = TrainingStatus("t1", JobState.ERRORED, reasons=("loss is NaN",))
-    with pytest.raises(TrainingFailedError, match="training 't1' failed: loss is NaN"):
-        completed(status)
-
-
-def test_cancelled_training_is_no_success() -> None:
-    with pytest.raises(CancelledError, match="t1"):
-        completed(TrainingStatus("t1", JobState.CANCELED))
-
-
 def test_json_body_is_sent_as_json() -> None:
-    request = request_of(calls.generate("m", "x", {}))
+    request = request_of(calls.generate("m", "x"))
     assert request["headers"] == {"Content-Type": "application/json"}
