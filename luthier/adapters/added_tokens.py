@@ -154,10 +154,11 @@ def grow_embeddings(model: PreTrainedModel, added: AddedTokens) -> None:
     """
     places = list(added.ids.values())
     require_plain_embeddings(model)
-    size = model.get_input_embeddings().weight.shape[0]
-    if max(places) >= size:
-        # Their start is set below; transformers would draw it, from torch's global numbers.
-        model.resize_token_embeddings(max(places) + 1, mean_resizing=False)
+    table: torch.Tensor = model.get_input_embeddings().weight
+    if max(places) >= table.shape[0]:
+        # transformers draws new rows from torch's global numbers; what they start as is set below.
+        with torch.random.fork_rng(devices=[table.device] if table.is_cuda else []):
+            model.resize_token_embeddings(max(places) + 1, mean_resizing=False)
     done: set[int] = set()
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         for tensor in (getattr(layer, "weight", None), getattr(layer, "bias", None)):

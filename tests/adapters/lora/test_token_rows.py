@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from fixtures.lora_models import (
 from fixtures.tiny_models import make_tokenizer
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import BartConfig, BartForConditionalGeneration, PreTrainedModel
 
+from luthier.adapters.added_tokens import AddedTokens
 from luthier.adapters.lora.building import create_lora, read_lora
 from luthier.adapters.lora.lora import LoraAdapter
 from luthier.adapters.lora.merge import merged_state
@@ -30,7 +32,7 @@ from luthier.adapters.storage import load_adapter, save_adapter
 from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
-from luthier.errors import InvalidInputError, NotSupportedError
+from luthier.errors import ArtifactError, InvalidInputError, NotSupportedError
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.collation import TokenBatch
 from luthier.training.loop import tune
@@ -190,6 +192,95 @@ def test_what_cannot_be_learned_is_refused() -> None:
     for bad, message in (((1, 1), "twice"), ((-1,), "must be"), ("3", "must be a list of ids")):
         with pytest.raises(InvalidInputError, match=message):
             create_lora(make_llama(), LoraConfig(trainable_token_indices=bad), seed=1)  # type: ignore[arg-type]
+
+
+def _bart() -> PreTrainedModel:
+    config = BartConfig(
+        vocab_size=60, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, pad_token_id=0,
+        max_position_embeddings=64, scale_embedding=True, bos_token_id=2, eos_token_id=1,
+        decoder_start_token_id=2, forced_eos_token_id=None,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        return BartForConditionalGeneration(config).eval()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        make_llama(),
+        make_llama(tie_word_embeddings=True),
+        make_gpt2(),
+        make_t5(),
+        make_t5(tie_word_embeddings=True),
+        _bart(),
+    ],
+    ids=["untied", "tied", "gpt2", "t5", "t5 tied", "bart"],
+)
+def test_added_tokens_are_those_of_peft_on_a_resized_model(
+    model: PreTrainedModel, tmp_path: Path
+) -> None:
+    added = AddedTokens({"<p>": 60, "<a>": 61}, {"<p>": (5, 6), "<a>": (7,)})
+    adapter = create_lora(model, LoraConfig(rank=2, alpha=8), seed=1, added=added)
+    start = adapter.token_rows.rows  # type: ignore[union-attr]
+    table = model.get_input_embeddings().weight
+    torch.testing.assert_close(start[0], (table[5] + table[6]) / 2)
+    disturb(adapter)
+    save_adapter(adapter, tmp_path / "a", base_model_name="tiny")
+    resized = copy.deepcopy(model)
+    with torch.random.fork_rng():
+        resized.resize_token_embeddings(62)
+    theirs = peft.PeftModel.from_pretrained(resized, tmp_path / "a", is_trainable=True).eval()
+    ids = torch.tensor([[60, 6, 9, 61, 31, 7], [8, 60, 11, 12, 61, 14]])
+    is_seq2seq = model.config.is_encoder_decoder
+    more = {"decoder_input_ids": torch.tensor([[0, 4, 5], [0, 8, 9]])} if is_seq2seq else {}
+    found = adapter.tuned_model(model)(input_ids=ids, **more).logits
+    # The base's vocabulary: what the adapter adds is read and never written.
+    expected = theirs(input_ids=ids, **more).logits[..., :60]
+    assert found.shape[-1] == 60
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    weights = torch.linspace(-1, 1, found.numel()).view(found.shape)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    gradients = {name: each.grad for name, each in peft_parameters(theirs).items()}
+    assert {name for name, _ in adapter.named_parameters()} == gradients.keys()
+    for name, parameter in adapter.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-3, rtol=1e-3, msg=name)
+    base = BaseModel.from_memory(model, make_tokenizer(), name="tiny")
+    read = load_adapter(tmp_path / "a", base_model=base)
+    assert read.added_tokens() == {"<p>": 60, "<a>": 61}
+    assert read.content_hash() == adapter.content_hash()
+    assert read.linear_deltas().keys() == adapter.factors.keys()
+
+
+def test_added_tokens_in_reserved_rows_leave_the_output_layer_alone() -> None:
+    model = make_llama(tie_word_embeddings=True)
+    added = AddedTokens({"<p>": 58}, {"<p>": (5, 6)})
+    adapter = create_lora(model, LoraConfig(rank=2), seed=1, added=added)
+    network = adapter.tuned_model(model)
+    with torch.no_grad():
+        assert torch.equal(network(IDS).logits, model(IDS).logits)
+        with_token = torch.tensor([[58, 6, 7]])
+        assert not torch.allclose(network(with_token).logits, model(with_token).logits, atol=1e-3)
+
+
+def test_what_cannot_stand_beside_added_tokens_is_refused() -> None:
+    added = AddedTokens({"<p>": 60}, {"<p>": (5, 6)})
+    with pytest.raises(InvalidInputError, match="has one table; give one of them"):
+        create_lora(make_llama(), LoraConfig(trainable_token_indices=(6,)), seed=1, added=added)
+    whole = LoraConfig(modules_to_save=("embed_tokens",))
+    with pytest.raises(InvalidInputError, match="'add_prompt_answer_tokens' means rows of"):
+        create_lora(make_llama(), whole, seed=1, added=added)
+    with pytest.raises(InvalidInputError, match="trains whole; give one of them"):
+        create_lora(make_t5(), LoraConfig(modules_to_save=("shared",)), seed=1, added=added)
+
+
+def test_a_config_without_the_ids_of_its_added_tokens_is_refused() -> None:
+    model, added = make_llama(), AddedTokens({"<p>": 60}, {"<p>": (5, 6)})
+    adapter = create_lora(model, LoraConfig(rank=2), seed=1, added=added)
+    with pytest.raises(ArtifactError, match=r"adds tokens \[61\], .* is \[60\]"):
+        read_lora(adapter.peft_config(), adapter.peft_state(), model, added_ids={"<p>": 61})
 
 
 def test_names_are_those_of_peft() -> None:

@@ -145,6 +145,11 @@ def test_an_imported_experiment_is_exported_as_ours() -> None:
         ({"dataset__prompt_column": "text"}, "dataset.prompt_column", ("text",)),
         ({"dataset__system_column": "sys"}, "dataset.system_column", "sys"),
         ({"dataset__parent_id_column": "parent"}, "dataset.id_column", "id"),
+        (
+            {"tokenizer__add_prompt_answer_tokens": True},
+            "tokenizer.add_prompt_answer_tokens",
+            True,
+        ),
         ({"tokenizer__padding_quantile": 0}, "tokenizer.padding_quantile", 1.0),
         ({"experiment_name": "a/b"}, "general.model_name", "a-b"),
         ({"architecture__backbone_dtype": "int8"}, "architecture.quantization", "int8"),
@@ -166,7 +171,6 @@ def test_units_and_words_are_converted(changes: dict[str, Any], path: str, value
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"tokenizer__add_prompt_answer_tokens": True}, "tokenizer.add_prompt_answer_tokens"),
         ({"environment__use_deepspeed": True}, "environment.use_deepspeed"),
         ({"architecture__pretrained": False}, "architecture.pretrained"),
         ({"architecture__pretrained_weights": "a.pth"}, "architecture.pretrained_weights"),
