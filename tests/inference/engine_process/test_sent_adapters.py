@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from fixtures.lora_models import disturb
+from fixtures.marker_tokens import marker_lora
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.full_weights import FullWeights
@@ -95,13 +96,34 @@ def test_a_lora_in_memory_comes_over_through_a_folder(
     came = handed_over(adapter, causal_base, tmp_path)
     assert torch.equal(logits(causal_base, came), logits(causal_base, adapter))
     assert came.delta_layers() == adapter.delta_layers()
+    assert came.whole_layers() == adapter.whole_layers()
+
+
+def test_tokens_of_an_adapters_own_come_over_before_it_is_read(
+    causal_base: BaseModel, tmp_path: Path
+) -> None:
+    folder = tmp_path / "adapter"
+    adapter = marker_lora(causal_base)
+    save_adapter(adapter, folder, base_model_name="tiny")
+    direct = load_adapter(folder, base_model=causal_base)
+    came = handed_over(StoredAdapter(direct, folder, base_model=causal_base), causal_base, tmp_path)
+    expected, got = adapter.own_tokens(), came.own_tokens()
+    assert expected is not None
+    assert got is not None
+    assert isinstance(came, StoredAdapter)
+    assert not came.is_in_memory
+    assert got.ids == expected.ids == came.added_tokens()
+    assert torch.equal(got.rows, expected.rows)
+    written = handed_over(adapter, causal_base, tmp_path)
+    assert written.added_tokens() == expected.ids
 
 
 def test_an_adapter_in_a_folder_is_read_by_whoever_needs_it(
     causal_base: BaseModel, tmp_path: Path
 ) -> None:
     folder = tmp_path / "adapter"
-    save_adapter(lora(causal_base, seed=3), folder, base_model_name="tiny")
+    adapter = lora(causal_base, seed=3, modules_to_save=("norm",))
+    save_adapter(adapter, folder, base_model_name="tiny")
     direct = load_adapter(folder, base_model=causal_base)
     stored = StoredAdapter(direct, folder, base_model=causal_base)
     expected = logits(causal_base, direct)
@@ -112,6 +134,7 @@ def test_an_adapter_in_a_folder_is_read_by_whoever_needs_it(
     assert not stored.is_in_memory
     assert not came.is_in_memory
     assert came.delta_layers() == stored.delta_layers()
+    assert came.whole_layers() == stored.whole_layers() == adapter.whole_layers()
     assert torch.equal(logits(causal_base, came), expected)
     save_adapter(lora(causal_base, seed=4), folder, base_model_name="tiny", overwrite=True)
     gc.collect()

@@ -65,6 +65,17 @@ def test_markers_and_answers_are_told_apart(tmp_path: Path) -> None:
     assert answer.text.endswith("z</s>")
 
 
+def test_markers_that_become_tokens_are_counted_as_one_and_shown(tmp_path: Path) -> None:
+    known = options_of(tmp_path, "tiny-causal", prompt_format="markers")
+    pieces = dry_run(known, num_measured=0)
+    report = dry_run(known.laid_over({"tokenizer.add_prompt_answer_tokens": True}), num_measured=1)
+    assert report.first_batch == pieces.first_batch
+    assert report.train.num_tokens < pieces.train.num_tokens - 8 * 8
+    # Three rows of 32 numbers.
+    assert report.num_trainable == pieces.num_trainable + 3 * 32
+    assert report.num_measured == 1
+
+
 def test_nothing_is_written(tmp_path: Path) -> None:
     options = options_of(tmp_path, "tiny-causal").laid_over({"general.output_folder": "models"})
     before = sorted(tmp_path.rglob("*"))

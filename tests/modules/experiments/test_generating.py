@@ -45,6 +45,23 @@ def _by_transformers(model: Any, base: BaseModel) -> list[str]:
     return texts
 
 
+def test_a_whole_model_learns_on_after_it_has_written(tiny_causal_base: BaseModel) -> None:
+    base, adapter = tiny_causal_base, FullWeights(tiny_causal_base.model)
+    options = TrainingOptions(
+        num_epochs=3, learning_rate=1e-3, batch_size=3, accumulate_steps=1, metrics=("bleu",)
+    )
+    result = tune(
+        base,
+        adapter,
+        RECORDS,
+        validation=RECORDS[:2],
+        options=options,
+        generate=generate_with(base, adapter, max_new_tokens=3),
+    )
+    assert result.num_steps == 6
+    assert all(parameter.requires_grad for _, parameter in adapter.named_parameters())
+
+
 @pytest.mark.parametrize("base_name", ["tiny_causal_base", "tiny_seq2seq_base"])
 def test_whole_models_write_what_transformers_writes_before_and_after_a_change(
     base_name: str, request: pytest.FixtureRequest
