@@ -12,50 +12,41 @@ from __future__ import annotations
 import dataclasses
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterable
-from functools import partial
-from typing import TypeVar
+from collections.abc import Collection
 
 import alog
 import torch
 
 from luthier.adapters.base import Adapter
-from luthier.errors import EngineError, InvalidInputError, LuthierError
+from luthier.errors import EngineError, LuthierError, ReplacedError
 from luthier.inference.base import (
     ClassificationRequest,
     Engine,
     EngineStatus,
     FinishReason,
-    GenerationChunk,
     Request,
     TokenStream,
 )
 from luthier.inference.batch_rows import BatchRow, RowSlice, SliceLogits
-from luthier.inference.beam_rows import BeamGroup, BeamRow
 from luthier.inference.channels import ChannelStream, Item, deliver
 from luthier.inference.deltas.adapter_pool import PoolStatus
-from luthier.inference.memory.kv_cache import BLOCK_TOKENS, whole_blocks
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
-from luthier.inference.prompts import Prompt, prepare_prompt
 from luthier.inference.runners.base import Runner
 from luthier.inference.runners.encoder_decoder_runner import EncoderDecoderRunner
 from luthier.inference.runners.model_runner import PackedRunner
-from luthier.inference.runners.row_forward import decoder_start_token_id, prior_token_ids
-from luthier.inference.sampling.model_defaults import model_defaults
 from luthier.inference.sampling.prompt_lookup import PromptLookup
-from luthier.inference.sampling.sampler import Sampler, choose_together
+from luthier.inference.sampling.step_answers import RowItems, StepAnswers, end_of, ended_in_time
+from luthier.inference.scheduling.admission import Admission
 from luthier.inference.scheduling.arrivals import Arrivals
 from luthier.inference.scheduling.scheduler import Scheduler
 from luthier.inference.scheduling.step_watch import StepWatch
-from luthier.inference.scored_sequence import ScoredSequence, require_head_fits
-from luthier.inference.sequences import GeneratedSequence, RowSequence, Vocabulary
+from luthier.inference.scored_sequence import require_head_fits
 from luthier.inference.snapshots import Snapshots
 from luthier.resources.base_model import BaseModel
 
 log = alog.use_channel(__name__)
 
-Made = TypeVar("Made")
 #: How often rows that wait for an adapter are looked at while no others run.
 _LOOK_SECONDS = 0.1
 
@@ -76,10 +67,7 @@ class BatchedEngine(Engine):
         # A view of its own, so that the last lease can free the model while this engine lives.
         self._base_model = dataclasses.replace(base_model)
         self._owner = weakref.ref(base_model)
-        self._vocabulary = Vocabulary(base_model.tokenizer, frozenset(base_model.eos_token_ids))
-        self._defaults = model_defaults(base_model.model)
-        is_seq2seq = base_model.kind == "seq2seq"
-        runner: type[Runner] = EncoderDecoderRunner if is_seq2seq else PackedRunner
+        runner: type[Runner] = PackedRunner if base_model.kind == "causal" else EncoderDecoderRunner
         self._runner = runner(
             self._base_model,
             max_kv_bytes=self._options.max_kv_bytes,
@@ -91,11 +79,12 @@ class BatchedEngine(Engine):
         if self.is_rounded and not self._runner.use_int8_weights():
             self.is_rounded = False
             log.warning("Base model %s keeps its float weights", base_model.name)
-        self._scheduler = Scheduler(
-            self._runner.memory, self._options.scheduling_on(base_model.device)
-        )
+        memory = self._runner.memory
+        self._admission = Admission(self._base_model, self._options, memory.allocator)
+        self._scheduler = Scheduler(memory, self._options.scheduling_on(base_model.device))
+        self._answers = StepAnswers(memory)
         self._prompt_lookup = PromptLookup(
-            self._runner.memory,
+            memory,
             max_tokens=self._options.prompt_lookup_tokens,
             max_rows=self._options.prompt_lookup_max_rows,
         )
@@ -104,9 +93,6 @@ class BatchedEngine(Engine):
             max_device_bytes=self._options.max_adapter_bytes,
             max_host_bytes=self._options.max_host_adapter_bytes,
             when_ready=self._arrive,
-        )
-        self._decoder_start_ids = (
-            (decoder_start_token_id(self._base_model),) if is_seq2seq else None
         )
         self._snapshots = Snapshots()
         self._state = threading.Condition()
@@ -121,6 +107,13 @@ class BatchedEngine(Engine):
 
     def submit(self, request: Request) -> TokenStream:
         """Accept a request; see ``Engine``."""
+        try:
+            return self._submit(request, may_be_kept=True)
+        except ReplacedError:
+            # Dropped from the device after it was found there: this time a copy is taken along.
+            return self._submit(request, may_be_kept=False)
+
+    def _submit(self, request: Request, *, may_be_kept: bool) -> TokenStream:
         self._options.check_priority(request.priority)
         if self._runs_alone(request):
             return self._engine_for_whole_models(request.tenant).submit(request)
@@ -130,34 +123,28 @@ class BatchedEngine(Engine):
         if adapter is not None and not has_deltas and adapter.tuned_model(model) is not model:
             log.debug("A row of method %s runs beside the batch", adapter.method)
             return self._engine_for_whole_models(request.tenant).submit(request)
-        key = ""
+        key, is_kept = "", False
         if adapter is not None:
-            is_kept = self._arrivals.keeps if has_deltas else None
-            key, adapter = self._snapshots.take(adapter, is_kept=is_kept)
+            # Its own tokens come with each request, so they must be of the same content.
+            may_be_kept = may_be_kept and has_deltas and not adapter.added_tokens()
+            key, adapter, is_kept = self._taken(adapter, may_be_kept=may_be_kept)
             request = dataclasses.replace(request, adapter=adapter)
-        # Deltas stand before nothing: the prompt is that of the bare base.
-        bare = dataclasses.replace(request, adapter=None) if has_deltas else request
-        num_beams = _num_beams(request)
-        self._options.check_beams(num_beams)
-        prompt = self._fitting(prepare_prompt(self._base_model, bare), num_beams)
-        row = self._row(self._sequence(request, prompt), key, num_beams)
+        # What is done to layers stands before nothing: the prompt is that of the bare base.
+        row = self._admission.row_of(request, adapter_key=key, is_bare=has_deltas)
         with self._state:
             self._check_accepts(request.tenant)
-            if adapter is None or not has_deltas or self._arrivals.expect(row, adapter):
+            brought = None if is_kept else adapter
+            if adapter is None or not has_deltas or self._arrivals.expect(row, brought):
                 self._scheduler.waiting.add(row)
             self._state.notify()
         return ChannelStream(row.channel, keep_alive=self._owner())
 
-    def _row(self, sequence: RowSequence, adapter_key: str, num_beams: int) -> BatchRow:
-        """The row of a request, or the first of its beams."""
-        if num_beams == 1:
-            return BatchRow(
-                sequence, adapter_key=adapter_key, decoder_start_ids=self._decoder_start_ids
-            )
-        assert isinstance(sequence, GeneratedSequence)
-        return BeamGroup(
-            sequence, adapter_key=adapter_key, decoder_start_ids=self._decoder_start_ids
-        ).rows[0]
+    def _taken(self, adapter: Adapter, *, may_be_kept: bool) -> tuple[str, Adapter, bool]:
+        """What a request runs with: its key, a copy of it, and whether there was no need for one,
+        because what it does to layers is on the device or on its way there."""
+        if may_be_kept and self._arrivals.keeps(key := adapter.content_hash()):
+            return key, adapter, True
+        return *self._snapshots.take(adapter), False
 
     def _runs_alone(self, request: Request) -> bool:
         """Whether what is asked for, whatever its adapter, is none of the batch's business."""
@@ -165,17 +152,6 @@ class BatchedEngine(Engine):
             return False
         require_head_fits(self._base_model, request.head)
         return not self._runner.gives_hidden
-
-    def _sequence(self, request: Request, prompt: Prompt) -> RowSequence:
-        if isinstance(request, ClassificationRequest):
-            return ScoredSequence(request, prompt=prompt)
-        return GeneratedSequence(
-            request,
-            prompt=prompt,
-            vocabulary=self._vocabulary,
-            prior_token_ids=prior_token_ids(self._base_model, prompt),
-            defaults=self._defaults,
-        )
 
     def status(self) -> EngineStatus:
         """How the engine is doing; see ``Engine``."""
@@ -219,26 +195,6 @@ class BatchedEngine(Engine):
                 log.info("Some rows run beside the batch, each by itself")
                 self._whole_models = PlainEngine(self._owner() or self._base_model, self._options)
             return self._whole_models
-
-    def _fitting(self, prompt: Prompt, num_beams: int) -> Prompt:
-        """The prompt with its room cut to what the arena holds, for each of its beams."""
-        num_tokens = self._runner.memory.allocator.num_tokens
-        num_asked = prompt.num_decoder_virtual_tokens + len(prompt.token_ids)
-        num_used, num_encoder = num_asked, 0
-        if self._decoder_start_ids is not None:
-            num_asked += prompt.num_encoder_virtual_tokens + len(self._decoder_start_ids)
-            num_encoder = prompt.num_encoder_virtual_tokens + len(prompt.token_ids)
-            num_used = num_asked - num_encoder
-        num_left = num_tokens - whole_blocks(num_encoder)
-        num_held = num_left // num_beams // BLOCK_TOKENS * BLOCK_TOKENS
-        if num_used >= num_held:
-            for_each = f" for each of {num_beams} beams" if num_beams > 1 else ""
-            raise InvalidInputError(
-                f"the prompt has {num_asked} tokens, virtual ones included; the engine's key-value "
-                f"cache holds {num_tokens // num_beams}{for_each}"
-            )
-        room = num_held - num_used if prompt.room is None else min(prompt.room, num_held - num_used)
-        return dataclasses.replace(prompt, room=room)
 
     def _check_accepts(self, tenant: str) -> None:
         if self._failure:
@@ -307,7 +263,7 @@ class BatchedEngine(Engine):
                 self._arrivals.forget(row)
         for row in lost:
             error = EngineError(f"the engine has stopped: {failure}")
-            deliver([(row.channel, error if failure else _end(row, FinishReason.CANCELLED))])
+            deliver([(row.channel, error if failure else end_of(row, FinishReason.CANCELLED))])
         with self._state:
             self._scheduler.take_all()
 
@@ -329,10 +285,7 @@ class BatchedEngine(Engine):
         with self._state:
             slices = self._with_drafts(self._scheduler.plan())
         results = self._run(slices)
-        best = _chosen_together(results.values())
-        for each in slices:
-            made = _made(partial(self._take, each, results.get(each.row), best.get(each.row)))
-            items.extend(made if isinstance(made, list) else [(each.row, made)])
+        items += self._answers.take(slices, results)
         with self._state:
             for row, item in items:
                 if isinstance(item, LuthierError) or item.is_last:
@@ -346,30 +299,15 @@ class BatchedEngine(Engine):
             log.error("Guessing tokens failed; none are guessed in this step", exc_info=True)
             return slices
 
-    def _take(
-        self,
-        each: RowSlice,
-        result: SliceLogits | LuthierError | None,
-        best: tuple[int, float] | None,
-    ) -> list[tuple[BatchRow, Item]]:
-        """What a computed slice gives its row."""
-        if isinstance(result, LuthierError):
-            return [(each.row, result)]
-        each.row.num_computed = each.stop - len(each.drafted)
-        if each.count > 1 and not each.drafted:
-            self._runner.memory.keep(each.row)
-        return [] if result is None else self._advance(result, best)
-
-    def _end_early(self) -> list[tuple[BatchRow, Item]]:
+    def _end_early(self) -> RowItems:
+        """The last items of rows whose reader, or whose time, is gone; they are released."""
         with self._state:
-            items: list[tuple[BatchRow, Item]] = []
+            items: RowItems = []
             for row in self._all_rows():
                 if row.channel.is_cancelled:
-                    items.append((row, _end(row, FinishReason.CANCELLED)))
+                    items.append((row, end_of(row, FinishReason.CANCELLED)))
                 elif row.sequence.is_overdue:
-                    made = _made(partial(_ended_in_time, row))
-                    ends = made if isinstance(made, list) else [made]
-                    items.extend((row, item) for item in ends)
+                    items += ended_in_time(row)
             for row, item in items:
                 self._release(row, item)
         return items
@@ -389,103 +327,3 @@ class BatchedEngine(Engine):
             for each in slices:
                 results.update(self._run([each]))
             return results
-
-    def _check_draft(self, result: SliceLogits) -> list[tuple[BatchRow, Item]]:
-        """Choose one token after the other, as long as each is the one that was guessed."""
-        row, drafted = result.slice.row, result.slice.drafted
-        items: list[tuple[BatchRow, Item]] = []
-        for place, logits in enumerate(result.logits):
-            ((_, item),) = self._choose(row, logits)
-            items.append((row, item))
-            if isinstance(item, LuthierError) or item.is_last or place == len(drafted):
-                break
-            if row.sequence.token_ids[-1] != drafted[place]:
-                break
-            row.num_computed += 1
-        # Wrong guesses cost: a text that copies nothing soon makes short ones only.
-        row.max_drafted = 1 + 2 * (row.num_computed - result.slice.start - 1)
-        return items
-
-    def _advance(
-        self, result: SliceLogits, best: tuple[int, float] | None
-    ) -> list[tuple[BatchRow, Item]]:
-        row, sequence = result.slice.row, result.slice.row.sequence
-        if isinstance(sequence, ScoredSequence):
-            hidden = result.hidden
-            assert hidden is not None
-            return [(row, _made(lambda: sequence.score(hidden)))]
-        if row.reports_prompt:
-            assert isinstance(sequence, GeneratedSequence)
-            sequence.report_prompt(result.logits, start=result.slice.start - row.num_virtual)
-        if not result.slice.reaches_end:
-            return []
-        if isinstance(row, BeamRow):
-            return self._advance_beams(row, result.logits[-1])
-        if result.slice.drafted:
-            return self._check_draft(result)
-        return self._choose(row, result.logits[-1], best=best)
-
-    def _advance_beams(self, row: BeamRow, logits: torch.Tensor) -> list[tuple[BatchRow, Item]]:
-        """A step of a search, once the last of its beams has been computed."""
-        if not row.group.takes_step(row, logits):
-            return []
-        memory = self._runner.memory
-        made = _made(lambda: list(row.group.advance(memory)))
-        return [(row, item) for item in (made if isinstance(made, list) else [made])]
-
-    def _choose(
-        self, row: BatchRow, logits: torch.Tensor, *, best: tuple[int, float] | None = None
-    ) -> list[tuple[BatchRow, Item]]:
-        sequence = row.sequence
-        assert isinstance(sequence, GeneratedSequence)
-        return [(row, _made(lambda: sequence.advance(logits, best=best)))]
-
-
-def _num_beams(request: Request) -> int:
-    return 1 if isinstance(request, ClassificationRequest) else request.sampling.num_beams
-
-
-def _end(row: BatchRow, reason: FinishReason) -> Item:
-    """The last chunk of a row that ends without a further token."""
-    return _made(partial(row.sequence.end, reason))
-
-
-def _ended_in_time(row: BatchRow) -> list[GenerationChunk]:
-    """The last chunks of a row whose time is over."""
-    if isinstance(row, BeamRow):
-        return list(row.group.cut())
-    return [row.sequence.end(FinishReason.TIME_LIMIT)]
-
-
-def _made(make: Callable[[], Made]) -> Made | LuthierError:
-    """What a row is given next; what goes wrong is its own."""
-    try:
-        return make()
-    except LuthierError as error:
-        return error
-    except Exception as error:
-        log.error("Making an answer failed", exc_info=True)
-        return EngineError(f"generation failed: {error}")
-
-
-def _chosen_together(
-    results: Iterable[SliceLogits | LuthierError],
-) -> dict[BatchRow, tuple[int, float]]:
-    """The next tokens of all rows that get one: a GPU is asked only once."""
-    rows: list[BatchRow] = []
-    samplers: list[Sampler] = []
-    logits: list[torch.Tensor] = []
-    for each in results:
-        if not isinstance(each, SliceLogits) or not each.slice.reaches_end or each.slice.drafted:
-            continue
-        row = each.slice.row
-        sampler = getattr(row.sequence, "sampler", None)
-        if isinstance(sampler, Sampler) and not row.is_beam:
-            rows.append(row)
-            samplers.append(sampler)
-            logits.append(each.logits[-1])
-    try:
-        return dict(zip(rows, choose_together(samplers, logits), strict=True))
-    except Exception:
-        log.error("Choosing tokens together failed; each row chooses by itself", exc_info=True)
-        return {}

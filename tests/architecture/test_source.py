@@ -93,6 +93,7 @@ BROAD_HANDLERS = {
     "training/fusion/fused.py": "job process",
     "inference/plain_engine.py": "engine step",
     "inference/batched_engine.py": "engine step",
+    "inference/sampling/step_answers.py": "engine step",
     "inference/deltas/adapter_pool.py": "background task",
     "inference/engine_process/child.py": "engine step",
     "inference/engine_process/child_process.py": "background task",

@@ -20,7 +20,6 @@ from luthier.adapters.lora.lora import LoraAdapter
 from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.sampling import SAMPLING, SamplingParams
 from luthier.errors import ConflictError, EngineError
-from luthier.inference import batched_engine
 from luthier.inference.base import Engine, FinishReason, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.deltas.adapter_pool import AdapterPool
@@ -30,6 +29,7 @@ from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
 from luthier.inference.runners.model_runner import PackedRunner
 from luthier.inference.runners.row_forward import CausalRowForward
+from luthier.inference.sampling import step_answers
 from luthier.inference.sampling.prompt_lookup import PromptLookup
 from luthier.inference.sampling.sampler import Sampler
 from luthier.inference.scheduling.scheduler import Scheduler
@@ -171,7 +171,7 @@ def test_what_only_makes_steps_quicker_may_break(
     engine: BatchedEngine, answers: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PromptLookup, "with_drafts", breaking(len, lambda *_: True))
-    monkeypatch.setattr(batched_engine, "choose_together", breaking(len, lambda *_: True))
+    monkeypatch.setattr(step_answers, "choose_together", breaking(len, lambda *_: True))
     streams = [engine.submit(request) for request in good_requests()]
     assert [tokens_of(stream) for stream in streams] == answers
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.lora.building import create_lora
@@ -24,7 +29,7 @@ from luthier.inference.deltas import delta_steps
 from luthier.inference.deltas.delta_layers import DeltaLayers
 from luthier.inference.options import EngineOptions
 from luthier.resources.base_model import BaseModel
-from tests.fixtures.lora_models import disturb, make_gpt2, make_llama
+from tests.fixtures.lora_models import disturb, make_bloom, make_gpt2, make_llama, make_t5
 
 CONFIGS: dict[str, LoraConfig] = {
     "lora_qv": LoraConfig(rank=4, target_modules=("q_proj", "v_proj")),
@@ -166,6 +171,62 @@ def test_what_cannot_share_a_pass_runs_beside_the_batch_and_gives_the_same(
     assert engine._whole_models is not None
 
 
+OWN_LAYERS: dict[str, tuple[Callable[[], PreTrainedModel], list[dict[str, Any]]]] = {
+    "gpt2": (
+        make_gpt2,
+        [{"modules_to_save": ("wte", "wpe")}, {"modules_to_save": ("mlp.c_fc", "ln_1", "lm_head")}],
+    ),
+    "bloom": (
+        make_bloom,
+        [{"modules_to_save": ("word_embeddings", "ln_f")}, {"modules_to_save": ("h.1.mlp",)}],
+    ),
+    "llama, tied": (
+        lambda: make_llama(tie_word_embeddings=True),
+        [{"unfreeze_layers": ("embed_tokens",)}, {"modules_to_save": ("lm_head", "k_proj")}],
+    ),
+    "t5": (
+        make_t5,
+        [{"modules_to_save": ("lm_head", "layer_norm")}, {"modules_to_save": ("EncDecAttention",)}],
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize("family", OWN_LAYERS)
+def test_layers_of_an_adapters_own_give_in_the_batch_what_peft_gives(
+    family: str, causal_base: BaseModel, tmp_path: Path
+) -> None:
+    make, configs = OWN_LAYERS[family]
+    base = BaseModel.from_memory(make(), causal_base.tokenizer, name="tiny")
+    engine = BatchedEngine(base, SMALL)
+    adapters: list[LoraAdapter | None] = [None]
+    references: list[Any] = [make()]
+    for seed, config in enumerate([{}, *configs]):
+        adapter = create_lora(base.model, LoraConfig(rank=2, **config), seed=seed)
+        disturb(adapter, seed=seed, by=0.2)
+        folder = tmp_path / str(seed)
+        save_adapter(adapter, folder, base_model_name="tiny")
+        adapters.append(adapter)
+        references.append(peft.PeftModel.from_pretrained(make(), str(folder)).eval())
+        assert engine.keeps_deltas(adapter)
+    ids = [tuple((7 * n + 11 * i) % 50 + 5 for i in range(3 + 4 * n)) for n in range(8)]
+    sampling = SamplingParams(max_new_tokens=7, min_new_tokens=7)
+    streams = [
+        engine.submit(GenerationRequest(each, sampling, adapters[n % 4]))
+        for n, each in enumerate(ids)
+    ]
+    answers = [token_ids(list(stream)) for stream in streams]
+    assert engine._whole_models is None
+    engine.close()
+    for n, each in enumerate(ids):
+        expected = references[n % 4].generate(
+            input_ids=torch.tensor([each]),
+            attention_mask=torch.ones(1, len(each), dtype=torch.long),
+            do_sample=False, max_new_tokens=7, min_new_tokens=7, pad_token_id=0,
+        )[0, -7:]  # fmt: skip
+        assert answers[n] == expected.tolist(), n % 4
+
+
 def test_an_adapter_that_changed_in_place_is_another_adapter(
     engine: BatchedEngine, causal_base: BaseModel
 ) -> None:
@@ -219,3 +280,15 @@ def test_layers_that_see_only_some_tokens_take_no_deltas() -> None:
         model(input_ids=torch.arange(6)[None] + 3)
     taken = {path for path in linears if layers.tables.takes(frozenset({path}))}
     assert taken == {path for path in linears if "self_attn" in path}
+    own = {
+        path
+        for path, _ in model.named_modules()
+        if layers.tables.takes(frozenset(), frozenset({path}))
+    }
+    assert own - taken == {
+        "lm_head",
+        "model.embed_tokens",
+        "model.norm",
+        "model.layers.0.input_layernorm",
+        "model.layers.0.post_attention_layernorm",
+    }, "neither the experts nor what chooses between them"

@@ -19,7 +19,7 @@ from luthier.adapters.lora.lora import LoraAdapter
 from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.sampling import SAMPLING as DRAWN
 from luthier.data_model.sampling import SamplingParams
-from luthier.errors import ArtifactError, CapacityError
+from luthier.errors import ArtifactError, CapacityError, EngineError
 from luthier.inference.base import FinishReason, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.options import EngineOptions
@@ -134,11 +134,72 @@ def test_more_adapters_than_fit_take_turns_and_all_are_answered(causal_base: Bas
     roomy.close()
 
 
+def test_one_that_is_retuned_and_dropped_while_a_request_comes_is_no_fault_of_the_request(
+    causal_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at what the device has and the hold on it, the worst happens."""
+    adapter, other = make_lora(causal_base, seed=1), make_lora(causal_base, seed=2)
+    num_bytes = sum(tensor.nbytes for tensor in adapter.peft_state().values())
+    engine = BatchedEngine(causal_base, EngineOptions(max_adapter_bytes=num_bytes))
+    before = generate(engine, adapter)
+    keeps = engine._arrivals.keeps
+    happenings = [lambda: generate(engine, other), lambda: disturb(adapter, seed=3, by=0.5)]
+
+    def slow(key: str) -> bool:
+        is_kept = keeps(key)
+        while is_kept and happenings:
+            happenings.pop(0)()
+        return is_kept
+
+    monkeypatch.setattr(engine._arrivals, "keeps", slow)
+    got = generate(engine, adapter)
+    assert not happenings
+    assert got != before
+    roomy = BatchedEngine(causal_base)
+    assert got == generate(roomy, adapter)
+    engine.close()
+    roomy.close()
+
+
 def test_an_adapter_that_never_fits_is_refused_with_both_sizes(causal_base: BaseModel) -> None:
     engine = BatchedEngine(causal_base, EngineOptions(max_adapter_bytes=1000))
     with pytest.raises(CapacityError, match=r"\d+ bytes.* 1000 bytes"):
         generate(engine, make_lora(causal_base, seed=1))
     engine.close()
+
+
+def make_own_head(base: BaseModel, *, seed: int) -> LoraAdapter:
+    config = LoraConfig(rank=2, modules_to_save=("lm_head", "model.norm"))
+    adapter = create_lora(base.model, config, seed=seed)
+    disturb(adapter, seed=seed, by=0.2)
+    return adapter
+
+
+def test_layers_of_an_adapters_own_count_with_all_their_bytes(causal_base: BaseModel) -> None:
+    adapters = [make_own_head(causal_base, seed=seed) for seed in range(3)]
+    num_bytes = sum(tensor.nbytes for tensor in adapters[0].peft_state().values())
+    engine = BatchedEngine(causal_base, EngineOptions(max_adapter_bytes=2 * num_bytes))
+    answers = [generate(engine, each) for each in adapters]
+    status = engine.adapter_status()
+    assert (status.num_on_device, status.device_bytes) == (2, 2 * num_bytes)
+    assert generate(engine, adapters[0]) == answers[0], "dropped, and brought again"
+    assert engine.adapter_status().num_loads == 4
+    assert engine._whole_models is None
+    engine.close()
+
+
+def test_layers_that_alone_take_more_than_all_may_run_beside_the_batch(
+    engine: BatchedEngine, causal_base: BaseModel
+) -> None:
+    adapter = make_own_head(causal_base, seed=1)
+    num_bytes = sum(each.nbytes for each in adapter.whole_modules()["lm_head"].parameters())
+    small = BatchedEngine(causal_base, EngineOptions(max_adapter_bytes=num_bytes))
+    assert not small.keeps_deltas(adapter)
+    assert generate(small, adapter) == generate(engine, adapter)
+    assert engine._whole_models is None
+    assert small._whole_models is not None
+    assert small.adapter_status().num_loads == 0
+    small.close()
 
 
 def test_a_row_cancelled_while_its_adapter_comes_lets_go_of_it(
@@ -176,6 +237,23 @@ def test_an_adapter_that_gives_nan_ends_its_own_row_only(
     assert isinstance(answers[1], Exception)
 
 
+@pytest.mark.parametrize("path", ["lm_head", "model.norm"])
+def test_a_layer_of_its_own_that_gives_nan_ends_its_own_row_only(
+    path: str, engine: BatchedEngine, causal_base: BaseModel
+) -> None:
+    broken, good = make_own_head(causal_base, seed=6), make_own_head(causal_base, seed=7)
+    with torch.no_grad():
+        broken.whole_modules()[path].weight.fill_(torch.nan)  # type: ignore[operator,union-attr]
+    alone = [generate(engine, adapter) for adapter in (good, None)]
+    adapters = [good, broken, None, broken]
+    streams = [engine.submit(GenerationRequest((5, 6, 7), SAMPLING, each)) for each in adapters]
+    for stream in (streams[1], streams[3]):
+        with pytest.raises(EngineError, match="no usable score"):
+            list(stream)
+    got = [[t.token_id for chunk in streams[n] for t in chunk.tokens] for n in (0, 2)]
+    assert got == alone
+
+
 @pytest.fixture(scope="module")
 def plain(causal_base: BaseModel) -> Iterator[PlainEngine]:
     engine = PlainEngine(causal_base, EngineOptions(num_threads=1))
@@ -192,6 +270,7 @@ def adapters(causal_base: BaseModel, make_prompt: Callable[..., Adapter]) -> lis
         LoraConfig(rank=4, use_rslora=True, target_modules=("down_proj",)),
         LoraConfig(rank=2, use_dora=True),
         LoraConfig(rank=24),
+        LoraConfig(rank=2, modules_to_save=("model.norm", "0.mlp.up_proj")),
     ]
     made: list[Adapter | None] = [None, make_prompt(causal_base, seed=1, num_virtual_tokens=9)]
     for seed, config in enumerate(configs):
@@ -204,9 +283,11 @@ def adapters(causal_base: BaseModel, make_prompt: Callable[..., Adapter]) -> lis
 @pytest.fixture(scope="module")
 def crowded(causal_base: BaseModel, adapters: list[Adapter | None]) -> Iterator[BatchedEngine]:
     """Room for the largest adapter, or a few small ones, and for few tokens."""
-    last = adapters[-1]
-    assert last is not None
-    num_bytes = sum(tensor.nbytes for tensor in last.peft_state().values())
+    num_bytes = max(
+        sum(tensor.nbytes for tensor in each.peft_state().values())
+        for each in adapters
+        if isinstance(each, LoraAdapter)
+    )
     options = EngineOptions(
         max_running=5, max_kv_bytes=160 * 256, max_step_tokens=24, max_adapter_bytes=num_bytes
     )
