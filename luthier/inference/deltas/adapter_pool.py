@@ -20,7 +20,13 @@ from dataclasses import dataclass, field
 import alog
 
 from luthier.adapters.base import Adapter
-from luthier.errors import CapacityError, ConflictError, EngineError, LuthierError
+from luthier.errors import (
+    CapacityError,
+    ConflictError,
+    EngineError,
+    LuthierError,
+    ReplacedError,
+)
 from luthier.inference.deltas.delta_tables import DeltaTables
 from luthier.inference.deltas.host_deltas import HostDeltas
 from luthier.inference.deltas.layer_changes import changes_of
@@ -113,12 +119,13 @@ class AdapterPool:
         with self._changed:
             return key in self._entries
 
-    def pin(self, key: str, adapter: Adapter, when_ready: WhenReady) -> Pin:
+    def pin(self, key: str, adapter: Adapter | None, when_ready: WhenReady) -> Pin:
         """Ask for an adapter; returns at once.
 
         Args:
             key: Its content hash.
-            adapter: What it does to layers; asked for that only if the tables lack it.
+            adapter: What it does to layers; asked for that only if the tables lack it. None to
+                ask for nothing but what ``keeps`` has seen.
             when_ready: Called from another thread, unless the returned pin ``is_ready``.
 
         Returns:
@@ -126,12 +133,15 @@ class AdapterPool:
 
         Raises:
             EngineError: If the pool is closed.
+            ReplacedError: Without an adapter, if it has been dropped.
         """
         pin = Pin(self, key, when_ready)
         with self._changed:
             if self._is_closed:
                 raise EngineError(self.failure or "the engine is closed")
             entry = self._entries.get(key)
+            if entry is None and adapter is None:
+                raise ReplacedError("the adapter has just been dropped from the device")
             if entry is None:
                 entry = self._entries[key] = _Entry(adapter)
                 self._coming.append(key)

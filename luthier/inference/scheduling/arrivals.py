@@ -71,18 +71,19 @@ class Arrivals:
         """Whether nobody will ask an adapter of this content for its deltas. Needs no lock."""
         return self.pool is not None and self.pool.keeps(key)
 
-    def expect(self, row: BatchRow, adapter: Adapter) -> bool:
+    def expect(self, row: BatchRow, adapter: Adapter | None) -> bool:
         """Hold the adapter for a row until ``forget``.
 
         Args:
             row: New.
-            adapter: One that ``takes`` accepts.
+            adapter: One that ``takes`` accepts and nobody changes; None if ``keeps`` said yes.
 
         Returns:
             True if the row may run at once; otherwise ``when_ready`` is called.
 
         Raises:
             EngineError: If the engine is closed.
+            ReplacedError: Without an adapter, if it was dropped since ``keeps`` said yes.
         """
         assert self.pool is not None
         pin = self.pool.pin(row.adapter_key, adapter, lambda error: self._when_ready(row, error))

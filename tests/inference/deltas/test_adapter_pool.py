@@ -10,7 +10,14 @@ from torch import nn
 
 from luthier.adapters.base import Adapter, SoftPromptTensors
 from luthier.adapters.lora.layers import LoraFactors
-from luthier.errors import ArtifactError, CapacityError, ConflictError, EngineError, LuthierError
+from luthier.errors import (
+    ArtifactError,
+    CapacityError,
+    ConflictError,
+    EngineError,
+    LuthierError,
+    ReplacedError,
+)
 from luthier.inference.deltas.adapter_pool import AdapterPool, Pin
 from luthier.inference.deltas.delta_tables import DeltaTables
 
@@ -124,6 +131,24 @@ def test_an_adapter_is_read_once_for_all_who_pin_it(
     assert adapter.num_reads == 1
     content = tables.by_path["layer"].content
     assert torch.equal(content.a[content.rows["a"].start], adapter.lora_a[0])
+
+
+def test_without_an_adapter_what_is_there_is_held_and_what_was_dropped_is_told(
+    make_pool: Callable[..., AdapterPool],
+) -> None:
+    pool = make_pool(max_device_bytes=ROW)
+    pin = bring(pool, GivenDeltas("a"))
+    held = pool.pin("a", None, Answer())
+    assert held.is_ready
+    pin.release()
+    waiting = Answer()
+    other = pool.pin("b", GivenDeltas("b"), waiting)
+    assert not other.is_ready, "the first is still held"
+    held.release()
+    assert waiting.wait() is None
+    assert not pool.keeps("a")
+    with pytest.raises(ReplacedError, match="dropped"):
+        pool.pin("a", None, Answer())
 
 
 def test_the_least_recently_used_that_nobody_pins_makes_room(
