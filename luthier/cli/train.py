@@ -195,7 +195,7 @@ def _dotted(tuning_config: Mapping[str, Any]) -> dict[str, Any]:
 
 def submit(client: Client, run: TrainingRun) -> TrainingJob:
     """Send a run with its data."""
-    from luthier.cli.training_run import FULL_FINE_TUNING, LORA
+    from luthier.data_model.options.run_options import FULL_FINE_TUNING, LORA
 
     request: dict[str, Any] = {
         "base_model": run.base_model,

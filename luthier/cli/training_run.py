@@ -18,21 +18,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luthier.config.yaml_text import parse_yaml
+from luthier.data_model.experiment_file import read_yaml_mapping
 from luthier.data_model.options.lora import LORA_OPTION_ALIASES, LORA_OPTION_NAMES
+from luthier.data_model.options.run_options import (
+    FULL_FINE_TUNING,
+    LORA,
+    PROMPT_TUNING,
+    PROMPT_TUNING_METHODS,
+)
 from luthier.data_model.options.training_options import (
     TRAINING_OPTION_ALIASES,
     TRAINING_OPTION_NAMES,
 )
 from luthier.errors import InvalidInputError, NotSupportedError, UnknownKeyError, did_you_mean
-
-PROMPT_TUNING = "prompt_tuning"
-MULTITASK_PROMPT_TUNING = "multitask_prompt_tuning"
-P_TUNING = "p_tuning"
-PREFIX_TUNING = "prefix_tuning"
-LORA = "lora"
-FULL_FINE_TUNING = "full_fine_tuning"
-PROMPT_METHODS = (PROMPT_TUNING, MULTITASK_PROMPT_TUNING, P_TUNING, PREFIX_TUNING)
 
 RUN_KEYS = (
     "method",
@@ -92,7 +90,7 @@ _LORA_OPTIONS = (
 )
 #: Per method: our name of an option -> its name on the wire. What is not here cannot be sent.
 WIRE_NAMES: Mapping[str, Mapping[str, str]] = {
-    **{method: {name: name for name in _ADAPTER_OPTIONS} for method in PROMPT_METHODS},
+    **{method: {name: name for name in _ADAPTER_OPTIONS} for method in PROMPT_TUNING_METHODS},
     LORA: {name: name for name in (*_ADAPTER_OPTIONS, *_LORA_OPTIONS)},
     FULL_FINE_TUNING: {
         **{name: name for name in _LOOP_OPTIONS},
@@ -138,7 +136,7 @@ def read_run(file: Path | None, given: Mapping[str, Any]) -> TrainingRun:
         UnknownKeyError: For a key that nothing has, with the nearest known one.
         InvalidInputError: If a key is missing, ill-typed, or not for this method.
     """
-    content = {} if file is None else _read_yaml(file)
+    content = {} if file is None else read_yaml_mapping(file)
     folder = Path() if file is None else file.parent
     for key in ("train_data", "validation_data"):
         if content.get(key) is not None:
@@ -156,10 +154,10 @@ def _checked_run(content: dict[str, Any]) -> TrainingRun:
     method = _method(content)
     options = {key: value for key, value in content.items() if key not in RUN_KEYS}
     tuning_config = content["tuning_config"]
-    if method not in PROMPT_METHODS and tuning_config:
+    if method not in PROMPT_TUNING_METHODS and tuning_config:
         raise InvalidInputError(f"'tuning_config' is for prompt tuning; {method} has none")
     parameters = _wire_parameters(method, options)
-    if method in PROMPT_METHODS and method != PROMPT_TUNING:
+    if method in PROMPT_TUNING_METHODS and method != PROMPT_TUNING:
         parameters["tuning_type"] = method.upper()
     validation_data = content.get("validation_data")
     return TrainingRun(
@@ -179,7 +177,7 @@ def _method(content: Mapping[str, Any]) -> str:
         if content.get("method"):
             raise InvalidInputError("'method' and 'tuning_type' are the same; give one")
         tuning_type = _text(content, "tuning_type")
-        words = tuple(method.upper() for method in PROMPT_METHODS)
+        words = tuple(method.upper() for method in PROMPT_TUNING_METHODS)
         if tuning_type not in words:
             raise InvalidInputError(
                 f"'tuning_type' must be one of {', '.join(words)}, "
@@ -225,20 +223,6 @@ def _refuse_unknown(content: Mapping[str, Any]) -> None:
         if key not in TUNING_CONFIG_KEYS:
             suggestion = did_you_mean(str(key), TUNING_CONFIG_KEYS)
             raise UnknownKeyError(f"unknown key 'tuning_config.{str(key)[:80]}'{suggestion}")
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = parse_yaml(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInputError(f"'{file}' cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"'{file}' is not UTF-8 text") from error
-    except InvalidInputError as error:
-        raise InvalidInputError(f"'{file}': {error}") from error
-    if not isinstance(content, dict):
-        raise InvalidInputError(f"'{file}' must hold keys and values, got {content!r:.80}")
-    return content
 
 
 def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:

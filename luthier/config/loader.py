@@ -19,7 +19,7 @@ from luthier.config.caikit_keys import find_caikit_key, find_caikit_variable
 from luthier.config.schema import Config
 from luthier.config.settings import all_settings, fields_of, is_level, suggest
 from luthier.config.values import converted, from_environment, is_scalar, shown
-from luthier.config.yaml_text import parse_yaml
+from luthier.config.yaml_text import read_yaml
 from luthier.errors import ConfigError, did_you_mean
 
 log = alog.use_channel(__name__)
@@ -69,14 +69,7 @@ def load_config(environ: Mapping[str, str] | None = None, files: Sequence[Path] 
 def _read_layer(path: Path) -> _Layer:
     """The settings in one YAML file, by path; unknown keys are refused here."""
     source = path.name if path == DEFAULTS_FILE else str(path)
-    try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"config file {source!r} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"config file {source!r} is not UTF-8 text") from error
-    except ConfigError as error:
-        raise ConfigError(f"config file {source!r}: {error}") from error
+    content = read_yaml(path, called=f"config file {source!r}")
     if content is None:
         return {}
     if not isinstance(content, Mapping):

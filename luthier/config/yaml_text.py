@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from luthier.errors import ConfigError
+from luthier.errors import ConfigError, InvalidInputError
 
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$")
 _FLOAT = re.compile(
@@ -62,3 +63,28 @@ def parse_yaml(text: str) -> Any:
         raise ConfigError(f"not YAML: {' '.join(str(error).split())}") from error
     except (RecursionError, ValueError) as error:
         raise ConfigError(f"not readable as YAML: {type(error).__name__}: {error}") from error
+
+
+def read_yaml(path: Path, *, called: str, error: type[InvalidInputError] = ConfigError) -> Any:
+    """Parse a YAML file.
+
+    Args:
+        path: On this machine.
+        called: What to call the file in a message.
+        error: Raised for what is wrong with it.
+
+    Returns:
+        Plain Python values; None for an empty file.
+
+    Raises:
+        InvalidInputError: Of the class ``error``, naming the file, if it cannot be read, is not
+            UTF-8 or not YAML.
+    """
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise error(f"{called} cannot be read: {problem.strerror}") from problem
+    except UnicodeDecodeError as problem:
+        raise error(f"{called} is not UTF-8 text") from problem
+    except ConfigError as problem:
+        raise error(f"{called}: {problem}") from problem

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from luthier.config.yaml_text import parse_yaml
+from luthier.config.yaml_text import parse_yaml, read_yaml
 from luthier.data_model.options.experiment import ExperimentOptions
 from luthier.errors import InvalidInputError
 
@@ -63,14 +63,7 @@ def read_yaml_mapping(file: Path) -> dict[str, Any]:
     Raises:
         InvalidInputError: Naming the file, if it cannot be read or holds no mapping.
     """
-    try:
-        content = parse_yaml(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInputError(f"'{file}' cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"'{file}' is not UTF-8 text") from error
-    except InvalidInputError as error:
-        raise InvalidInputError(f"'{file}': {error}") from error
+    content = read_yaml(file, called=f"'{file}'", error=InvalidInputError)
     if not isinstance(content, dict):
         raise InvalidInputError(f"'{file}' must hold keys and values, got {content!r:.80}")
     return content

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
-from luthier.config.yaml_text import parse_yaml
-from luthier.errors import ConfigError
+from luthier.config.yaml_text import parse_yaml, read_yaml
+from luthier.errors import ConfigError, InvalidInputError
 
 
 @pytest.mark.parametrize(
@@ -69,3 +70,17 @@ def test_anchors_and_merge_keys_work():
 def test_what_is_not_plain_data_is_refused(text):
     with pytest.raises(ConfigError):
         parse_yaml(text)
+
+
+def test_what_is_wrong_with_a_file_names_it_as_the_caller_does(tmp_path: Path) -> None:
+    (tmp_path / "good.yml").write_text("rate: 1e-4", encoding="utf-8")
+    (tmp_path / "latin.yml").write_bytes("größe: 1".encode("latin-1"))
+    (tmp_path / "twice.yml").write_text("a: 1\na: 2", encoding="utf-8")
+    assert read_yaml(tmp_path / "good.yml", called="it") == {"rate": 1e-4}
+    with pytest.raises(ConfigError, match="it cannot be read: No such file"):
+        read_yaml(tmp_path / "none.yml", called="it")
+    with pytest.raises(ConfigError, match="it is not UTF-8 text"):
+        read_yaml(tmp_path / "latin.yml", called="it")
+    with pytest.raises(InvalidInputError, match="it: key 'a' stands twice") as caught:
+        read_yaml(tmp_path / "twice.yml", called="it", error=InvalidInputError)
+    assert type(caught.value) is InvalidInputError
