@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from luthier.cli.local_runtime import stop_with_parent
+from luthier.cli.local_runtime import stop_with_parent, wait_or_kill
 from luthier.cli.serve import add_settings
 from luthier.errors import LuthierError, error_class
 
 WORKER_MODULE = "luthier.modules.experiments.worker"
-STOP_SECONDS = 10.0
 
 
 def run_in_child(
@@ -67,7 +66,7 @@ def run_in_child(
             process.terminate()
         raise
     finally:
-        _end(process)
+        wait_or_kill(process)
 
 
 def _listen(
@@ -87,13 +86,3 @@ def _listen(
             raise error_class(event["code"])(event["message"])
         on_event(event)
     raise LuthierError(f"the training's process ended with status {process.wait()}")
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    if process.stdout is not None:
-        process.stdout.close()

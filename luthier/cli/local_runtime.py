@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, Any
 
 from luthier.cli.serve import RUNTIME_MODULE, add_settings
 from luthier.client import Client
@@ -104,6 +104,15 @@ def stop_with_parent() -> None:
 def _stop(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
+    wait_or_kill(process)
+
+
+def wait_or_kill(process: subprocess.Popen[Any]) -> None:
+    """Give a child that was told to end, or has nothing left to do, some seconds for it.
+
+    Args:
+        process: Its output is closed afterwards.
+    """
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
