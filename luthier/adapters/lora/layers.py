@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from luthier.adapters.wrapped_linear import WrappedLinear
 from luthier.errors import NotSupportedError
 
 
@@ -51,7 +52,7 @@ class LoraFactors:
         )
 
 
-class LoraLinear(nn.Module):
+class LoraLinear(WrappedLinear):
     """A frozen linear layer and its delta.
 
     The delta is computed in the factors' dtype and added in the layer's own. Dropout acts where a
@@ -74,8 +75,7 @@ class LoraLinear(nn.Module):
     start_b: torch.Tensor | None
 
     def __init__(self, base: nn.Module, factors: LoraFactors, *, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.base = base
+        super().__init__(base)
         self.lora_a = factors.lora_a
         self.lora_b = factors.lora_b
         self.magnitude = factors.magnitude
@@ -86,18 +86,6 @@ class LoraLinear(nn.Module):
         self._base_squares: torch.Tensor | None = None
         self._norm: tuple[tuple[int, ...], torch.Tensor] | None = None
         self.training = base.training
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The base layer's weight; some models look at its dtype."""
-        weight: torch.Tensor = self.base.weight  # type: ignore[assignment]
-        return weight
-
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """The base layer's bias."""
-        bias: torch.Tensor | None = self.base.bias  # type: ignore[assignment]
-        return bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The base layer's output with the delta."""

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from luthier.adapters.wrapped_linear import WrappedLinear
 from luthier.inference.batch_rows import RowInput, RowSlice
 from luthier.inference.deltas.delta_steps import AdapterSpan, LayerStep, choose_spans, plan_step
 from luthier.inference.deltas.delta_tables import DeltaTables
@@ -24,7 +25,7 @@ from luthier.resources.quantised_layers import QuantisedLinear
 Part = TypeVar("Part", bound="RowSlice | RowInput")
 
 
-class DeltaLinear(nn.Module):
+class DeltaLinear(WrappedLinear):
     """A frozen linear layer of the batched engine's network, and the place for what is done to it.
 
     Args:
@@ -35,22 +36,9 @@ class DeltaLinear(nn.Module):
     """
 
     def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self.base = base
+        super().__init__(base)
         self.step: LayerStep | MergedLayer | None = None
         self.whole: WholeStep | None = None
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The base layer's weight; some models look at its dtype."""
-        weight: torch.Tensor = self.base.weight  # type: ignore[assignment]
-        return weight
-
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """The base layer's bias."""
-        bias: torch.Tensor | None = self.base.bias  # type: ignore[assignment]
-        return bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The base layer's output with the step's deltas, or those of adapters' own layers."""
