@@ -8,13 +8,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from luthier.adapters.base import Adapter, SoftPromptTensors
+from luthier.adapters.base import SoftPromptTensors
 from luthier.adapters.prompts.soft_prompt import (
     MULTITASK_TYPE,
     BaseModelKind,
     PromptPlace,
-    check_places,
-    check_prompt,
+    PromptTable,
     multitask_config,
     peft_type_of,
     prompt_config,
@@ -25,7 +24,7 @@ from luthier.errors import InvalidInputError
 NUM_RANKS = 1
 
 
-class MultitaskSoftPrompt(Adapter):
+class MultitaskSoftPrompt(PromptTable):
     """Virtual tokens ``prompt_embeddings * (columns @ rows)`` of one of several tasks.
 
     Args:
@@ -55,24 +54,11 @@ class MultitaskSoftPrompt(Adapter):
         places: tuple[PromptPlace, ...],
         task_id: int = 0,
     ) -> None:
-        self.kind: BaseModelKind = kind
-        self.places = check_places(places, kind=kind)
-        check_prompt(prompt, num_places=len(places))
+        super().__init__(prompt, kind=kind, places=places)
         _check_factors(prompt, task_columns, task_rows, task_id=task_id)
         self.task_id = task_id
-        self.prompt_embeddings = nn.Parameter(prompt.detach().clone())
         self.prefix_task_cols = nn.Parameter(task_columns.detach().clone())
         self.prefix_task_rows = nn.Parameter(task_rows.detach().clone())
-
-    @property
-    def num_virtual_tokens(self) -> int:
-        """P, in each place."""
-        return self.prompt_embeddings.shape[0] // len(self.places)
-
-    @property
-    def hidden_size(self) -> int:
-        """D."""
-        return self.prompt_embeddings.shape[1]
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """``prompt_embeddings`` and the tasks' ``prefix_task_cols`` and ``prefix_task_rows``."""

@@ -21,23 +21,17 @@ MULTITASK_TYPE = "MULTITASK_PROMPT_TUNING"
 DECODER_ONLY_TYPE = "LUTHIER_DECODER_PROMPT_TUNING"
 
 
-class SoftPrompt(Adapter):
-    """P virtual tokens before the input of the encoder, the decoder, or of each.
+class PromptTable(Adapter):
+    """An adapter whose virtual tokens are rows of one table, places one after another.
 
     Args:
-        prompt: Rows of every place one after another, the encoder's first, [N·P, D] with N the
-            number of places. Copied.
+        prompt: The rows, [N·P, D] for N places; copied.
         kind: Of the base model.
-        places: Where the virtual tokens stand; ``("decoder",)`` for a causal model.
+        places: Where the virtual tokens stand.
 
     Raises:
         InvalidInputError: If places and kind do not fit, or the rows cannot be shared out.
-
-    Source:
-        Lester et al. 2021, https://arxiv.org/abs/2104.08691
     """
-
-    method: ClassVar[str] = "prompt_tuning"
 
     def __init__(
         self, prompt: torch.Tensor, *, kind: BaseModelKind, places: tuple[PromptPlace, ...]
@@ -56,6 +50,25 @@ class SoftPrompt(Adapter):
     def hidden_size(self) -> int:
         """D."""
         return self.prompt_embeddings.shape[1]
+
+
+class SoftPrompt(PromptTable):
+    """P virtual tokens before the input of the encoder, the decoder, or of each.
+
+    Args:
+        prompt: Rows of every place one after another, the encoder's first, [N·P, D] with N the
+            number of places. Copied.
+        kind: Of the base model.
+        places: Where the virtual tokens stand; ``("decoder",)`` for a causal model.
+
+    Raises:
+        InvalidInputError: If places and kind do not fit, or the rows cannot be shared out.
+
+    Source:
+        Lester et al. 2021, https://arxiv.org/abs/2104.08691
+    """
+
+    method: ClassVar[str] = "prompt_tuning"
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The virtual tokens: ``prompt_embeddings``, [N·P, D]."""
