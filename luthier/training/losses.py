@@ -84,7 +84,7 @@ def projected_token_scores(
     return torch.cat(losses), torch.cat(choices)
 
 
-def projected_cross_entropy_sum(
+def projected_label_losses(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -92,8 +92,9 @@ def projected_cross_entropy_sum(
     label_weights: torch.Tensor | None = None,
     *,
     chunk_numbers: int = _CHUNK_NUMBERS,
-) -> torch.Tensor:
-    """``cross_entropy_sum(hidden @ weight.T + bias, labels, label_weights)`` in chunks of rows.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``cross_entropy_sum(hidden @ weight.T + bias, labels, label_weights)`` in chunks of rows, and
+    what each label has to do with it.
 
     The gradient of a chunk is made while its logits are there, so no logits are kept and none are
     computed twice. Memory: ``chunk_numbers`` numbers instead of N · V, three times over.
@@ -107,36 +108,8 @@ def projected_cross_entropy_sum(
         chunk_numbers: Most logits at once.
 
     Returns:
-        A scalar in fp32, differentiable once in ``hidden``, ``weight`` and ``bias``.
-    """
-    total, _ = projected_label_losses(
-        hidden, weight, bias, labels, label_weights, chunk_numbers=chunk_numbers
-    )
-    return total
-
-
-def projected_label_losses(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    labels: torch.Tensor,
-    label_weights: torch.Tensor | None = None,
-    *,
-    chunk_numbers: int = _CHUNK_NUMBERS,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``projected_cross_entropy_sum``, and what each label has to do with it.
-
-    Args:
-        hidden: [N, D].
-        weight: [V, D].
-        bias: [V] or None.
-        labels: [N].
-        label_weights: What each counts, fp32 [N]; 1 if None.
-        chunk_numbers: Most logits at once.
-
-    Returns:
-        The weighted sum, a scalar in fp32, differentiable once; and the cross-entropy of each label
-        without its weight, fp32 [N], without a graph.
+        The weighted sum, a scalar in fp32, differentiable once in ``hidden``, ``weight`` and
+        ``bias``; and the cross-entropy of each label without its weight, fp32 [N], without a graph.
     """
     chunk_rows = max(1, chunk_numbers // weight.shape[0])
     # Chunks of like size: one of few rows costs as much as a large one.

@@ -5,7 +5,7 @@ import torch
 
 from luthier.training.losses import (
     cross_entropy_sum,
-    projected_cross_entropy_sum,
+    projected_label_losses,
     projected_token_scores,
 )
 
@@ -27,7 +27,7 @@ def test_chunks_give_the_loss_and_gradients_of_all_logits_at_once(
     logits = torch.nn.functional.linear(hidden, weight, bias)
     expected = cross_entropy_sum(logits, labels, weights) * 0.3
     expected_gradients = torch.autograd.grad(expected, leaves)
-    loss = projected_cross_entropy_sum(
+    loss, _ = projected_label_losses(
         hidden, weight, bias, labels, weights, chunk_numbers=chunk_numbers
     )
     gradients = torch.autograd.grad(loss * 0.3, leaves)
@@ -40,14 +40,15 @@ def test_chunks_give_the_loss_and_gradients_of_all_logits_at_once(
 def test_a_frozen_weight_gets_no_gradient() -> None:
     hidden = torch.randn(3, 4, requires_grad=True)
     weight = torch.randn(5, 4)
-    projected_cross_entropy_sum(hidden, weight, None, torch.tensor([0, 1, 2])).backward()
+    loss, _ = projected_label_losses(hidden, weight, None, torch.tensor([0, 1, 2]))
+    loss.backward()
     assert hidden.grad is not None
     assert weight.grad is None
 
 
 def test_without_gradients_only_the_loss_is_computed() -> None:
     with torch.no_grad():
-        loss = projected_cross_entropy_sum(
+        loss, _ = projected_label_losses(
             torch.zeros(2, 4), torch.zeros(5, 4), None, torch.tensor([0, 4])
         )
     assert loss.item() == pytest.approx(2 * torch.log(torch.tensor(5.0)).item())
@@ -55,7 +56,7 @@ def test_without_gradients_only_the_loss_is_computed() -> None:
 
 def test_huge_logits_stay_finite() -> None:
     hidden = torch.tensor([[1e4, -1e4]], requires_grad=True)
-    loss = projected_cross_entropy_sum(hidden, torch.eye(2) * 10, None, torch.tensor([0]))
+    loss, _ = projected_label_losses(hidden, torch.eye(2) * 10, None, torch.tensor([0]))
     loss.backward()
     assert loss.item() == 0.0
     assert hidden.grad is not None

@@ -21,7 +21,7 @@ from luthier.training.data.collation import TokenBatch
 from luthier.training.data.examples import IGNORED_LABEL
 from luthier.training.losses import (
     cross_entropy_sum,
-    projected_cross_entropy_sum,
+    projected_label_losses,
     projected_token_scores,
     token_scores,
 )
@@ -181,7 +181,8 @@ class TrainingNetwork:
         label_head, logits, labels = self._run(batch)
         projection = self._projection(label_head)
         if projection is not None:
-            return projected_cross_entropy_sum(*projection, labels, label_weights)
+            total, _ = projected_label_losses(*projection, labels, label_weights)
+            return total
         return cross_entropy_sum(logits[0], labels, label_weights)
 
     def token_scores(self, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
