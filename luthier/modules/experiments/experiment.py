@@ -222,11 +222,8 @@ class Experiment:
         if self.options.general.method == LORA:
             generator = self._generator(LoraTuning, self.lease, self.adapter)
             return LoraTuning(generator, history=history)
-        return PeftPromptTuning(
-            self._generator(PeftPromptTuning, self.lease, self.adapter),
-            tuning_type=_tuning_type(self.options),
-            history=history,
-        )
+        generator = self._generator(PeftPromptTuning, self.lease, self.adapter)
+        return PeftPromptTuning(generator, history=history)
 
     def _generator(
         self, kind: type[TextModule], lease: BaseModelLease, adapter: Adapter | None
@@ -236,7 +233,7 @@ class Experiment:
         verbalizer, dataset = self.options.training.verbalizer, self.options.dataset
         return TextGenerator(
             lease,
-            producer_id=kind.PRODUCER_ID,  # type: ignore[attr-defined]  # caikit's decorator adds it
+            producer_id=kind.PRODUCER_ID,
             environment=environment(),
             adapter=adapter,
             style=PromptStyle.of_training(verbalizer, dataset, first_row, self.base_model),

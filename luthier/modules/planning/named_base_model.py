@@ -15,14 +15,13 @@ from luthier.errors import (
     NotSupportedError,
 )
 from luthier.modules.environment import Environment
+from luthier.modules.leasing import AnyBaseModel
 from luthier.modules.planning.hooks import TrainingHooks
 from luthier.resources.base_model import BaseModel, BaseModelKind, kind_of
 from luthier.resources.hardware import pick_training_dtype
 from luthier.resources.names import BaseModelLocation, resolve_base_model
 
 log = alog.use_channel(__name__)
-
-AnyBaseModel = str | os.PathLike[str] | BaseModel
 
 
 def describe_base_model(

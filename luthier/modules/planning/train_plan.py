@@ -7,10 +7,11 @@ and then follows it.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -38,10 +39,10 @@ from luthier.errors import (
 from luthier.modules.environment import Environment
 from luthier.modules.experiments.generating import generate_with
 from luthier.modules.judging import judge_with, require_judge
+from luthier.modules.leasing import AnyBaseModel
 from luthier.modules.planning.division import divide
 from luthier.modules.planning.hooks import HOOK_NAMES, TrainingHooks, given_hooks, limits_for
 from luthier.modules.planning.named_base_model import (
-    AnyBaseModel,
     describe_base_model,
     in_dtype,
     spelling_of,
@@ -168,6 +169,35 @@ class TrainingPlan:
         return PromptStyle.of_training(
             self.options.verbalizer, self.dataset, self.records, base_model
         )
+
+
+@dataclass(frozen=True)
+class AdapterPlan(TrainingPlan, ABC):
+    """The plan of a training whose result is an adapter."""
+
+    @classmethod
+    def of(cls, plan: TrainingPlan, **own: Any) -> Self:
+        """What any training plans, and what this method adds.
+
+        Args:
+            plan: Of any training.
+            **own: The fields that this class adds.
+
+        Returns:
+            The whole plan.
+        """
+        return cls(**{field.name: getattr(plan, field.name) for field in fields(plan)}, **own)
+
+    @abstractmethod
+    def make_adapter(self, base_model: BaseModel) -> Adapter:
+        """The adapter before its first update.
+
+        Args:
+            base_model: From ``acquire``.
+
+        Returns:
+            A fresh one, or the earlier result to go on from.
+        """
 
 
 def plan_training(

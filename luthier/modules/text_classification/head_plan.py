@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, cast
 
 from luthier.adapters.heads.building import create_head
 from luthier.adapters.heads.classification_head import ClassificationHead, require_labels
 from luthier.data_model.options.lora import (
-    LORA_OPTION_ALIASES,
-    LORA_OPTION_NAMES,
     MAX_RANK,
     LoraConfig,
     LoraLimits,
 )
 from luthier.data_model.options.lora_starts import LOFTQ_INIT, MEASURED_INITS
 from luthier.data_model.options.training_options import (
-    TRAINING_OPTION_ALIASES,
-    TRAINING_OPTION_NAMES,
     TrainingOptions,
 )
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.data_model.streams import StreamRecord
-from luthier.data_model.training_settings import SETTINGS_ARGUMENT
 from luthier.errors import (
     InvalidInputError,
     NotSupportedError,
     TrainingDataError,
-    UnknownKeyError,
     did_you_mean,
 )
 from luthier.modules.environment import Environment
-from luthier.modules.planning.hooks import HOOK_NAMES, limits_for
+from luthier.modules.planning.hooks import limits_for
 from luthier.modules.planning.marker_tokens import refuse_marker_tokens
-from luthier.modules.planning.train_plan import TrainingPlan, plan_training
-from luthier.modules.text_generation.lora_plan import is_lora_option, lora_config_of
+from luthier.modules.planning.train_plan import AdapterPlan, TrainingPlan, plan_training
+from luthier.modules.text_generation.lora_plan import (
+    is_lora_option,
+    lora_config_of,
+    refuse_unknown_options,
+)
 from luthier.modules.text_generation.starting_point import continue_lora, read_start
 from luthier.resources.base_model import BaseModel
 from luthier.training.metrics.registry import METRICS
@@ -49,11 +47,10 @@ HEAD_TUNING_DEFAULTS = TrainingOptions(
     metrics=("loss", "accuracy", "macro_f1"),
 )
 _OWN_ARGUMENTS = ("labels", "use_lora")
-_COMMON_ARGUMENTS = ("base_model", "train_stream", "val_stream", SETTINGS_ARGUMENT, *HOOK_NAMES)
 
 
 @dataclass(frozen=True)
-class HeadTuningPlan(TrainingPlan):
+class HeadTuningPlan(AdapterPlan):
     """A head's tuning that nothing known so far speaks against.
 
     Args:
@@ -96,20 +93,8 @@ class HeadTuningPlan(TrainingPlan):
 def plan_head_tuning(
     arguments: Mapping[str, Any], *, module_id: str, environment: Environment
 ) -> HeadTuningPlan:
-    """Check the arguments of a head's tuning and read its data.
-
-    Args:
-        arguments: Of ``train``, by name.
-        module_id: What is to be trained.
-        environment: Limits and what is allowed.
-
-    Returns:
-        The plan.
-
-    Raises:
-        LuthierError: Naming the argument, its value and the limit, or the row.
-    """
-    _refuse_unknown(arguments)
+    """Plan a head's tuning, and read the classes; takes and raises what ``plan_training`` does."""
+    refuse_unknown_options(arguments, what="a head's tuning", own=_OWN_ARGUMENTS)
     lora = _lora_below(arguments)
     common = {
         name: value
@@ -140,8 +125,8 @@ def plan_head_tuning(
     if lora is not None:
         lora.validate(LoraLimits(max_rank=min(MAX_RANK, limits.max_lora_rank)))
     labels = _labels_of(plan, arguments.get("labels"), max_classes=limits.max_classes)
-    return HeadTuningPlan(
-        **{field.name: getattr(plan, field.name) for field in fields(plan)},
+    return HeadTuningPlan.of(
+        plan,
         labels=labels,
         lora=lora,
     )
@@ -209,18 +194,3 @@ def _label_of(record: StreamRecord) -> str:
 def _listed(labels: tuple[str, ...]) -> str:
     shown = ", ".join(repr(label[:40]) for label in labels[:10])
     return shown if len(labels) <= 10 else f"{shown} and {len(labels) - 10} more"
-
-
-def _refuse_unknown(arguments: Mapping[str, Any]) -> None:
-    known = (
-        *_OWN_ARGUMENTS,
-        *_COMMON_ARGUMENTS,
-        *TRAINING_OPTION_NAMES,
-        *TRAINING_OPTION_ALIASES,
-        *LORA_OPTION_NAMES,
-        *LORA_OPTION_ALIASES,
-    )
-    for name in arguments:
-        if name not in known:
-            hint = did_you_mean(name[:80], known)
-            raise UnknownKeyError(f"unknown option of a head's tuning: {name[:80]!r}{hint}")

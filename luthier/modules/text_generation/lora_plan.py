@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from luthier.adapters.lora.building import create_lora
@@ -26,7 +26,7 @@ from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 from luthier.modules.environment import Environment
 from luthier.modules.planning.hooks import HOOK_NAMES, limits_for
 from luthier.modules.planning.marker_tokens import marker_tokens, require_same_markers
-from luthier.modules.planning.train_plan import TrainingPlan, plan_training
+from luthier.modules.planning.train_plan import AdapterPlan, plan_training
 from luthier.modules.text_generation.starting_point import read_lora_start
 from luthier.resources.base_model import BaseModel
 
@@ -34,7 +34,7 @@ _COMMON_ARGUMENTS = ("base_model", "train_stream", "val_stream", SETTINGS_ARGUME
 
 
 @dataclass(frozen=True)
-class LoraTuningPlan(TrainingPlan):
+class LoraTuningPlan(AdapterPlan):
     """A LoRA tuning that nothing known so far speaks against.
 
     Args:
@@ -73,20 +73,8 @@ class LoraTuningPlan(TrainingPlan):
 def plan_lora_tuning(
     arguments: Mapping[str, Any], *, module_id: str, environment: Environment
 ) -> LoraTuningPlan:
-    """Check the arguments of a LoRA tuning and read its data.
-
-    Args:
-        arguments: Of ``train``, by name.
-        module_id: What is to be trained.
-        environment: Limits and what is allowed.
-
-    Returns:
-        The plan.
-
-    Raises:
-        LuthierError: Naming the argument, its value and the limit, or the row.
-    """
-    _refuse_unknown(arguments)
+    """Plan a LoRA tuning and its deltas; takes and raises what ``plan_training`` does."""
+    refuse_unknown_options(arguments, what="a LoRA tuning")
     lora = lora_config_of(arguments)
     common = {name: value for name, value in arguments.items() if not is_lora_option(name)}
     plan = plan_training(
@@ -99,9 +87,7 @@ def plan_lora_tuning(
         quantization=plan.options.quantization,
         serve_quantized=plan.options.serve_quantized,
     )
-    return LoraTuningPlan(
-        **{field.name: getattr(plan, field.name) for field in fields(plan)}, lora=lora
-    )
+    return LoraTuningPlan.of(plan, lora=lora)
 
 
 def lora_config_of(arguments: Mapping[str, Any]) -> LoraConfig:
@@ -157,8 +143,21 @@ def _is_default(name: str, value: object) -> bool:
     return type(value) is type(default) and value == default
 
 
-def _refuse_unknown(arguments: Mapping[str, Any]) -> None:
+def refuse_unknown_options(
+    arguments: Mapping[str, Any], *, what: str, own: Sequence[str] = ()
+) -> None:
+    """Refuse an argument that neither a LoRA nor the loop has.
+
+    Args:
+        arguments: Of ``train``, by name.
+        what: The tuning, for the message.
+        own: What the tuning has besides.
+
+    Raises:
+        UnknownKeyError: With the nearest known name.
+    """
     known = (
+        *own,
         *_COMMON_ARGUMENTS,
         *TRAINING_OPTION_NAMES,
         *TRAINING_OPTION_ALIASES,
@@ -168,4 +167,4 @@ def _refuse_unknown(arguments: Mapping[str, Any]) -> None:
     for name in arguments:
         if name not in known:
             hint = did_you_mean(name[:80], known)
-            raise UnknownKeyError(f"unknown option of a LoRA tuning: {name[:80]!r}{hint}")
+            raise UnknownKeyError(f"unknown option of {what}: {name[:80]!r}{hint}")

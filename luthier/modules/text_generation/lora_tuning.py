@@ -2,7 +2,6 @@
 
 # NOTE: no ``from __future__ import annotations`` here: caikit reads annotations as types.
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -12,51 +11,24 @@ from caikit.core.data_model import DataStream
 from caikit.interfaces.nlp.tasks import TextGenerationTask, TokenizationTask
 
 from luthier.adapters.added_tokens import added_tokens, grown_tokenizer
-from luthier.adapters.base import Adapter
 from luthier.adapters.lora.lora import LoraAdapter
 from luthier.adapters.lora.merge import save_merged
-from luthier.adapters.storage import load_adapter, save_adapter
 from luthier.adapters.stored_adapter import StoredAdapter
-from luthier.data_model.generation import (
-    GeneratedTextResult,
-    GeneratedTextStreamResult,
-    TokenizationResults,
-)
-from luthier.data_model.options.quantisation import NONE
 from luthier.data_model.options.training_options import DETECT_DEVICE
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
-from luthier.data_model.sampling import SamplingParams
 from luthier.data_model.training_settings import TrainingSettings
-from luthier.errors import NotSupportedError
-from luthier.files.names import resolve_inside
-from luthier.modules.environment import Environment, environment
-from luthier.modules.text_generation.fingerprint import fingerprint, require_same_base
+from luthier.modules.adapter_module import AdapterModule
+from luthier.modules.leasing import AnyPath
+from luthier.modules.task_methods import arguments_of
 from luthier.modules.text_generation.generator import TextGenerator
-from luthier.modules.text_generation.history import QUANTIZATION_KEY, TrainingHistory
-from luthier.modules.text_generation.lora_plan import LoraTuningPlan, plan_lora_tuning
+from luthier.modules.text_generation.lora_plan import plan_lora_tuning
 from luthier.modules.text_generation.saved_model import (
-    ADAPTER_FOLDER,
     ARTIFACTS_FOLDER,
-    CLEAN_SPACES_KEY,
-    read_config,
-    style_config,
-    style_of,
-    text_of,
-    wants_clean_spaces,
     writing_model,
 )
-from luthier.modules.text_generation.task_signature import with_sampling_parameters
 from luthier.modules.text_generation.text_generation import TextGeneration
-from luthier.modules.text_generation.text_module import (
-    AnyBaseModel,
-    AnyPath,
-    TextModule,
-    lease_base_model,
-    lease_saved_base_model,
-)
+from luthier.modules.text_generation.text_module import TextModule
 from luthier.resources.base_model import BaseModel
-from luthier.resources.store import BaseModelLease
-from luthier.training.data.encoding.prompt_style import PromptStyle
 from luthier.training.data.encoding.verbalizer import DEFAULT_VERBALIZER
 
 log = alog.use_channel(__name__)
@@ -69,13 +41,17 @@ log = alog.use_channel(__name__)
     version="0.1.0",
     tasks=[TextGenerationTask, TokenizationTask],
 )
-class LoraTuning(TextModule, ModuleBase):
+class LoraTuning(TextModule, AdapterModule[TextGenerator], ModuleBase):
     """A base model with tuned low-rank deltas beside its linear layers.
 
     Args:
         generator: Does the work.
         history: How they were tuned.
     """
+
+    PLAN = staticmethod(plan_lora_tuning)
+    ADAPTERS = LoraAdapter
+    ADAPTERS_IN_WORDS = "LoRA"
 
     @classmethod
     def train(
@@ -182,154 +158,13 @@ class LoraTuning(TextModule, ModuleBase):
         Raises:
             LuthierError: If an argument, a row or the run itself is wrong.
         """
-        plan = cls.plan_train(
-            base_model=base_model,
-            train_stream=train_stream,
-            val_stream=val_stream,
-            rank=rank,
-            alpha=alpha,
-            dropout=dropout,
-            use_rslora=use_rslora,
-            use_dora=use_dora,
-            target_modules=target_modules,
-            exclude_modules=exclude_modules,
-            modules_to_save=modules_to_save,
-            unfreeze_layers=unfreeze_layers,
-            rank_pattern=rank_pattern,
-            alpha_pattern=alpha_pattern,
-            initialisation=initialisation,
-            lora_plus_ratio=lora_plus_ratio,
-            device=device,
-            num_epochs=num_epochs,
-            learning_rate=learning_rate,
-            verbalizer=verbalizer,
-            batch_size=batch_size,
-            max_source_length=max_source_length,
-            max_target_length=max_target_length,
-            accumulate_steps=accumulate_steps,
-            torch_dtype=torch_dtype,
-            silence_progress_bars=silence_progress_bars,
-            seed=seed,
-            training_options=training_options,
-            layers_to_transform=layers_to_transform,
-            layers_pattern=layers_pattern,
-            trainable_token_indices=trainable_token_indices,
-            start_batches=start_batches,
-            eva_rho=eva_rho,
-            eva_adjust_scaling=eva_adjust_scaling,
-            eva_label_mask=eva_label_mask,
-            eva_whiten=eva_whiten,
-            corda_method=corda_method,
-            lora_ga_direction=lora_ga_direction,
-            lora_ga_scale=lora_ga_scale,
-            lora_ga_gamma=lora_ga_gamma,
-            **kwargs,
-        )
-        lease = plan.acquire()
-        with lease.kept_if_no_error():
-            adapter = plan.make_adapter(lease.base_model)
-            result = plan.tune(lease.base_model, adapter)
-        generator = _generator(
-            lease, adapter, plan.environment, style=plan.prompt_style(lease.base_model)
-        )
-        return cls(generator, history=TrainingHistory.of(result, plan.options))
+        return cls._tuned(arguments_of(locals()))
 
-    @classmethod
-    def plan_train(cls, **arguments: Any) -> LoraTuningPlan:
-        """Check everything about a training that can be known without the weights.
+    def _whole_adapter(self) -> LoraAdapter:
+        return self.lora
 
-        Args:
-            **arguments: Of ``train``.
-
-        Returns:
-            What ``train`` would do.
-
-        Raises:
-            LuthierError: If it would fail.
-        """
-        return plan_lora_tuning(arguments, module_id=cls.MODULE_ID, environment=environment())
-
-    @classmethod
-    def bootstrap(
-        cls,
-        base_model: AnyBaseModel,
-        adapter: Union[AnyPath, Adapter],
-        verbalizer: str = DEFAULT_VERBALIZER,
-    ) -> "LoraTuning":
-        """Put deltas that exist already beside a base model.
-
-        Args:
-            base_model: Name, path or BaseModel.
-            adapter: PEFT's folder of a LoRA, or an adapter.
-            verbalizer: Template that it was tuned with.
-
-        Returns:
-            The module.
-
-        Raises:
-            LuthierError: If they do not fit or cannot be read.
-        """
-        here = environment()
-        lease = lease_base_model(base_model, here)
-        with lease.kept_if_no_error():
-            if not isinstance(adapter, Adapter):
-                adapter = load_adapter(Path(adapter), base_model=lease.base_model)
-            generator = _generator(
-                lease, _require_lora(adapter), here, style=PromptStyle(verbalizer)
-            )
-        return cls(generator)
-
-    @classmethod
-    def _load_folder(cls, folder: Path, base_model: Optional[AnyBaseModel]) -> "LoraTuning":
-        config = read_config(folder)
-        adapter_folder = resolve_inside(
-            folder, text_of(config, "adapter_path"), what="adapter_path"
-        )
-        here = environment()
-        lease = lease_saved_base_model(
-            text_of(config, "base_model_name"),
-            base_model,
-            here,
-            quantization=text_of(config, QUANTIZATION_KEY, default=NONE),
-        )
-        with lease.kept_if_no_error():
-            require_same_base(config, lease.base_model)
-            adapter = _require_lora(load_adapter(adapter_folder, base_model=lease.base_model))
-            generator = _generator(
-                lease,
-                adapter,
-                here,
-                style=style_of(config),
-                adapter_folder=adapter_folder,
-                cleans_up_spaces=wants_clean_spaces(config),
-            )
-        return cls(generator, history=TrainingHistory.read(folder, config))
-
-    def save(self, model_path: AnyPath) -> None:
-        """Write the deltas as a folder; the base model is named in it, not copied.
-
-        Replaces what is there in one step.
-
-        Args:
-            model_path: The folder.
-        """
-        base, lora = self.base_model, self.lora
-        config = {
-            "adapter_path": ADAPTER_FOLDER,
-            CLEAN_SPACES_KEY: self.generator.cleans_up_spaces,
-            "base_model_fingerprint": fingerprint(base),
-            "base_model_name": base.name,
-            "eos_token": base.tokenizer.eos_token,
-            "task_type": lora.task_type,
-            "trained_torch_dtype": str(base.dtype).removeprefix("torch."),
-            **style_config(self.generator.style),
-        }
-        target = Path(model_path)
-        with writing_model(self, target, config=config, history=self.history) as folder:
-            save_adapter(
-                lora, folder / ADAPTER_FOLDER, base_model_name=base.name, tokenizer=base.tokenizer
-            )
-        log.info("saved a LoRA", extra={"model": target.name})
+    def _config(self) -> dict[str, Any]:
+        return {**self._text_config(), "task_type": self.lora.task_type}
 
     def save_merged(self, model_path: AnyPath) -> None:
         """Write base model and deltas as one whole model, which loads as ``TextGeneration``.
@@ -344,16 +179,9 @@ class LoraTuning(TextModule, ModuleBase):
             InvalidInputError: If a merged weight exceeds what the base's precision can hold.
         """
         base = self.base_model
-        config = {
-            "artifact_path": ARTIFACTS_FOLDER,
-            "base_model_name": base.name,
-            CLEAN_SPACES_KEY: self.generator.cleans_up_spaces,
-            "eos_token": base.tokenizer.eos_token,
-            "torch_dtype": str(base.dtype),
-            **style_config(self.generator.style),
-        }
         target = Path(model_path)
         whole = TextGeneration(self.generator, history=self.history)
+        config = self._whole_config()
         with writing_model(whole, target, config=config, history=self.history) as folder:
             texts = self.lora.added_tokens()
             added = added_tokens(base.tokenizer, texts)
@@ -364,75 +192,7 @@ class LoraTuning(TextModule, ModuleBase):
     @property
     def lora(self) -> LoraAdapter:
         """The deltas."""
-        assert self.adapter is not None
-        if isinstance(self.adapter, StoredAdapter):
-            return _require_lora(self.adapter.loaded())
-        return _require_lora(self.adapter)
-
-    @TextGenerationTask.taskmethod()
-    @with_sampling_parameters
-    def run(self, text: str, sampling: SamplingParams) -> GeneratedTextResult:
-        """Generate, and wait for the whole text.
-
-        Args:
-            text: Goes into the verbalizer as ``input``.
-            sampling: Given as separate arguments: the fields of ``SamplingParams``.
-
-        Returns:
-            The text, counts and finish reason.
-        """
-        return self.generator.run(text, sampling)
-
-    @TextGenerationTask.taskmethod(output_streaming=True)
-    @with_sampling_parameters
-    def run_stream_out(
-        self, text: str, sampling: SamplingParams
-    ) -> Iterable[GeneratedTextStreamResult]:
-        """Generate, piece by piece; joined, the pieces are the text of ``run``.
-
-        Args:
-            text: Goes into the verbalizer as ``input``.
-            sampling: Given as separate arguments: the fields of ``SamplingParams``.
-
-        Returns:
-            The pieces as they come; dropping the iterator ends the generation.
-        """
-        return self.generator.run_stream_out(text, sampling)
-
-    @TokenizationTask.taskmethod()
-    def run_tokenizer(self, text: str) -> TokenizationResults:
-        """Split a text into the model's tokens; the verbalizer is not applied.
-
-        Args:
-            text: Any text.
-
-        Returns:
-            The tokens and their count, special ones included.
-        """
-        return self.generator.run_tokenizer(text)
-
-
-def _generator(
-    lease: BaseModelLease,
-    adapter: LoraAdapter,
-    here: Environment,
-    *,
-    style: PromptStyle,
-    adapter_folder: Optional[Path] = None,
-    cleans_up_spaces: bool = False,
-) -> TextGenerator:
-    return TextGenerator(
-        lease,
-        producer_id=LoraTuning.PRODUCER_ID,
-        environment=here,
-        adapter=adapter,
-        style=style,
-        adapter_folder=adapter_folder,
-        cleans_up_spaces=cleans_up_spaces,
-    )
-
-
-def _require_lora(adapter: Adapter) -> LoraAdapter:
-    if not isinstance(adapter, LoraAdapter):
-        raise NotSupportedError(f"module LoraTuning runs LoRA, this adapter is {adapter.method}")
-    return adapter
+        adapter = self.adapter
+        lora = adapter.loaded() if isinstance(adapter, StoredAdapter) else adapter
+        assert isinstance(lora, LoraAdapter)
+        return lora

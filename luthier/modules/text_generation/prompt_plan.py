@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from luthier.adapters.prompts.initialisation import AnyPrompt, make_adapter
@@ -31,7 +31,7 @@ from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 from luthier.modules.environment import Environment
 from luthier.modules.planning.hooks import TrainingHooks, limits_for
 from luthier.modules.planning.marker_tokens import refuse_marker_tokens
-from luthier.modules.planning.train_plan import TrainingPlan, plan_training
+from luthier.modules.planning.train_plan import AdapterPlan, plan_training
 from luthier.modules.text_generation.starting_point import read_start
 from luthier.resources.base_model import BaseModel
 
@@ -40,7 +40,7 @@ _OWN_ARGUMENTS = ("tuning_config", "tuning_type", "source_task")
 
 
 @dataclass(frozen=True)
-class PromptTuningPlan(TrainingPlan):
+class PromptTuningPlan(AdapterPlan):
     """A prompt tuning that nothing known so far speaks against.
 
     Args:
@@ -98,19 +98,7 @@ class PromptTuningPlan(TrainingPlan):
 def plan_prompt_tuning(
     arguments: Mapping[str, Any], *, module_id: str, environment: Environment
 ) -> PromptTuningPlan:
-    """Check the arguments of a prompt tuning and read its data and source prompt.
-
-    Args:
-        arguments: Of ``train``, by name.
-        module_id: What is to be trained.
-        environment: Limits and what is allowed.
-
-    Returns:
-        The plan.
-
-    Raises:
-        LuthierError: Naming the argument, its value and the limit, or the row.
-    """
+    """Plan a prompt tuning and its source; takes and raises what ``plan_training`` does."""
     common = {name: value for name, value in arguments.items() if name not in _OWN_ARGUMENTS}
     if arguments.get("tuning_config") is None:
         raise InvalidInputError("train() missing 1 required argument: 'tuning_config'")
@@ -138,8 +126,8 @@ def plan_prompt_tuning(
         source_prompt = _source_prompt(config, init_method, tuning_type, plan.hooks, environment)
         _require_fit(source_prompt, config.num_virtual_tokens, num_places=len(places))
     source_task = arguments.get("source_task")
-    return PromptTuningPlan(
-        **{field.name: getattr(plan, field.name) for field in fields(plan)},
+    return PromptTuningPlan.of(
+        plan,
         tuning_type=tuning_type,
         num_virtual_tokens=config.num_virtual_tokens,
         init_method=init_method,

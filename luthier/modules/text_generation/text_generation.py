@@ -2,7 +2,6 @@
 
 # NOTE: no ``from __future__ import annotations`` here: caikit reads annotations as types.
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -11,41 +10,29 @@ from caikit.core import ModuleBase, module
 from caikit.core.data_model import DataStream
 from caikit.interfaces.nlp.tasks import TextGenerationTask, TokenizationTask
 
-from luthier.data_model.generation import (
-    GeneratedTextResult,
-    GeneratedTextStreamResult,
-    TokenizationResults,
-)
-from luthier.data_model.options.quantisation import NONE
-from luthier.data_model.options.training_options import FULL_FINE_TUNING_DEFAULTS
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
-from luthier.data_model.sampling import SamplingParams
 from luthier.data_model.training_settings import TrainingSettings
-from luthier.errors import InvalidInputError, NotSupportedError
+from luthier.errors import InvalidInputError
 from luthier.files.names import resolve_inside
-from luthier.modules.environment import Environment, environment
+from luthier.modules.environment import environment
+from luthier.modules.leasing import AnyBaseModel, AnyPath, lease_base_model
 from luthier.modules.planning.marker_tokens import marker_tokens, whole_tuned_model
 from luthier.modules.planning.pretrained_weights import full_weights
-from luthier.modules.planning.train_plan import TrainingPlan, plan_training
-from luthier.modules.text_generation.generator import TextGenerator
+from luthier.modules.task_methods import arguments_of
+from luthier.modules.text_generation.full_plan import plan_full_fine_tuning
 from luthier.modules.text_generation.history import TrainingHistory
 from luthier.modules.text_generation.saved_model import (
     ARTIFACTS_FOLDER,
-    CLEAN_SPACES_KEY,
     read_config,
-    style_config,
     style_of,
     text_of,
-    wants_clean_spaces,
     writing_model,
 )
-from luthier.modules.text_generation.task_signature import with_sampling_parameters
-from luthier.modules.text_generation.text_module import AnyBaseModel, AnyPath, TextModule
+from luthier.modules.text_generation.text_module import TextModule
 from luthier.resources.base_model import BaseModel
 from luthier.resources.model_loading import load_base_model, save_base_model
 from luthier.resources.names import BaseModelLocation
 from luthier.resources.store import BaseModelLease
-from luthier.training.data.encoding.prompt_style import PromptStyle
 from luthier.training.data.encoding.verbalizer import DEFAULT_VERBALIZER
 
 log = alog.use_channel(__name__)
@@ -65,6 +52,8 @@ class TextGeneration(TextModule, ModuleBase):
         generator: Does the work.
         history: How it was trained; empty for a bare base model.
     """
+
+    PLAN = staticmethod(plan_full_fine_tuning)
 
     @classmethod
     def train(
@@ -116,23 +105,7 @@ class TextGeneration(TextModule, ModuleBase):
         Raises:
             LuthierError: If an argument, a row or the run itself is wrong.
         """
-        plan = cls.plan_train(
-            base_model=base_model,
-            train_stream=train_stream,
-            torch_dtype=torch_dtype,
-            max_source_length=max_source_length,
-            max_target_length=max_target_length,
-            batch_size=batch_size,
-            num_epochs=num_epochs,
-            accumulate_steps=accumulate_steps,
-            random_seed=random_seed,
-            lr=lr,
-            use_iterable_dataset=use_iterable_dataset,
-            val_stream=val_stream,
-            verbalizer=verbalizer,
-            training_options=training_options,
-            **kwargs,
-        )
+        plan = cls.plan_train(**arguments_of(locals()))
         with plan.acquire() as base:
             adapter = full_weights(
                 base,
@@ -142,40 +115,9 @@ class TextGeneration(TextModule, ModuleBase):
             )
             result = plan.tune(base, adapter)
             tuned = whole_tuned_model(base, adapter)
-        generator = _generator(tuned, plan.environment, style=plan.prompt_style(tuned))
+        lease = BaseModelLease(tuned, plan.environment.base_models, None)
+        generator = cls._make_runner(lease, plan.environment, style=plan.prompt_style(tuned))
         return cls(generator, history=TrainingHistory.of(result, plan.options))
-
-    @classmethod
-    def plan_train(cls, **arguments: Any) -> TrainingPlan:
-        """Check everything about a training that can be known without the weights.
-
-        Args:
-            **arguments: Of ``train``.
-
-        Returns:
-            What ``train`` would do.
-
-        Raises:
-            LuthierError: If it would fail.
-        """
-        arguments.pop("use_iterable_dataset", None)
-        plan = plan_training(
-            arguments,
-            module_id=cls.MODULE_ID,
-            defaults=FULL_FINE_TUNING_DEFAULTS,
-            environment=environment(),
-            tunes_all_weights=True,
-        )
-        if plan.start is not None:
-            raise InvalidInputError(
-                "'start_from' is for adapters; a whole model is gone on from as 'base_model'"
-            )
-        if plan.options.quantization != NONE:
-            raise NotSupportedError(
-                f"'quantization' {plan.options.quantization!r}: the weights of a quantised base "
-                "model cannot be fine-tuned; tune a LoRA or a prompt"
-            )
-        return plan
 
     @classmethod
     def bootstrap(
@@ -194,10 +136,7 @@ class TextGeneration(TextModule, ModuleBase):
             LuthierError: If there is no such base model.
         """
         here = environment()
-        if isinstance(base_model, BaseModel):
-            return cls(_generator(base_model, here))
-        lease = here.base_models.acquire(base_model, dtype=torch_dtype)
-        return cls(TextGenerator(lease, producer_id=cls.PRODUCER_ID, environment=here))
+        return cls(cls._make_runner(lease_base_model(base_model, here, dtype=torch_dtype), here))
 
     @classmethod
     def _load_folder(cls, folder: Path, base_model: Optional[AnyBaseModel]) -> "TextGeneration":
@@ -214,12 +153,8 @@ class TextGeneration(TextModule, ModuleBase):
             dtype=text_of(config, "torch_dtype", default=here.config.torch_dtype),
             sources=here.base_models.sources,
         )
-        generator = _generator(
-            loaded,
-            here,
-            style=style_of(config),
-            cleans_up_spaces=wants_clean_spaces(config),
-        )
+        lease = BaseModelLease(loaded, here.base_models, None)
+        generator = cls._make_runner(lease, here, style=style_of(config), config=config)
         return cls(generator, history=TrainingHistory.read(folder, config))
 
     def save(self, model_path: AnyPath) -> None:
@@ -228,73 +163,9 @@ class TextGeneration(TextModule, ModuleBase):
         Args:
             model_path: The folder.
         """
-        config = {
-            "artifact_path": ARTIFACTS_FOLDER,
-            "base_model_name": self.base_model.name,
-            "eos_token": self.base_model.tokenizer.eos_token,
-            "torch_dtype": str(self.base_model.dtype),
-            **style_config(self.generator.style),
-            CLEAN_SPACES_KEY: self.generator.cleans_up_spaces,
-        }
         target = Path(model_path)
-        with writing_model(self, target, config=config, history=self.history) as folder:
+        with writing_model(
+            self, target, config=self._whole_config(), history=self.history
+        ) as folder:
             save_base_model(self.base_model, folder / ARTIFACTS_FOLDER)
         log.info("saved a whole model", extra={"model": target.name})
-
-    @TextGenerationTask.taskmethod()
-    @with_sampling_parameters
-    def run(self, text: str, sampling: SamplingParams) -> GeneratedTextResult:
-        """Generate, and wait for the whole text.
-
-        Args:
-            text: What to continue or answer.
-            sampling: Given as separate arguments: the fields of ``SamplingParams``.
-
-        Returns:
-            The text, counts and finish reason.
-        """
-        return self.generator.run(text, sampling)
-
-    @TextGenerationTask.taskmethod(output_streaming=True)
-    @with_sampling_parameters
-    def run_stream_out(
-        self, text: str, sampling: SamplingParams
-    ) -> Iterable[GeneratedTextStreamResult]:
-        """Generate, piece by piece; joined, the pieces are the text of ``run``.
-
-        Args:
-            text: What to continue or answer.
-            sampling: Given as separate arguments: the fields of ``SamplingParams``.
-
-        Returns:
-            The pieces as they come; dropping the iterator ends the generation.
-        """
-        return self.generator.run_stream_out(text, sampling)
-
-    @TokenizationTask.taskmethod()
-    def run_tokenizer(self, text: str) -> TokenizationResults:
-        """Split a text into the model's tokens.
-
-        Args:
-            text: Any text.
-
-        Returns:
-            The tokens and their count, special ones included.
-        """
-        return self.generator.run_tokenizer(text)
-
-
-def _generator(
-    base_model: BaseModel,
-    here: Environment,
-    *,
-    style: PromptStyle | None = None,
-    cleans_up_spaces: bool = False,
-) -> TextGenerator:
-    return TextGenerator(
-        BaseModelLease(base_model, here.base_models, None),
-        producer_id=TextGeneration.PRODUCER_ID,
-        environment=here,
-        style=style,
-        cleans_up_spaces=cleans_up_spaces,
-    )

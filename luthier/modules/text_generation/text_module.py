@@ -1,92 +1,96 @@
-"""What both text generation modules are, beside how they are trained and saved.
+"""What all text generation modules are, beside how they are trained and saved."""
 
-caikit wants each task method written in the module's own class, so ``run``, ``run_stream_out`` and
-``run_tokenizer`` are there, one line each; the rest is here.
-"""
+# NOTE: no ``from __future__ import annotations`` here: caikit reads annotations as types.
 
-from __future__ import annotations
-
-import os
-from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from caikit.interfaces.nlp.tasks import TextGenerationTask, TokenizationTask
 
 from luthier.adapters.base import Adapter
 from luthier.data_model.generation import (
     GeneratedTextResult,
     GeneratedTextStreamResult,
-    TokenizationResults,
+    ProducerId,
 )
 from luthier.data_model.sampling import SamplingParams
 from luthier.modules.environment import Environment
 from luthier.modules.text_generation.conformance import check_conformance
 from luthier.modules.text_generation.generator import TextGenerator
-from luthier.modules.text_generation.history import NO_HISTORY, LogLine, TrainingHistory
-from luthier.resources.base_model import BaseModel
+from luthier.modules.text_generation.saved_model import (
+    ARTIFACTS_FOLDER,
+    CLEAN_SPACES_KEY,
+    style_config,
+    wants_clean_spaces,
+)
+from luthier.modules.text_generation.task_signature import with_sampling_parameters
+from luthier.modules.tuned_module import NO_CONFIG, TunedModule
 from luthier.resources.store import BaseModelLease
-
-AnyPath = str | os.PathLike[str]
-AnyBaseModel = str | os.PathLike[str] | BaseModel
+from luthier.training.data.encoding.prompt_style import PromptStyle
 
 
-class TextModule(ABC):
-    """A base model with or without an adapter, ready to generate. Thread-safe.
+class TextModule(TunedModule[TextGenerator]):
+    """A base model with or without an adapter, ready to generate. Thread-safe."""
 
-    No caikit class by itself: caikit wraps a ``load`` defined in one, reads the config a second
-    time and carries all of it into the next ``save``.
-
-    Args:
-        generator: Does the work.
-        history: How it was trained.
-    """
-
-    def __init__(self, generator: TextGenerator, *, history: TrainingHistory = NO_HISTORY) -> None:
-        super().__init__()
-        self.generator = generator
-        self.history = history
+    TASK_METHODS: ClassVar[Mapping[str, Callable[[Any], Any]]] = MappingProxyType(
+        {
+            "run": TextGenerationTask.taskmethod(),
+            "run_stream_out": TextGenerationTask.taskmethod(output_streaming=True),
+            "run_tokenizer": TokenizationTask.taskmethod(),
+        }
+    )
+    #: caikit's decorator gives it.
+    PRODUCER_ID: ClassVar[ProducerId]
 
     @classmethod
-    def load(cls, model_path: AnyPath, base_model: AnyBaseModel | None = None) -> Self:
-        """Read a model that ``save`` or caikit-nlp wrote.
+    def _make_runner(
+        cls,
+        lease: BaseModelLease,
+        here: Environment,
+        *,
+        adapter: Adapter | None = None,
+        style: PromptStyle | None = None,
+        adapter_folder: Path | None = None,
+        config: Mapping[str, Any] = NO_CONFIG,
+    ) -> TextGenerator:
+        return TextGenerator(
+            lease,
+            producer_id=cls.PRODUCER_ID,
+            environment=here,
+            adapter=adapter,
+            style=style,
+            adapter_folder=adapter_folder,
+            cleans_up_spaces=wants_clean_spaces(config),
+        )
 
-        Args:
-            model_path: The model's folder.
-            base_model: The base model of a tuned prompt, where its name does not find it here.
+    def _text_config(self) -> dict[str, Any]:
+        """What a saved model says of how it writes."""
+        return {
+            CLEAN_SPACES_KEY: self.generator.cleans_up_spaces,
+            "eos_token": self.base_model.tokenizer.eos_token,
+        }
 
-        Returns:
-            The module. A tuned prompt shares its base model's one copy.
-
-        Raises:
-            ArtifactError: If the folder is incomplete, damaged or something else.
-            BaseModelNotFoundError: If the base model is not here.
-        """
-        return cls._load_folder(Path(model_path), base_model)
-
-    @classmethod
-    @abstractmethod
-    def _load_folder(cls, folder: Path, base_model: AnyBaseModel | None) -> Self:
-        """Do what ``load`` says."""
+    def _whole_config(self) -> dict[str, Any]:
+        """What a model says that is saved whole, with its base's weights."""
+        return {
+            "artifact_path": ARTIFACTS_FOLDER,
+            "base_model_name": self.base_model.name,
+            "torch_dtype": str(self.base_model.dtype),
+            **style_config(self.generator.style),
+            **self._text_config(),
+        }
 
     @property
-    def base_model(self) -> BaseModel:
-        """The frozen base model."""
-        return self.generator.base_model
+    def generator(self) -> TextGenerator:
+        """What does the work."""
+        return self._runner
 
     @property
     def adapter(self) -> Adapter | None:
         """The tuned delta."""
         return self.generator.adapter
-
-    @property
-    def training_logs(self) -> tuple[LogLine, ...]:
-        """The course of the training: ``{"name": "loss", "data": {"step", "value", ...}}``."""
-        return self.history.lines
-
-    @property
-    def verbalizer(self) -> str:
-        """The template from the user's text to the prompt."""
-        return self.generator.verbalizer
 
     def check_conformance(self) -> None:
         """Compare what the engine gives with this adapter to what the training code gives.
@@ -97,12 +101,33 @@ class TextModule(ABC):
         if self.adapter is not None:
             check_conformance(self.base_model, self.adapter, self.generator.engine)
 
-    def shelve(self) -> None:
-        """Leave tuned deltas on disk until a request needs them, for whoever holds many models.
+    @with_sampling_parameters
+    def run(self, text: str, sampling: SamplingParams) -> GeneratedTextResult:
+        """Generate, and wait for the whole text.
 
-        The folder that the model was loaded from must stay as it is.
+        Args:
+            text: Goes into the verbalizer as ``input``.
+            sampling: Given as separate arguments: the fields of ``SamplingParams``.
+
+        Returns:
+            The text, counts and finish reason.
         """
-        self.generator.shelve()
+        return self.generator.run(text, sampling)
+
+    @with_sampling_parameters
+    def run_stream_out(
+        self, text: str, sampling: SamplingParams
+    ) -> Iterable[GeneratedTextStreamResult]:
+        """Generate, piece by piece; joined, the pieces are the text of ``run``.
+
+        Args:
+            text: Goes into the verbalizer as ``input``.
+            sampling: Given as separate arguments: the fields of ``SamplingParams``.
+
+        Returns:
+            The pieces as they come; dropping the iterator ends the generation.
+        """
+        return self.generator.run_stream_out(text, sampling)
 
     async def arun(self, text: str, **sampling: Any) -> GeneratedTextResult:
         """``run`` on an event loop; cancelling the task frees the row.
@@ -159,65 +184,3 @@ class TextModule(ABC):
             The pieces.
         """
         return self.generator.arun_stream_out(text, SamplingParams.from_arguments(sampling))
-
-    async def arun_tokenizer(self, text: str) -> TokenizationResults:
-        """``run_tokenizer`` on an event loop.
-
-        Args:
-            text: The user's.
-
-        Returns:
-            As ``run_tokenizer``.
-        """
-        return await self.generator.arun_tokenizer(text)
-
-    def release(self) -> None:
-        """Give the base model back; the module is of no use afterwards. Idempotent."""
-        self.generator.release()
-
-
-def lease_base_model(
-    base_model: AnyBaseModel, here: Environment, *, quantization: str | None = None
-) -> BaseModelLease:
-    """A lease on what a Python caller names or brings.
-
-    Args:
-        base_model: A name, a path anywhere, or a resource in memory.
-        here: Whose store keeps the shared copy.
-        quantization: How weights are to be held; a resource in memory stays as it is.
-
-    Returns:
-        The lease; its owner releases it.
-    """
-    if isinstance(base_model, BaseModel):
-        return BaseModelLease(base_model, here.base_models, None)
-    return here.base_models.acquire(base_model, quantization=quantization)
-
-
-def lease_saved_base_model(
-    saved_name: str,
-    brought: AnyBaseModel | None,
-    here: Environment,
-    *,
-    dtype: str | None = None,
-    quantization: str | None = None,
-) -> BaseModelLease:
-    """A lease on the caller's base model, or on the one that a saved model names.
-
-    That name is a stranger's: it may not reach beyond what the operator allows.
-
-    Args:
-        saved_name: From the saved model's config.
-        brought: By the caller of ``load``, who may name any path.
-        here: Whose store keeps the shared copy.
-        dtype: Precision for the saved name; None is the server's.
-        quantization: How the saved name's weights are to be held; None is as they are.
-
-    Returns:
-        The lease; its owner releases it.
-    """
-    if brought is not None:
-        return lease_base_model(brought, here, quantization=quantization)
-    return here.base_models.acquire(
-        saved_name, dtype=dtype, quantization=quantization, from_request=True
-    )

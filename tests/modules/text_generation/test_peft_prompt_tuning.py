@@ -280,7 +280,7 @@ def test_a_save_that_fails_leaves_what_was_there(tuned, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("luthier.modules.text_generation.peft_prompt_tuning.save_adapter", fail)
+    monkeypatch.setattr("luthier.modules.adapter_module.save_adapter", fail)
     with pytest.raises(OSError, match="No space left"):
         tuned.save(target)
     after = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
