@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from luthier.adapters.added_tokens import NO_TOKENS, OwnTokens
 from luthier.adapters.checksums import checksums_of
 from luthier.adapters.lora.layers import LoraFactors
+from luthier.adapters.lora.token_rows import TokenRows
 from luthier.adapters.start_probe import AnyProbe
 
 
@@ -66,14 +67,21 @@ class Adapter(ABC):
         return None
 
     def linear_deltas(self) -> Mapping[str, LoraFactors]:
-        """Low-rank deltas beside linear layers, by path, if they and ``whole_modules`` are all that
-        ``tuned_model`` does to the base, but for ``own_tokens``; else none."""
+        """Low-rank deltas beside linear layers, by path, if they, ``whole_modules``,
+        ``replaced_rows`` and ``own_tokens`` are all that ``tuned_model`` does to the base; else
+        none."""
         return {}
 
     def whole_modules(self) -> Mapping[str, nn.Module]:
-        """Layers of its own in the place of the base's, by path, if they and ``linear_deltas`` are
-        all that ``tuned_model`` does to the base; else none. Some may share a tensor."""
+        """Layers of its own in the place of the base's, by path, if they, ``linear_deltas`` and
+        ``replaced_rows`` are all that ``tuned_model`` does to the base; else none. Some may share a
+        tensor."""
         return {}
+
+    def replaced_rows(self) -> TokenRows | None:
+        """Embeddings of its own in the place of those of some of the base's tokens, if nothing
+        else but ``linear_deltas`` and ``whole_modules`` is done to the base; else none."""
+        return None
 
     def added_tokens(self) -> Mapping[str, int]:
         """Text and id of each token that this adapter adds to the tokenizer's vocabulary, told
@@ -90,7 +98,8 @@ class Adapter(ABC):
         return frozenset(self.linear_deltas())
 
     def whole_layers(self) -> frozenset[str]:
-        """Paths of the layers in ``whole_modules``, told without reading any tensor."""
+        """Paths of the layers in ``whole_modules`` and of those that have ``replaced_rows``, told
+        without reading any tensor."""
         return frozenset(self.whole_modules())
 
     def loaded(self) -> Adapter:

@@ -16,6 +16,7 @@ from luthier.adapters.added_tokens import NO_TOKENS, OwnTokens
 from luthier.adapters.base import Adapter, SoftPromptTensors
 from luthier.adapters.heads.classification_head import ClassificationHead
 from luthier.adapters.lora.layers import LoraFactors
+from luthier.adapters.lora.token_rows import TokenRows
 from luthier.adapters.storage import load_adapter
 from luthier.errors import ArtifactError, LuthierError, ReplacedError
 
@@ -124,6 +125,10 @@ class StoredAdapter(Adapter):
     def whole_modules(self) -> Mapping[str, nn.Module]:
         """The adapter's."""
         return self.loaded().whole_modules()
+
+    def replaced_rows(self) -> TokenRows | None:
+        """The adapter's."""
+        return self.loaded().replaced_rows()
 
     def delta_layers(self) -> frozenset[str]:
         """Known without the tensors."""

@@ -5,7 +5,8 @@ R is the rank; A is [R, in], B [out, R], the delta ``scaling · B · A``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,6 +50,18 @@ class LoraFactors:
         return (
             torch.cat([self.lora_a, self.start_a]),
             torch.cat([self.lora_b, -self.start_b], dim=1),
+        )
+
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> LoraFactors:
+        """The same around other tensors."""
+        magnitude, start_a, start_b = self.magnitude, self.start_a, self.start_b
+        return replace(
+            self,
+            lora_a=nn.Parameter(move(self.lora_a)),
+            lora_b=nn.Parameter(move(self.lora_b)),
+            magnitude=None if magnitude is None else nn.Parameter(move(magnitude)),
+            start_a=None if start_a is None else move(start_a),
+            start_b=None if start_b is None else move(start_b),
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 from weakref import WeakKeyDictionary
@@ -66,8 +66,11 @@ class LoraAdapter(Adapter):
         self.saved = dict(saved)
         self.token_rows = token_rows
         # What is done to single layers, if nothing else is done.
-        is_by_layers = token_rows is None or bool(token_rows.texts)
-        self._whole_layers = layers_of(self.saved) if is_by_layers else None
+        layers = layers_of(self.saved) or {}
+        is_by_layers = bool(layers) or not self.saved
+        if token_rows is not None:
+            is_by_layers = is_by_layers and layers.keys().isdisjoint(token_rows.paths)
+        self._whole_layers = layers if is_by_layers else None
         self._target_names = target_names
         self._is_transposed = is_transposed
         self._moved: tuple[object, Self] | None = None
@@ -161,7 +164,7 @@ class LoraAdapter(Adapter):
         self._moved = None
 
     def linear_deltas(self) -> Mapping[str, LoraFactors]:
-        """The deltas, unless single tokens of the base were trained beside them."""
+        """The deltas, unless modules that are more than their layers were trained beside them."""
         return {} if self._whole_layers is None else self.factors
 
     def added_tokens(self) -> Mapping[str, int]:
@@ -175,6 +178,16 @@ class LoraAdapter(Adapter):
     def whole_modules(self) -> Mapping[str, nn.Module]:
         """The layers of the modules that were trained whole."""
         return self._whole_layers or {}
+
+    def replaced_rows(self) -> TokenRows | None:
+        """The embeddings of tokens of the base that were trained."""
+        rows = self.token_rows
+        return None if rows is None or rows.texts or self._whole_layers is None else rows
+
+    def whole_layers(self) -> frozenset[str]:
+        """Told without any tensor."""
+        rows = self.replaced_rows()
+        return frozenset(self.whole_modules()) | frozenset(() if rows is None else rows.paths)
 
     def tuned_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The base's network with the deltas in it, made at the first call (some milliseconds).
@@ -267,7 +280,7 @@ class LoraAdapter(Adapter):
             task_type=self.task_type,
             target_names=self._target_names,
             is_transposed=self._is_transposed,
-            factors={path: _moved(factors, move) for path, factors in self.factors.items()},
+            factors={path: factors.moved(move) for path, factors in self.factors.items()},
             saved=saved,
             token_rows=None if self.token_rows is None else self.token_rows.moved(move),
         )
@@ -307,14 +320,3 @@ class LoraAdapter(Adapter):
         if self.token_rows is not None:
             self.token_rows.install(tree)
         return tree
-
-
-def _moved(factors: LoraFactors, move: Callable[[torch.Tensor], torch.Tensor]) -> LoraFactors:
-    return replace(
-        factors,
-        lora_a=nn.Parameter(move(factors.lora_a)),
-        lora_b=nn.Parameter(move(factors.lora_b)),
-        magnitude=None if factors.magnitude is None else nn.Parameter(move(factors.magnitude)),
-        start_a=None if factors.start_a is None else move(factors.start_a),
-        start_b=None if factors.start_b is None else move(factors.start_b),
-    )

@@ -53,6 +53,11 @@ class TokenRows:
         return f"{self.path}.{ROWS_NAME}"
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """Of all layers that have the rows."""
+        return (self.path, *self.tied_paths)
+
+    @property
     def added_ids(self) -> Mapping[str, int]:
         """Text to id of the tokens that the adapter adds; empty if they are the base's."""
         return dict(zip(self.texts, self.indices, strict=True)) if self.texts else NO_TOKENS
@@ -71,7 +76,7 @@ class TokenRows:
         Args:
             tree: Changed in place; an ``own_module_tree``.
         """
-        for path in (self.path, *self.tied_paths):
+        for path in self.paths:
             tree.set_submodule(path, TokenRowsLayer(tree.get_submodule(path), self))
 
     def merged(self, weight: torch.Tensor) -> torch.Tensor:

@@ -88,9 +88,9 @@ class DeltaLayers:
     def watching(self, num_tokens: int) -> Iterator[set[str]]:
         """Learn from one pass of ``num_tokens`` tokens which layers see every token just once.
 
-        Those can be replaced by an adapter's own. Linear ones but the head can have deltas, if
-        their weights are plain numbers in the model's precision, or quantised by
-        ``resources.quantised_layers``. Layers that an earlier pass found stay usable.
+        Those can be replaced by an adapter's own. Linear ones can have deltas, if their weights are
+        plain numbers in the model's precision, or quantised by ``resources.quantised_layers``.
+        Layers that an earlier pass found stay usable.
 
         Args:
             num_tokens: More than other parts of the pass see.
@@ -112,8 +112,15 @@ class DeltaLayers:
         seen = {path for path in others if watch.takes_each_token(path, num_tokens)}
         self._hosted.update((path, others[path]) for path in seen)
         found |= seen
+        dtype, device = self.tables.dtype, self.tables.device
+        head = self._hosted.get(self._head_path)
+        takes_delta = isinstance(head, nn.Linear | Conv1D) and _is_readable(head, dtype)
         self.tables = DeltaTables(
-            self._usable, dtype=self.tables.dtype, device=self.tables.device, hosted=self._hosted
+            self._usable,
+            dtype=dtype,
+            device=device,
+            hosted=self._hosted,
+            head=self._head_path if takes_delta else "",
         )
         self._hot = HotAdapter(self._usable, self.tables, self._merging)
 

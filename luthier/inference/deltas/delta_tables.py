@@ -208,6 +208,8 @@ class DeltaTables:
         dtype: What deltas are computed in.
         device: Where.
         hosted: Layers whose place an adapter's own may take, by path.
+        head: Path of the one among them that can have deltas though it is not among ``layers``,
+            because it does not see all tokens; "" for none.
     """
 
     def __init__(
@@ -217,8 +219,10 @@ class DeltaTables:
         dtype: torch.dtype,
         device: torch.device,
         hosted: Mapping[str, nn.Module] | None = None,
+        head: str = "",
     ) -> None:
         self._layers = dict(layers)
+        self._head = head
         #: Layers of adapters' own.
         self.whole = WholeModules(hosted or {}, dtype=dtype, device=device)
         self.dtype, self.device = dtype, device
@@ -245,7 +249,7 @@ class DeltaTables:
         Returns:
             True if steps can do all of it.
         """
-        return deltas <= self._layers.keys() and self.whole.takes(modules)
+        return deltas - {self._head} <= self._layers.keys() and self.whole.takes(modules)
 
     def base_bytes(self, modules: frozenset[str]) -> int:
         """What the base's own layers take in the places of an adapter's."""
@@ -254,6 +258,8 @@ class DeltaTables:
     def num_bytes(self, changes: LayerChanges) -> int:
         """What an adapter takes here."""
         total = self.whole.num_bytes(changes.modules)
+        if changes.rows is not None:
+            total += changes.rows.rows.numel() * self.dtype.itemsize
         for each in changes.deltas.values():
             rank, in_features = each.lora_a.shape
             rank *= 2 if each.start_a is not None else 1
@@ -273,13 +279,19 @@ class DeltaTables:
         """
         try:
             for path, each in changes.deltas.items():
-                if self._table(path).place(key, each):
+                if path != self._head and self._table(path).place(key, each):
                     self.version += 1
-            self.whole.place(key, changes.modules)
+            head_delta = changes.deltas.get(self._head)
+            around = {} if head_delta is None else {self._head: head_delta}
+            self.whole.place(key, changes.modules, rows=changes.rows, deltas=around)
         except BaseException:
             self.remove(key)
             raise
-        ranks = [self.by_path[path].content.rows[key].rank for path in changes.deltas]
+        ranks = [
+            self.by_path[path].content.rows[key].rank
+            for path in changes.deltas
+            if path != self._head
+        ]
         self._max_ranks[key] = max(ranks, default=0)
 
     def remove(self, key: str) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from luthier.adapters.lora.layers import LoraFactors
 from luthier.inference.deltas.layer_changes import LayerChanges
@@ -43,8 +41,9 @@ class HostDeltas:
             return
         memo: dict[int, Any] = {}  # what layers share stays shared
         self._entries[key] = LayerChanges(
-            {path: _on_host(factors) for path, factors in changes.deltas.items()},
+            {path: factors.moved(_on_host) for path, factors in changes.deltas.items()},
             {path: copy.deepcopy(each, memo).cpu() for path, each in changes.modules.items()},
+            None if changes.rows is None else changes.rows.moved(_on_host),
         )
         self.num_bytes += num_bytes
         while self.num_bytes > self._max_bytes:
@@ -63,19 +62,10 @@ def _bytes_of(changes: LayerChanges) -> int:
     tensors = [tensor for each in changes.deltas.values() for tensor in _tensors_of(each)]
     for layer in changes.modules.values():
         tensors += [*layer.parameters(), *layer.buffers()]
+    if changes.rows is not None:
+        tensors.append(changes.rows.rows)
     return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
 
 
-def _on_host(factors: LoraFactors) -> LoraFactors:
-    def moved(tensor: torch.Tensor) -> nn.Parameter:
-        return nn.Parameter(tensor.detach().cpu(), requires_grad=False)
-
-    start_a, start_b = factors.start_a, factors.start_b
-    return replace(
-        factors,
-        lora_a=moved(factors.lora_a),
-        lora_b=moved(factors.lora_b),
-        magnitude=None if factors.magnitude is None else moved(factors.magnitude),
-        start_a=None if start_a is None else start_a.cpu(),
-        start_b=None if start_b is None else start_b.cpu(),
-    )
+def _on_host(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu()

@@ -9,6 +9,7 @@ from torch import nn
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.lora.layers import LoraFactors
+from luthier.adapters.lora.token_rows import TokenRows
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,12 @@ class LayerChanges:
     Args:
         deltas: Low-rank deltas beside linear layers.
         modules: Layers in the place of the base's.
+        rows: Embeddings in the place of those of some of the base's tokens, or None.
     """
 
     deltas: Mapping[str, LoraFactors]
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    rows: TokenRows | None = None
 
 
 def changes_of(adapter: Adapter) -> LayerChanges:
@@ -37,4 +40,4 @@ def changes_of(adapter: Adapter) -> LayerChanges:
         LuthierError: If it cannot be read.
     """
     loaded = adapter.loaded()
-    return LayerChanges(loaded.linear_deltas(), loaded.whole_modules())
+    return LayerChanges(loaded.linear_deltas(), loaded.whole_modules(), loaded.replaced_rows())

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from luthier.adapters.lora.layers import LoraFactors, LoraLinear
+from luthier.adapters.lora.token_rows import TokenRows, TokenRowsLayer
 from luthier.inference.runners.split_products import split_products
 
 
@@ -62,21 +64,38 @@ class WholeModules:
         """An adapter's layers by path; none if it has none."""
         return self._by_key.get(key, {})
 
-    def place(self, key: str, modules: Mapping[str, nn.Module]) -> None:
+    def place(
+        self,
+        key: str,
+        modules: Mapping[str, nn.Module],
+        *,
+        rows: TokenRows | None = None,
+        deltas: Mapping[str, LoraFactors] | None = None,
+    ) -> None:
         """Store copies of an adapter's layers.
 
         Args:
             key: The adapter's.
             modules: By path; all of them ``takes`` accepts.
+            rows: Of embeddings; a layer is made of them and the base's.
+            deltas: Of linear layers; likewise.
         """
-        if not modules:
-            return
         memo: dict[int, Any] = {}  # what is shared stays shared
         copies = nn.ModuleList([copy.deepcopy(layer, memo) for layer in modules.values()])
         copies.requires_grad_(False).eval()
         copies.to(device=self._device, dtype=self._dtype)
         split_products(copies)
-        self._by_key[key] = dict(zip(modules, copies, strict=True))
+        own: dict[str, nn.Module] = dict(zip(modules, copies, strict=True))
+        if rows is not None:
+            moved = rows.moved(self._move)
+            own |= {path: TokenRowsLayer(self._layers[path], moved) for path in rows.paths}
+        for path, factors in (deltas or {}).items():
+            own[path] = LoraLinear(self._layers[path], factors.moved(self._move))
+        if own:
+            self._by_key[key] = own
+
+    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().to(device=self._device, dtype=self._dtype, copy=True)
 
     def remove(self, key: str) -> None:
         """Forget an adapter's layers; no effect if it has none. No step may use it any more."""

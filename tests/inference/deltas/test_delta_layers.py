@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     MixtralConfig,
     MixtralForCausalLM,
     PreTrainedModel,
@@ -46,6 +47,9 @@ CONFIGS: dict[str, LoraConfig] = {
     "own_layer": LoraConfig(rank=3, use_dora=True, modules_to_save=("layers.1.mlp.up_proj",)),
     "own_attention": LoraConfig(rank=4, modules_to_save=("layers.0.self_attn", "model.norm")),
     "own_block": LoraConfig(rank=4, modules_to_save=("model.layers.1",)),
+    "own_tokens": LoraConfig(rank=4, trainable_token_indices=tuple(range(5, 200, 3))),
+    "head": LoraConfig(rank=4, target_modules=("q_proj", "lm_head")),
+    "dora_head": LoraConfig(rank=2, use_dora=True, target_modules=("v_proj", "lm_head")),
 }
 #: 640 tokens of the tiny model's keys and values: rows are moved and preempted.
 SMALL = EngineOptions(max_running=6, max_kv_bytes=640 * 256, max_step_tokens=40)
@@ -143,32 +147,27 @@ def test_loras_run_in_the_batch_and_not_beside_it(
     assert engine._whole_models is None
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        LoraConfig(rank=4, target_modules=("q_proj", "lm_head")),
-        LoraConfig(rank=4, trainable_token_indices=(5, 6, 7)),
-    ],
-    ids=["head", "tokens"],
-)
+@pytest.mark.parametrize("module", ["relative_attention_bias", "SelfAttention"])
 def test_what_cannot_share_a_pass_runs_beside_the_batch_and_gives_the_same(
-    config: LoraConfig, engine: BatchedEngine, causal_base: BaseModel, tiny_causal_dir: Path,
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    adapter = create_lora(causal_base.model, config, seed=1)
+    module: str, seq2seq_base: BaseModel, tiny_seq2seq_dir: Path, tmp_path: Path
+) -> None:
+    config = LoraConfig(rank=4, target_modules=("wi",), modules_to_save=(module,))
+    adapter = create_lora(seq2seq_base.model, config, seed=1)
     disturb(adapter, by=0.1)
     save_adapter(adapter, tmp_path / "adapter", base_model_name="tiny")
-    base = AutoModelForCausalLM.from_pretrained(tiny_causal_dir)
+    base = AutoModelForSeq2SeqLM.from_pretrained(tiny_seq2seq_dir)
     theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
     sampling = SamplingParams(max_new_tokens=8, min_new_tokens=8)
-    assert not engine.keeps_deltas(adapter)
+    engine = BatchedEngine(seq2seq_base)
+    assert not engine.keeps_deltas(adapter), "positions of rows laid end to end are its own"
     chunks = list(engine.submit(GenerationRequest((5, 6, 7), sampling, adapter)))
+    assert engine._whole_models is not None
+    engine.close()
     expected = theirs.generate(
         input_ids=torch.tensor([[5, 6, 7]]), attention_mask=torch.ones(1, 3, dtype=torch.long),
-        do_sample=False, max_new_tokens=8, min_new_tokens=8, pad_token_id=0,
+        do_sample=False, max_new_tokens=8, min_new_tokens=8,
     )  # fmt: skip
-    assert token_ids(chunks) == expected[0, 3:].tolist()
-    assert engine._whole_models is not None
+    assert token_ids(chunks) == expected[0, 1:].tolist()
 
 
 OWN_LAYERS: dict[str, tuple[Callable[[], PreTrainedModel], list[dict[str, Any]]]] = {
@@ -182,11 +181,19 @@ OWN_LAYERS: dict[str, tuple[Callable[[], PreTrainedModel], list[dict[str, Any]]]
     ),
     "llama, tied": (
         lambda: make_llama(tie_word_embeddings=True),
-        [{"unfreeze_layers": ("embed_tokens",)}, {"modules_to_save": ("lm_head", "k_proj")}],
+        [
+            {"unfreeze_layers": ("embed_tokens",)},
+            {"modules_to_save": ("lm_head", "k_proj")},
+            {"trainable_token_indices": tuple(range(5, 55, 2))},
+        ],
     ),
     "t5": (
         make_t5,
-        [{"modules_to_save": ("lm_head", "layer_norm")}, {"modules_to_save": ("EncDecAttention",)}],
+        [
+            {"modules_to_save": ("lm_head", "layer_norm")},
+            {"modules_to_save": ("EncDecAttention",)},
+            {"target_modules": ("q", "lm_head")},
+        ],
     ),
 }
 
@@ -212,19 +219,19 @@ def test_layers_of_an_adapters_own_give_in_the_batch_what_peft_gives(
     ids = [tuple((7 * n + 11 * i) % 50 + 5 for i in range(3 + 4 * n)) for n in range(8)]
     sampling = SamplingParams(max_new_tokens=7, min_new_tokens=7)
     streams = [
-        engine.submit(GenerationRequest(each, sampling, adapters[n % 4]))
+        engine.submit(GenerationRequest(each, sampling, adapters[n % len(adapters)]))
         for n, each in enumerate(ids)
     ]
     answers = [token_ids(list(stream)) for stream in streams]
     assert engine._whole_models is None
     engine.close()
     for n, each in enumerate(ids):
-        expected = references[n % 4].generate(
+        expected = references[n % len(adapters)].generate(
             input_ids=torch.tensor([each]),
             attention_mask=torch.ones(1, len(each), dtype=torch.long),
             do_sample=False, max_new_tokens=7, min_new_tokens=7, pad_token_id=0,
         )[0, -7:]  # fmt: skip
-        assert answers[n] == expected.tolist(), n % 4
+        assert answers[n] == expected.tolist(), n % len(adapters)
 
 
 def test_an_adapter_that_changed_in_place_is_another_adapter(
@@ -241,14 +248,17 @@ def test_an_adapter_that_changed_in_place_is_another_adapter(
 
 
 @pytest.mark.parametrize("make", [make_llama, make_gpt2])
-def test_every_linear_layer_but_the_head_takes_deltas(make: Any) -> None:
+def test_every_linear_layer_takes_deltas_and_every_layer_may_be_an_adapters_own(make: Any) -> None:
     model = make()
     adapter = create_lora(model, LoraConfig(rank=2), seed=0)
     layers = DeltaLayers(model)
     with torch.no_grad(), layers.watching(6):
         model(input_ids=torch.arange(6)[None] + 3)
     assert layers.tables.takes(adapter.delta_layers())
-    assert not layers.tables.takes(frozenset({"lm_head"}))
+    assert layers.tables.takes(frozenset({"lm_head"}))
+    with_tensors = {name.rpartition(".")[0] for name, _ in make().named_parameters()}
+    assert layers.tables.takes(frozenset(), frozenset(with_tensors))
+    assert not layers.tables.takes(frozenset(with_tensors)), "norms and embeddings have no deltas"
 
 
 def test_layers_in_another_precision_take_no_deltas() -> None:
@@ -279,14 +289,13 @@ def test_layers_that_see_only_some_tokens_take_no_deltas() -> None:
     with torch.no_grad(), layers.watching(6):
         model(input_ids=torch.arange(6)[None] + 3)
     taken = {path for path in linears if layers.tables.takes(frozenset({path}))}
-    assert taken == {path for path in linears if "self_attn" in path}
+    assert taken == {path for path in linears if "self_attn" in path} | {"lm_head"}
     own = {
         path
         for path, _ in model.named_modules()
         if layers.tables.takes(frozenset(), frozenset({path}))
     }
     assert own - taken == {
-        "lm_head",
         "model.embed_tokens",
         "model.norm",
         "model.layers.0.input_layernorm",

@@ -123,7 +123,8 @@ def test_it_tells_which_deltas_are_kept(
     assert engine.keeps_deltas(lora(causal_base, seed=1))
     assert engine.keeps_deltas(lora(causal_base, seed=2))
     assert engine.keeps_deltas(lora(causal_base, seed=1, modules_to_save=("lm_head",)))
-    assert not engine.keeps_deltas(lora(causal_base, seed=1, target_modules=("lm_head",)))
+    assert engine.keeps_deltas(lora(causal_base, seed=1, trainable_token_indices=(5, 6)))
+    assert not engine.keeps_deltas(FullWeights(causal_base.model))
     assert not engine.keeps_deltas(make_prompt(causal_base, seed=1))
     assert not engine.is_rounded
 
