@@ -210,7 +210,7 @@ class Engine(ABC):
         """
 
     def keeps_deltas(self, adapter: Adapter) -> bool:
-        """Whether the engine needs nothing of an adapter but its ``linear_deltas``, once, which it
+        """Whether the engine needs nothing of an adapter but what it does to layers, once, which it
         keeps as long as it has room. Changes nothing; thread-safe.
 
         Args:

@@ -59,7 +59,8 @@ class EngineOptions:
         max_kv_bytes: Keys and values of all rows of the batched engine, in bytes.
         max_prefix_bytes: Keys and values of soft prompts and other beginnings that rows to come may
             start from, in bytes; 0 computes all of them anew.
-        max_adapter_bytes: Low-rank deltas of adapters beside the base on the device, in bytes.
+        max_adapter_bytes: Low-rank deltas, and whole layers, of adapters beside the base on the
+            device, in bytes.
         max_host_adapter_bytes: Those kept in host memory for the next time, in bytes; not used
             where the device is the CPU.
         merge_after_steps: Steps in a row whose rows all have one LoRA after which it is merged, and
