@@ -19,6 +19,9 @@ from luthier.resources.cleanup import run_soon
 
 log = alog.use_channel(__name__)
 
+#: Held while an engine is made, which takes seconds: one at a time.
+_making = threading.RLock()
+#: Held for a look at the engines, or a change; never for long.
 _lock = threading.RLock()
 _engines: dict[int, Engine] = {}
 
@@ -37,14 +40,35 @@ def engine_for(base_model: BaseModel, *, options: EngineOptions | None = None) -
     Returns:
         The engine; it is shared, so only ``close_all`` should close it.
     """
-    key = id(base_model)
-    with _lock:
-        engine = _engines.get(key)
+    engine = _running(base_model)
+    if engine is not None:
+        return engine
+    with _making:
+        engine = _running(base_model)
         if engine is None:
-            engine = _engines[key] = make_engine(base_model, options or EngineOptions())
-            finalizer = weakref.finalize(base_model, _retire, key)
+            engine = make_engine(base_model, options or EngineOptions())
+            with _lock:
+                _engines[id(base_model)] = engine
+            finalizer = weakref.finalize(base_model, _retire, id(base_model))
             finalizer.atexit = False
         return engine
+
+
+def has_engine(base_model: BaseModel) -> bool:
+    """Whether ``engine_for`` returns at once; else it may take seconds.
+
+    Args:
+        base_model: A loaded model.
+
+    Returns:
+        False if an event loop must not call it.
+    """
+    return _running(base_model) is not None
+
+
+def _running(base_model: BaseModel) -> Engine | None:
+    with _lock:
+        return _engines.get(id(base_model))
 
 
 def make_engine(base_model: BaseModel, options: EngineOptions) -> Engine:
@@ -78,7 +102,7 @@ def engines() -> list[Engine]:
 
 def close_all() -> None:
     """Close every engine, ending their streams with CANCELLED."""
-    with _lock:
+    with _making, _lock:
         closing = list(_engines.values())
         _engines.clear()
     for engine in closing:

@@ -12,7 +12,7 @@ from luthier.adapters.added_tokens import NO_TOKENS
 from luthier.data_model.generation import Token, TokenizationResults
 from luthier.errors import InvalidInputError
 from luthier.inference.base import Engine
-from luthier.inference.registry import engine_for
+from luthier.inference.registry import engine_for, has_engine
 from luthier.modules.environment import Environment
 from luthier.resources.base_model import BaseModel
 from luthier.resources.cleanup import run_soon
@@ -110,6 +110,21 @@ class TextRunner(ABC):
             results=[Token(start=start, end=end, text=piece) for start, end, piece in tokens],
             token_count=len(tokens),
         )
+
+    def submits_at_once(self, text: str) -> bool:
+        """Whether a request with this text can be submitted on an event loop.
+
+        Args:
+            text: The user's.
+
+        Returns:
+            False if a thread must do it, for the text's length or because the engine has to be
+            started.
+
+        Raises:
+            InvalidInputError: If ``text`` is no string.
+        """
+        return fits_on_loop(text) and has_engine(self.base_model)
 
     async def arun_tokenizer(self, text: str) -> TokenizationResults:
         """``run_tokenizer`` on an event loop.

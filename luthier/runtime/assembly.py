@@ -8,7 +8,8 @@ from pathlib import Path
 import luthier.modules as modules
 from luthier.config.schema import Config
 from luthier.config.settings import env_name
-from luthier.modules.environment import Environment
+from luthier.inference.registry import engine_for
+from luthier.modules.environment import Environment, environment
 from luthier.modules.service_package import ServicePackages
 from luthier.runtime.grpc_server.server import GrpcServer
 from luthier.runtime.http_server.app import create_app
@@ -177,7 +178,7 @@ def make_http_server(config: Config, services: Services, packages: ServicePackag
 
 
 def load_saved_model(folder: Path) -> ServedModule:
-    """Read a saved model with our modules.
+    """Read a saved model with our modules, and start the engine of its base model.
 
     Args:
         folder: Of the model.
@@ -185,5 +186,12 @@ def load_saved_model(folder: Path) -> ServedModule:
     Returns:
         The module.
     """
-    module: ServedModule = modules.load(os.fspath(folder))
-    return module
+    module = modules.load(os.fspath(folder))
+    try:
+        # Here, where nobody but its own requests waits for it.
+        engine_for(module.base_model, options=environment().engine_options)
+    except BaseException:
+        module.release()
+        raise
+    served: ServedModule = module
+    return served

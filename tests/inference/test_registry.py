@@ -7,19 +7,28 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from luthier.data_model.sampling import SamplingParams
-from luthier.inference.base import FinishReason, GenerationRequest
+from luthier.inference import registry
+from luthier.inference.base import Engine, FinishReason, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.engine_process.process_engine import ProcessEngine
 from luthier.inference.options import EngineOptions, ProcessOptions
 from luthier.inference.plain_engine import PlainEngine
-from luthier.inference.registry import close_all, engine_for, engines
+from luthier.inference.registry import (
+    close_all,
+    engine_for,
+    engines,
+    has_engine,
+    make_engine,
+)
 from luthier.resources.base_model import BaseModel
 
 REQUEST = GenerationRequest((5, 6, 7), SamplingParams(max_new_tokens=5))
@@ -138,3 +147,30 @@ def test_an_engine_runs_in_a_process_where_the_options_say_so(causal_base: BaseM
     close_all()
     assert engine.status().detail == "closed"
     assert engine.pid is None
+
+
+def test_while_an_engine_is_made_nobody_else_waits(
+    causal_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, slow = replace(causal_base), replace(causal_base)
+    engine = engine_for(known)
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def make(*arguments: Any) -> Engine:
+        has_begun.set()
+        assert may_end.wait(60)
+        return make_engine(*arguments)
+
+    monkeypatch.setattr(registry, "make_engine", make)
+    with ThreadPoolExecutor(3) as pool:
+        try:
+            made = [pool.submit(engine_for, slow) for _ in range(2)]
+            assert has_begun.wait(60)
+            looks = pool.submit(
+                lambda: (engine_for(known), engines(), has_engine(known), has_engine(slow))
+            )
+            assert looks.result(60) == (engine, [engine], True, False)
+        finally:
+            may_end.set()
+        assert made[0].result(60) is made[1].result(60)
+    assert has_engine(slow)

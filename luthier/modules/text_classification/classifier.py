@@ -17,7 +17,7 @@ from luthier.data_model.caller import current_caller
 from luthier.errors import EngineError, InvalidInputError, NotSupportedError
 from luthier.inference.base import ClassificationRequest, TokenStream
 from luthier.modules.environment import Environment
-from luthier.modules.text_runner import TextRunner, fits_on_loop
+from luthier.modules.text_runner import TextRunner
 from luthier.resources.store import BaseModelLease
 from luthier.training.data.encoding.prompt_style import PromptStyle
 
@@ -97,7 +97,7 @@ class TextClassifier(TextRunner):
         Returns:
             As ``run``.
         """
-        if fits_on_loop(text):
+        if self.submits_at_once(text):
             stream = self._submit(text)
         else:
             stream = await asyncio.to_thread(self._submit, text)

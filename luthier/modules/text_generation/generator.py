@@ -21,7 +21,7 @@ from luthier.inference.base import GenerationRequest
 from luthier.modules.environment import Environment
 from luthier.modules.text_generation.growing_answer import GrowingAnswer
 from luthier.modules.text_generation.text_joining import TextJoiner, drops_first_space
-from luthier.modules.text_runner import TextRunner, checked_text, fits_on_loop
+from luthier.modules.text_runner import TextRunner, checked_text
 from luthier.resources.store import BaseModelLease
 from luthier.training.data.encoding.prompt_encoding import EncodedPrompt
 from luthier.training.data.encoding.prompt_style import PromptStyle
@@ -216,10 +216,9 @@ class TextGenerator(TextRunner):
         return answers
 
     async def _asubmit(self, text: str, sampling: SamplingParams) -> GrowingAnswer:
-        if fits_on_loop(text):
+        if self.submits_at_once(text):
             return self._submit(text, sampling)
-        prompt = await asyncio.to_thread(self._prompt, text, sampling)
-        return self._submit_prompt(prompt, sampling)
+        return await asyncio.to_thread(self._submit, text, sampling)
 
     def _prompt(self, text: str, sampling: SamplingParams) -> EncodedPrompt:
         sampling.validate(self._environment.sampling_limits)
