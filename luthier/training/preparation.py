@@ -107,6 +107,7 @@ def read_data(
         num_cached=0 if key_values is None else key_values.shape[2],
         class_labels=adapter.class_labels,
         added_tokens=adapter.added_tokens(),
+        writes_added=adapter.own_tokens() is None,
     )
     conversations: dict[int, ChatTrainRecord] = {}
     if dataset.skip_parent_probability or dataset.random_parent_probability:
@@ -164,6 +165,7 @@ def _row_tokenizer(
     num_cached: int,
     class_labels: tuple[str, ...],
     added_tokens: Mapping[str, int],
+    writes_added: bool,
 ) -> RowTokenizer:
     num_virtual_tokens = num_cached + max(
         0 if part is None else part.shape[0] for part in (prompt.encoder, prompt.decoder)
@@ -188,6 +190,7 @@ def _row_tokenizer(
         max_row_length=room,
         end_token_ids=base_model.eos_token_ids,
         class_labels=class_labels,
+        unwritable_ids=() if writes_added else tuple(added_tokens.values()),
     )
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.marker_tokens import marker_lora, markers_of
 
 from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.prompts.soft_prompt import SoftPrompt
@@ -114,6 +115,32 @@ def test_conversations_end_where_the_base_model_stops(tiny_causal_base: BaseMode
     (example,) = _read(tiny_causal_base, [record]).examples
     text = tiny_causal_base.tokenizer.decode(example.input_ids)
     assert text == "<|user|>Hi</s><|assistant|>Hello</s>"
+
+
+def test_markers_that_a_model_cannot_write_are_read_and_never_learned(
+    tiny_causal_base: BaseModel,
+) -> None:
+    base = tiny_causal_base
+    larger = FullWeights(base.model)
+    larger.add_tokens(markers_of(base))
+    turns = [("user", "Hi"), ("assistant", "Hello"), ("user", "So?"), ("assistant", "So.")]
+    record = ChatTrainRecord(tuple(ChatMessage(*turn) for turn in turns))
+    for adapter, are_learned in ((marker_lora(base), False), (larger, True)):
+        data, _ = read_data(
+            base,
+            adapter,
+            [record],
+            None,
+            options=TrainingOptions(),
+            dataset=DatasetOptions(prompt_format="markers", mask_prompt_labels=False),
+            should_stop=lambda: False,
+        )
+        (example,) = data.examples
+        places = [place for place, token in enumerate(example.input_ids) if token in (401, 402)]
+        assert len(places) == 4
+        for place, (token, label) in enumerate(zip(example.input_ids, example.labels, strict=True)):
+            is_open = place > 0 and (are_learned or place not in places)
+            assert label == (token if is_open else -100)
 
 
 def test_dataset_options_are_checked_first(tiny_causal_base: BaseModel) -> None:

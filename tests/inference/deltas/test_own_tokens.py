@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.lora_models import disturb
 from fixtures.marker_tokens import marker_lora, on_resized_model
 from fixtures.process_engines import close_process_engines, process_engine
 from torch import nn
 
 from luthier.adapters.added_tokens import OwnTokens
 from luthier.adapters.base import Adapter
+from luthier.adapters.lora.building import create_lora
 from luthier.adapters.lora.lora import LoraAdapter
 from luthier.adapters.storage import load_adapter, save_adapter
 from luthier.adapters.stored_adapter import StoredAdapter
+from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.sampling import SamplingParams
 from luthier.errors import InvalidInputError
 from luthier.inference.base import Engine, GenerationChunk, GenerationRequest
@@ -128,6 +131,9 @@ def test_a_row_says_what_peft_says_on_a_resized_model(
 
 def test_any_mix_of_rows_gives_what_each_gives_alone(base_model: BaseModel) -> None:
     first, second = marker_lora(base_model, seed=1), marker_lora(base_model, seed=2)
+    table = "embed_tokens" if base_model.kind == "causal" else "shared"
+    whole = create_lora(base_model.model, LoraConfig(rank=2, modules_to_save=(table,)), seed=3)
+    disturb(whole, seed=3)
     plain = (9, 10, 11, 50)
     requests = [
         _request(prompt, adapter, token_logprobs=True)
@@ -135,6 +141,7 @@ def test_any_mix_of_rows_gives_what_each_gives_alone(base_model: BaseModel) -> N
             (plain, None),
             *((prompt, adapter) for prompt in PROMPTS for adapter in (first, second)),
             (plain, first),
+            (plain, whole),
             (PROMPTS[0][1:-1], None),
         ]
     ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
-from fixtures.marker_tokens import MARKERS, marker_lora
+from fixtures.marker_tokens import MARKERS, marker_lora, on_resized_model
 from fixtures.train_rows import QUICK, ROWS
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -17,17 +18,24 @@ from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.storage import load_adapter
 from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.options.experiment import ExperimentOptions
+from luthier.data_model.options.training_options import TrainingOptions
+from luthier.data_model.records import GenerationTrainRecord
 from luthier.errors import ArtifactError, InvalidInputError, NotSupportedError
 from luthier.inference.base import GenerationRequest
 from luthier.inference.registry import engine_for
 from luthier.modules import LoraTuning, PeftPromptTuning, TextGeneration
+from luthier.modules.experiments.together import TunedExperiment, train_many
 from luthier.modules.planning.marker_tokens import marker_tokens, whole_tuned_model
 from luthier.modules.text_classification.head_tuning import HeadTuning
 from luthier.modules.text_generation.conformance import check_conformance
 from luthier.resources.base_model import BaseModel
+from luthier.training.data.collation import collate
+from luthier.training.loop import tune
+from luthier.training.preparation import read_data
 
 SETTINGS = {"prompt_format": "markers", "add_prompt_answer_tokens": True}
 IDS = {"<|system|>": 400, "<|prompt|>": 401, "<|answer|>": 402}
+RECORDS = [GenerationTrainRecord(**row) for row in ROWS]
 TEXT = "message number 7 about billing"
 
 
@@ -155,6 +163,80 @@ def test_a_whole_models_vocabulary_is_enlarged(base: str, here: Any, tmp_path: P
     # Tuned once more, its markers are tokens already.
     assert marker_tokens(loaded.base_model, DatasetOptions(**SETTINGS)) is None
     loaded.release()
+
+
+@pytest.mark.parametrize("name", ["tiny_causal_base", "tiny_seq2seq_base"])
+def test_losses_are_those_of_peft_on_a_resized_model(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    base: BaseModel = request.getfixturevalue(name)
+    adapter = marker_lora(base)
+    theirs = on_resized_model(adapter, base, tmp_path / "a", is_trainable=True)
+    dataset = DatasetOptions(**SETTINGS)
+    options = TrainingOptions(
+        num_epochs=4,  # the tiny models make much of rounding after more
+        batch_size=len(ROWS),
+        accumulate_steps=1,
+        learning_rate=0.002,
+        schedule="constant",
+        adam_epsilon=1e-3,  # else gradients of rounding would be steps of full length
+    )
+    (data, _) = read_data(
+        base, adapter, RECORDS, None, options=options, dataset=dataset, should_stop=bool
+    )
+    batch = collate(
+        data.batch(tuple(range(len(ROWS))), epoch=0),
+        pad_token_id=base.pad_token_id,
+        is_seq2seq=base.kind == "seq2seq",
+        device=base.device,
+    )
+    learned = [each for each in theirs.parameters() if each.requires_grad]
+    assert len(learned) == len(list(adapter.named_parameters()))
+    optimizer = torch.optim.AdamW(learned, lr=0.002, eps=1e-3, weight_decay=options.weight_decay)
+    expected = []
+    for _ in range(4):
+        given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        logits = theirs(**given, labels=batch.labels).logits[..., :400]
+        labels = batch.labels
+        if base.kind == "causal":
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+    result = tune(base, adapter, RECORDS, options=options, dataset=dataset)
+    found = [point.value for point in result.losses]
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert found[-1] < found[0] - 0.05
+
+
+def test_experiments_with_markers_of_their_own_are_trained_side_by_side(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+
+    def options(name: str, marker: str) -> ExperimentOptions:
+        return _experiment("lora").laid_over(
+            {
+                "general.model_name": name,
+                "general.output_folder": str(tmp_path),
+                "dataset.train_dataframe": str(file),
+                "dataset.validation_size": 0.0,
+                "dataset.text_answer_separator": marker,
+                "training.num_epochs": 2,
+            }
+        )
+
+    both = [options("first", "<|answer|>"), options("second", "<|reply|>")]
+    together = train_many(both)
+    for each, outcome in zip(both, together, strict=True):
+        assert isinstance(outcome, TunedExperiment), outcome
+        (alone,) = train_many([each.laid_over({"general.model_name": "alone"})])
+        assert isinstance(alone, TunedExperiment)
+        assert [p.value for p in outcome.result.losses] == [p.value for p in alone.result.losses]
+    second = luthier.load(tmp_path / "second")
+    assert list(second.adapter.added_tokens()) == ["<|system|>", "<|prompt|>", "<|reply|>"]
+    second.release()
 
 
 def test_an_engine_that_takes_other_rows_is_found_out(tiny_causal_base: BaseModel) -> None:

@@ -105,10 +105,11 @@ class ConversationEncoder:
 
     def _causal_row(self, row: int, parts: Sequence[_EncodedPart], place: str) -> TokenizedRow:
         ids = [token for part in parts for token in part.ids]
+        unwritable = self.row_tokenizer.unwritable_ids
         is_learned = [
-            part.is_learned or not self.options.mask_prompt_labels
+            (part.is_learned or not self.options.mask_prompt_labels) and token not in unwritable
             for part in parts
-            for _ in part.ids
+            for token in part.ids
         ]
         source_cut = sum(part.num_cut for part in parts if part.kind != "answer")
         target_cut = sum(part.num_cut for part in parts if part.kind == "answer")

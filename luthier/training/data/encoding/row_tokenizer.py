@@ -26,6 +26,8 @@ class RowTokenizer:
         max_row_length: Most tokens of one sequence that the base model can take, or None.
         end_token_ids: Others at which generation ends; a chat template may end answers with them.
         class_labels: Names of the classes that are learned instead of text; else none.
+        unwritable_ids: Tokens that the model reads and can never write, so that they are not
+            learned as labels: those that an adapter adds to the vocabulary.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -37,6 +39,7 @@ class RowTokenizer:
     max_row_length: int | None = None
     end_token_ids: tuple[int, ...] = ()
     class_labels: tuple[str, ...] = ()
+    unwritable_ids: tuple[int, ...] = ()
 
     @functools.cached_property
     def encoder(self) -> PromptEncoder:
