@@ -60,6 +60,28 @@ def test_it_gives_what_the_adapter_gives_and_knows_it_without_the_tensors(
     assert dict(stored.named_parameters()).keys() == dict(direct.named_parameters()).keys()
 
 
+def test_layers_and_rows_of_its_own_are_known_without_the_tensors(
+    base: BaseModel, tmp_path: Path
+) -> None:
+    config = LoraConfig(rank=2, modules_to_save=("norm",), trainable_token_indices=(5, 6))
+    adapter = create_lora(base.model, config, seed=1)
+    disturb(adapter)
+    save_adapter(adapter, tmp_path / "adapter", base_model_name=base.name)
+    stored = make_stored(base, tmp_path / "adapter")
+    gc.collect()
+    assert {"model.norm", "model.embed_tokens"} < stored.whole_layers() == adapter.whole_layers()
+    assert not stored.is_in_memory
+    direct = stored.loaded()
+    assert direct.loaded() is direct
+    assert stored.whole_modules() == direct.whole_modules()
+    assert stored.whole_modules().keys() == adapter.whole_modules().keys()
+    rows, expected = stored.replaced_rows(), adapter.replaced_rows()
+    assert rows is not None
+    assert expected is not None
+    assert torch.equal(rows.rows, expected.rows)
+    assert rows.paths == expected.paths == ("model.embed_tokens",)
+
+
 def test_it_is_read_once_while_somebody_holds_it(base: BaseModel, folder: Path) -> None:
     stored = make_stored(base, folder)
     gc.collect()

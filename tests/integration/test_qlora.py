@@ -181,12 +181,13 @@ def test_a_loftq_is_tuned_and_served_on_the_quantised_base(
 
 
 @pytest.mark.parametrize("word", WORDS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "own layers"])
 def test_loras_on_a_quantised_base_share_a_batch_and_say_what_peft_says(
     tiny_causal_base: BaseModel, tiny_causal_dir: Path, tmp_path: Path, word: str, kind: str
 ) -> None:
     base = tiny_causal_base.quantised(word)
-    config = LoraConfig.from_mapping({"rank": 4, "initialisation": "random", **KINDS[kind]})
+    kinds = {**KINDS, "own layers": {"modules_to_save": ["norm", "lm_head"]}}
+    config = LoraConfig.from_mapping({"rank": 4, "initialisation": "random", **kinds[kind]})
     adapter = create_lora(base.model, config, seed=3)
     disturb(adapter, seed=4, by=0.2)
     sampling = SamplingParams(max_new_tokens=8, min_new_tokens=8)

@@ -29,6 +29,7 @@ from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.deltas import delta_steps
 from luthier.inference.deltas.delta_layers import DeltaLayers
 from luthier.inference.options import EngineOptions
+from luthier.inference.runners.int8_weights import multiplies_exactly
 from luthier.resources.base_model import BaseModel
 from tests.fixtures.lora_models import disturb, make_bloom, make_gpt2, make_llama, make_t5
 
@@ -232,6 +233,23 @@ def test_layers_of_an_adapters_own_give_in_the_batch_what_peft_gives(
             do_sample=False, max_new_tokens=7, min_new_tokens=7, pad_token_id=0,
         )[0, -7:]  # fmt: skip
         assert answers[n] == expected.tolist(), n % len(adapters)
+
+
+@pytest.mark.skipif(not multiplies_exactly(), reason="this CPU has no quick int8 products")
+def test_layers_of_an_adapters_own_stay_float_beside_int8_weights(
+    causal_base: BaseModel, loras: dict[str, LoraAdapter], peft_models: dict[str, Any]
+) -> None:
+    engine = BatchedEngine(causal_base, EngineOptions(weights="int8"))
+    sampling = SamplingParams(max_new_tokens=1, generated_tokens=True, token_logprobs=True)
+    ids = (5, 6, 7, 8)
+    names = [name for name in loras if name.startswith("own_")]
+    streams = [engine.submit(GenerationRequest(ids, sampling, loras[name])) for name in names]
+    for name, stream in zip(names, streams, strict=True):
+        ((token,),) = [chunk.tokens for chunk in stream if chunk.tokens]
+        theirs = logprobs(peft_models[name], [*ids, token.token_id])[-1]
+        assert token.logprob == pytest.approx(float(theirs), abs=0.3), name
+    assert engine._whole_models is None
+    engine.close()
 
 
 def test_an_adapter_that_changed_in_place_is_another_adapter(
