@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 
 from luthier.data_model.options.dataset_options import DatasetOptions
+from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.options.option_table import OPTIONS
+from luthier.data_model.options.reading import option_names
 from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.training_settings import (
     ARGUMENTS_OF_THEIR_OWN,
@@ -62,6 +64,14 @@ def test_every_option_of_a_file_is_in_a_request_or_has_a_reason(name: str) -> No
         "general": ("base_model", "model_name"),
     }[option.part]
     assert [name in places, name in NOT_ON_THE_WIRE].count(True) == 1, option.path
+
+
+def test_a_heads_request_has_every_option_of_the_lora_below_it() -> None:
+    """But those of starts that look at text which the base model writes: a head refuses them."""
+    starts = ("start_batches", "eva_", "corda_", "lora_ga_")
+    fields = frozen_numbers()["TextClassificationTaskHeadTuningTrainParameters"]
+    missing = [name for name in option_names(LoraConfig) if name not in fields]
+    assert [name for name in missing if not name.startswith(starts)] == []
 
 
 def test_every_reason_is_that_of_an_option() -> None:

@@ -50,6 +50,8 @@ HEAD_TUNING_PARAMETERS = [
     "use_rslora", "use_dora", "target_modules", "exclude_modules", "lora_plus_ratio", "device",
     "num_epochs", "learning_rate", "verbalizer", "batch_size", "max_source_length",
     "accumulate_steps", "torch_dtype", "silence_progress_bars", "seed", "training_options",
+    "rank_pattern", "alpha_pattern", "initialisation", "layers_to_transform", "layers_pattern",
+    "modules_to_save", "unfreeze_layers", "trainable_token_indices",
 ]  # fmt: skip
 FROZEN = {
     "TextGenerationTaskRequest": GENERATION_REQUEST,

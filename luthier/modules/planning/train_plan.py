@@ -6,42 +6,38 @@ and then follows it.
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
 from luthier.adapters.base import Adapter
 from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.options.quantisation import NONE
 from luthier.data_model.options.training_options import (
-    TRAINING_OPTION_ALIASES,
-    TRAINING_OPTION_NAMES,
     TrainingOptions,
 )
 from luthier.data_model.streams import StreamRecord
 from luthier.data_model.training_settings import (
-    DEFAULTS_OF_REQUESTS,
     SETTINGS_ARGUMENT,
     given_settings,
-    is_dataset_option,
 )
 from luthier.errors import (
     InvalidInputError,
     TrainingDataError,
-    VerbalizerError,
-    did_you_mean,
 )
 from luthier.modules.environment import Environment
 from luthier.modules.experiments.generating import generate_with
 from luthier.modules.judging import judge_with, require_judge
 from luthier.modules.leasing import AnyBaseModel
 from luthier.modules.planning.division import divide
-from luthier.modules.planning.hooks import HOOK_NAMES, TrainingHooks, given_hooks, limits_for
+from luthier.modules.planning.given_options import (
+    given_dataset_options,
+    given_training_options,
+    resolve_verbalizer,
+)
+from luthier.modules.planning.hooks import TrainingHooks, given_hooks, limits_for
 from luthier.modules.planning.named_base_model import (
     describe_base_model,
     in_dtype,
@@ -55,7 +51,6 @@ from luthier.resources.hardware import parse_device, pick_mixed_precision, pick_
 from luthier.resources.store import BaseModelLease
 from luthier.training.checkpointing.checkpoints import find_checkpoint, read_checkpoint
 from luthier.training.data.encoding.prompt_style import PromptStyle
-from luthier.training.data.encoding.verbalizer import DEFAULT_VERBALIZER, Verbalizer
 from luthier.training.loop import tune
 from luthier.training.preparation import settle_options
 from luthier.training.processes.own_device import own_device, require_gpus
@@ -235,9 +230,9 @@ def plan_training(
             raise InvalidInputError(f"train() missing 1 required argument: {name!r}")
     hooks = given_hooks(arguments)
     settings = given_settings(arguments.get(SETTINGS_ARGUMENT))
-    options = _options(arguments, settings, defaults)
-    dataset = _dataset(settings, environment, hooks)
-    template = _resolve_verbalizer(options.verbalizer, environment, hooks)
+    options = given_training_options(arguments, settings, defaults)
+    dataset = given_dataset_options(settings, environment, hooks)
+    template = resolve_verbalizer(options.verbalizer, environment, hooks)
     options = replace(options, verbalizer=template)
     options.validate(limits_for(hooks, environment))
     options = settle_options(options, default_seed=seed_to_resume(hooks.resume_from))
@@ -299,54 +294,6 @@ def _weights(
     return find_weights(options.pretrained_weights, environment, from_request=hooks.from_request)
 
 
-def _options(
-    arguments: Mapping[str, Any], settings: Mapping[str, Any], defaults: TrainingOptions
-) -> TrainingOptions:
-    others = {"base_model", "train_stream", "val_stream", SETTINGS_ARGUMENT, *HOOK_NAMES}
-    given = {
-        name: _plain(value)
-        for name, value in arguments.items()
-        if name not in others and not _is_default(name, value, defaults)
-    }
-    spelled = {TRAINING_OPTION_ALIASES.get(name, name): name for name in given}
-    for name, value in settings.items():
-        if is_dataset_option(name):
-            continue
-        if name in spelled:
-            raise InvalidInputError(
-                f"'{spelled[name]}' is given twice: by itself and in '{SETTINGS_ARGUMENT}'"
-            )
-        given[name] = value
-    options = TrainingOptions.from_mapping(given, defaults=defaults)
-    return options if options.is_device_given else replace(options, device=None)
-
-
-def _plain(value: object) -> object:
-    """A value in the words of a wire: Python callers have dtypes and paths for them."""
-    if isinstance(value, torch.dtype):
-        return str(value).removeprefix("torch.")
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _dataset(
-    settings: Mapping[str, Any], environment: Environment, hooks: TrainingHooks
-) -> DatasetOptions:
-    given = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in settings.items()
-        if is_dataset_option(name)
-    }
-    may_bring = environment.allow_request_chat_templates or not hooks.from_request
-    if given.get("chat_template") and not may_bring:
-        raise InvalidInputError(
-            "'chat_template' may not come with a request here; the server setting "
-            "allow_request_chat_templates says so"
-        )
-    dataset = DatasetOptions(**{**DEFAULTS_OF_REQUESTS, **given})
-    dataset.validate()
-    return dataset
-
-
 def seed_to_resume(checkpoint: Path | None) -> int | None:
     """The seed of the training that goes on; a drawn one must not be drawn again.
 
@@ -360,27 +307,3 @@ def seed_to_resume(checkpoint: Path | None) -> int | None:
         ArtifactError: If there is no whole checkpoint.
     """
     return None if checkpoint is None else read_checkpoint(find_checkpoint(checkpoint)).seed
-
-
-def _is_default(name: str, value: object, defaults: TrainingOptions) -> bool:
-    option = TRAINING_OPTION_ALIASES.get(name, name)
-    if option not in TRAINING_OPTION_NAMES:
-        return False
-    default = getattr(defaults, option)
-    return type(value) is type(default) and value == default
-
-
-def _resolve_verbalizer(given: object, environment: Environment, hooks: TrainingHooks) -> str:
-    """The template that is named, or brought along where that is allowed."""
-    if isinstance(given, str) and given in environment.verbalizers:
-        return environment.verbalizers[given]
-    may_bring = environment.allow_request_verbalizers or not hooks.from_request
-    if not may_bring and given != DEFAULT_VERBALIZER:
-        known = sorted(environment.verbalizers)
-        raise VerbalizerError(
-            f"verbalizer {str(given)[:80]!r} is not one of those that the server names: "
-            f"{', '.join(known) or 'none'}{did_you_mean(str(given)[:80], known)}"
-        )
-    verbalizer = Verbalizer(given)  # type: ignore[arg-type]  # it refuses what is no string
-    verbalizer.require_trainable()
-    return verbalizer.template

@@ -74,6 +74,14 @@ class HeadTuning(ClassificationModule, AdapterModule[TextClassifier], ModuleBase
         silence_progress_bars: Optional[bool] = True,
         seed: Optional[int] = 73,
         training_options: Optional[TrainingSettings] = None,
+        rank_pattern: Optional[list[str]] = None,
+        alpha_pattern: Optional[list[str]] = None,
+        initialisation: Optional[str] = "default",
+        layers_to_transform: Optional[list[int]] = None,
+        layers_pattern: Optional[list[str]] = None,
+        modules_to_save: Optional[list[str]] = None,
+        unfreeze_layers: Optional[list[str]] = None,
+        trainable_token_indices: Optional[list[int]] = None,
         **kwargs: Any,
     ) -> "HeadTuning":
         """Tune a head, and low-rank deltas below it; the base model stays as it is and is shared.
@@ -105,6 +113,14 @@ class HeadTuning(ClassificationModule, AdapterModule[TextClassifier], ModuleBase
             silence_progress_bars: False shows progress on stderr.
             seed: Makes the training repeatable.
             training_options: All other settings of the loop; a mapping is taken too.
+            rank_pattern: Other ranks for some layers, as ``LoraTuning`` takes them.
+            alpha_pattern: Other alphas, in the same way.
+            initialisation: How the deltas start; none of the starts that look at data.
+            layers_to_transform: Only blocks with these numbers, from 0, get a delta.
+            layers_pattern: Name of the list of blocks that ``layers_to_transform`` counts in.
+            modules_to_save: Whole modules that are trained and saved as well.
+            unfreeze_layers: Every parameter with one of these texts in its name is trained too.
+            trainable_token_indices: Ids of tokens whose embeddings are trained and saved, too.
             **kwargs: Other fields of ``LoraConfig`` and ``TrainingOptions`` under any of their
                 names, and the hooks of ``TrainingHooks``.
 

@@ -222,3 +222,28 @@ def test_a_damaged_model_is_refused(model, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\1\2\3")
     with pytest.raises(ArtifactError):
         luthier.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rank_pattern": ["q_proj=4"], "layers_to_transform": [0], "initialisation": "pissa"},
+        {"modules_to_save": ["embed_tokens"]},
+        {"unfreeze_layers": ["norm"]},
+        {"trainable_token_indices": [5, 6]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_every_option_of_the_lora_below_is_learned_and_saved_as_peft_reads_it(
+    options, tmp_path, tiny_causal_dir
+):
+    model = HeadTuning.train("tiny-causal", ROWS, rank=2, **options, **QUICK)
+    model.save(tmp_path / "model")
+    classifier = AutoModelForSequenceClassification.from_pretrained(tiny_causal_dir, num_labels=3)
+    theirs = peft.PeftModel.from_pretrained(classifier, str(tmp_path / "model" / "adapter")).eval()
+    ids = torch.tensor([model.base_model.tokenizer(ROWS[0]["text"])["input_ids"]])
+    with torch.no_grad():
+        expected = theirs(input_ids=ids).logits[0].softmax(dim=0).tolist()
+    found = dict(answers(model, ROWS[0]["text"]))
+    assert found == pytest.approx(dict(zip(model.labels, expected, strict=True)), abs=1e-5)
+    model.release()
