@@ -10,6 +10,7 @@ attention only those tokens go on from which a label is predicted.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
-from luthier.training.networks.fast.gated_mlp import frozen_gated_mlp, swiglu
+from luthier.training.networks.fast.attention_part import AttentionProducts, normed_attention
+from luthier.training.networks.fast.frozen_product import FrozenProduct, frozen_product_of
+from luthier.training.networks.fast.gated_mlp import GatedMlp, gated_mlp, normed_gated_mlp, swiglu
 from luthier.training.networks.fast.rms_norm import rms_norm
 from luthier.training.networks.fast.rotary_attention import rotary_attention
 
@@ -70,6 +73,8 @@ def drop_unlabelled(model: PreTrainedModel) -> bool:
 
 
 def _fast_forward(layer: nn.Module) -> Any:
+    if type(layer).__name__ in _LAYER_CLASSES:
+        return _run_layer
     if type(layer).__name__ in _ATTENTION_CLASSES:
         return _attend
     children = dict(layer.named_children())
@@ -90,17 +95,22 @@ def _normalise(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:
 def _feed_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     if not _is_plain(x):
         return _own_forward(layer, x)  # type: ignore[no-any-return]
-    gate, up, down = layer.gate_proj, layer.up_proj, layer.down_proj
-    if all(_is_frozen_linear(each, x.dtype) for each in (gate, up, down)):
-        return frozen_gated_mlp(x, gate.weight, up.weight, down.weight)
-    output: torch.Tensor = down(swiglu(gate(x), up(x)))
+    products = _mlp_products(layer, x)
+    if products is not None:
+        return gated_mlp(x, products)
+    output: torch.Tensor = layer.down_proj(swiglu(layer.gate_proj(x), layer.up_proj(x)))
     return output
 
 
 def _attend(layer: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     row_layouts, positions = kwargs.get("row_layouts"), kwargs.get("position_embeddings")
-    is_dropping = layer.training and layer.attention_dropout > 0
-    if args or is_dropping or not row_layouts or positions is None or not _is_plain(hidden_states):
+    if (
+        args
+        or _is_dropping(layer)
+        or not row_layouts
+        or positions is None
+        or not _is_plain(hidden_states)
+    ):
         return _own_forward(layer, hidden_states, *args, **kwargs)
     cos, sin = positions
     heads = (hidden_states.shape[1], -1, layer.head_dim)
@@ -120,6 +130,14 @@ def _attend(layer: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) 
     return layer.o_proj((output if places is None else output[places])[None]), None
 
 
+def _run_layer(layer: Any, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    attended = _normed_attention(layer, hidden_states, kwargs)
+    if attended is None:
+        added, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
+        attended = hidden_states + added
+    return _feed_forward_part(layer, attended)
+
+
 def _run_last(
     layer: Any, hidden_states: torch.Tensor, *, label_places: torch.Tensor, **kwargs: Any
 ) -> torch.Tensor:
@@ -127,9 +145,47 @@ def _run_last(
     attended, _ = layer.self_attn(hidden_states=normed, kept_places=label_places, **kwargs)
     if attended.shape[1] != len(label_places):  # The model's own way knows no places.
         attended = attended[:, label_places]
-    hidden_states = hidden_states[:, label_places] + attended
-    mixed: torch.Tensor = layer.mlp(layer.post_attention_layernorm(hidden_states))
-    return hidden_states + mixed
+    return _feed_forward_part(layer, hidden_states[:, label_places] + attended)
+
+
+def _normed_attention(
+    layer: Any, x: torch.Tensor, kwargs: Mapping[str, Any]
+) -> torch.Tensor | None:
+    """``x`` and the layer's attention in one function; None if that cannot do the same."""
+    attention, norm = layer.self_attn, layer.input_layernorm
+    row_layouts, positions = kwargs.get("row_layouts"), kwargs.get("position_embeddings")
+    if (
+        vars(attention).get("forward") is None
+        or hasattr(attention, "q_norm")
+        or _is_dropping(attention)
+        or not row_layouts
+        or positions is None
+        or not _is_frozen_norm(norm, x)
+    ):
+        return None
+    names = ("q_proj", "k_proj", "v_proj", "o_proj")
+    products = _products([getattr(attention, name) for name in names], x)
+    if products is None:
+        return None
+    cos, sin = positions
+    return normed_attention(
+        *(x, AttentionProducts(*products), norm.weight, norm.variance_epsilon),
+        cos=cos[0],
+        sin=sin[0],
+        head_size=attention.head_dim,
+        row_layouts=row_layouts,
+        scaling=attention.scaling,
+    )
+
+
+def _feed_forward_part(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    mlp, norm = layer.mlp, layer.post_attention_layernorm
+    if vars(mlp).get("forward") is not None and _is_frozen_norm(norm, x):
+        products = _mlp_products(mlp, x)
+        if products is not None:
+            return normed_gated_mlp(x, products, norm.weight, norm.variance_epsilon)
+    mixed: torch.Tensor = mlp(norm(x))
+    return x + mixed
 
 
 def _own_forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -140,10 +196,26 @@ def _is_plain(x: torch.Tensor) -> bool:
     return x.dtype in _DTYPES and not torch.is_autocast_enabled(x.device.type)
 
 
-def _is_frozen_linear(layer: nn.Module, dtype: torch.dtype) -> bool:
+def _is_frozen_norm(layer: Any, x: torch.Tensor) -> bool:
     return (
-        type(layer) is nn.Linear
-        and layer.bias is None
-        and layer.weight.dtype == dtype
+        _is_plain(x)
+        and _fast_forward(layer) is _normalise
+        and layer.weight.dtype == x.dtype
         and not layer.weight.requires_grad
     )
+
+
+def _is_dropping(attention: Any) -> bool:
+    return bool(attention.training and attention.attention_dropout > 0)
+
+
+def _mlp_products(layer: Any, x: torch.Tensor) -> GatedMlp | None:
+    products = _products([layer.gate_proj, layer.up_proj, layer.down_proj], x)
+    return None if products is None else GatedMlp(*products)
+
+
+def _products(layers: Sequence[nn.Module], x: torch.Tensor) -> list[FrozenProduct] | None:
+    """What the layers do to tensors like ``x``; None if one must be asked itself."""
+    products = [frozen_product_of(each, x) for each in layers]
+    known = [each for each in products if each is not None]
+    return known if len(known) == len(layers) else None

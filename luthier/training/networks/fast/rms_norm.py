@@ -28,34 +28,89 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Ten
     return _RmsNorm.apply(x, weight, epsilon)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class _RmsNorm(torch.autograd.Function):
-    """With r = 1 / sqrt(mean(x²) + ε) and h = weight · dy: dx = r · h - x · r³ · mean(h · x)."""
+def inverse_rms(rows: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """``1 / sqrt(mean(x²) + epsilon)`` of each row.
 
+    Args:
+        rows: [N, D].
+        epsilon: Added to the mean square.
+
+    Returns:
+        [N, 1].
+    """
+    norm: torch.Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return norm.square_().div_(rows.shape[1]).add_(epsilon).rsqrt_()
+
+
+def scaled(rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """``weight · scale · rows``.
+
+    Args:
+        rows: [N, D].
+        weight: [D].
+        scale: From ``inverse_rms``.
+
+    Returns:
+        [N, D].
+    """
+    output = torch.empty_like(rows)
+    for part in blocks(*rows.shape):
+        torch.mul(rows[part], scale[part], out=output[part]).mul_(weight)
+    return output
+
+
+def scaled_backward(
+    grads: torch.Tensor,
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    out: torch.Tensor,
+    onto: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The gradient of RMSNorm's rows: with r the scale and h = weight · dy,
+    dx = r · h - x · r³ · mean(h · x).
+
+    Args:
+        grads: dy, [N, D].
+        rows: As they were, [N, D].
+        weight: [D].
+        scale: From ``inverse_rms``.
+        out: Gets the result, [N, D]; may be ``grads``.
+        onto: Added to it, [N, D], or None.
+
+    Returns:
+        ``out``.
+    """
+    for part in blocks(*rows.shape):
+        x, scale_of_part = rows[part], scale[part]
+        inner = torch.mul(grads[part], weight, out=out[part])
+        along = torch.linalg.vecdot(inner, x)[:, None].mul_(scale_of_part.pow(3))
+        inner.mul_(scale_of_part).addcmul_(x, along, value=-1.0 / rows.shape[1])
+        if onto is not None:
+            inner += onto[part]
+    return out
+
+
+class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        scale = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        scale = scale.square_().div_(rows.shape[1]).add_(epsilon).rsqrt_()
-        output = torch.empty_like(rows)
-        for part in blocks(*rows.shape):
-            torch.mul(rows[part], scale[part], out=output[part]).mul_(weight)
+        scale = inverse_rms(rows, epsilon)
         ctx.save_for_backward(rows, weight, scale)
-        return output.view(x.shape)
+        return scaled(rows, weight, scale).view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, weight, scale = ctx.saved_tensors
         grads = grad_output.reshape(rows.shape)
-        wants_x, wants_weight, _ = ctx.needs_input_grad
-        grad_x = torch.empty_like(rows) if wants_x else None
-        grad_weight = torch.zeros_like(weight) if wants_weight else None
-        for part in blocks(*rows.shape):
-            x, grad, scale_of_part = rows[part], grads[part], scale[part]
-            if grad_weight is not None:
-                grad_weight += (x * scale_of_part).mul_(grad).sum(dim=0)
-            if grad_x is not None:
-                inner = torch.mul(grad, weight, out=grad_x[part])
-                along = torch.linalg.vecdot(inner, x)[:, None].mul_(scale_of_part.pow(3))
-                inner.mul_(scale_of_part).addcmul_(x, along, value=-1.0 / rows.shape[1])
-        return None if grad_x is None else grad_x.view(grad_output.shape), grad_weight, None
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros_like(weight)
+            for part in blocks(*rows.shape):
+                grad_weight += (rows[part] * scale[part]).mul_(grads[part]).sum(dim=0)
+        if ctx.needs_input_grad[0]:
+            grad_x = scaled_backward(grads, rows, weight, scale, out=torch.empty_like(rows))
+            grad_x = grad_x.view(grad_output.shape)
+        return grad_x, grad_weight, None

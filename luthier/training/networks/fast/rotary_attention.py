@@ -49,6 +49,72 @@ def rotary_attention(
     )
 
 
+def turn_and_attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    spans: Sequence[Span],
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``rotary_attention`` without autograd.
+
+    Args:
+        query: [N, H, Dh].
+        key: [N, K, Dh].
+        value: [N, K, Dh].
+        cos: [N, Dh].
+        sin: [N, Dh].
+        spans: Cover the N tokens.
+        scaling: Of the scores.
+
+    Returns:
+        The output, [N, H · Dh]; and the turned queries and keys, for the way back.
+    """
+    turned_query, turned_key = _empty_by_head(query, key.shape[1]), _empty_by_head(key)
+    _turn(query, cos, sin, out=_by_token(turned_query, len(query)))
+    _turn(key, cos, sin, out=_by_token(turned_key, len(key)))
+    output = attend(turned_query, turned_key, value.transpose(0, 1), spans, scaling)
+    return _by_token(output, len(query)).flatten(1), turned_query, turned_key
+
+
+def turn_and_attend_backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    spans: Sequence[Span],
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of ``turn_and_attend``.
+
+    Args:
+        grad: Of its output, [N, H · Dh].
+        query: Turned, as it was given back.
+        key: Turned, too.
+        value: [N, K, Dh].
+        cos: [N, Dh].
+        sin: [N, Dh].
+        spans: Cover the N tokens.
+        scaling: Of the scores.
+
+    Returns:
+        Of query, key and value, in their shapes.
+    """
+    by_token = _by_token(query, len(value))
+    grads = torch.empty_like(query)
+    _by_token(grads, len(value)).copy_(grad.view(by_token.shape))
+    turned = attend_backward(grads, query, key, value.transpose(0, 1), spans, scaling)
+    grad_query = grad.new_empty(len(value), by_token[0].shape[:2].numel(), value.shape[2])
+    grad_key = grad.new_empty(value.shape)
+    _turn_back(_by_token(turned[0], len(value)), cos, sin, out=grad_query)
+    _turn_back(_by_token(turned[1], len(value)), cos, sin, out=grad_key)
+    return grad_query, grad_key, turned[2].transpose(0, 1)
+
+
 class _RotaryAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -61,32 +127,19 @@ class _RotaryAttention(torch.autograd.Function):
         spans: Sequence[Span],
         scaling: float,
     ) -> torch.Tensor:
-        num_key_heads = key.shape[1]
-        turned_query, turned_key = _empty_by_head(query, num_key_heads), _empty_by_head(key)
-        _turn(query, cos, sin, out=_by_token(turned_query, len(query)))
-        _turn(key, cos, sin, out=_by_token(turned_key, len(key)))
-        output = attend(turned_query, turned_key, value.transpose(0, 1), spans, scaling)
-        ctx.save_for_backward(turned_query, turned_key, value, cos, sin)
+        output, *turned = turn_and_attend(query, key, value, cos, sin, spans, scaling)
+        ctx.save_for_backward(*turned, value, cos, sin)
         ctx.spans, ctx.scaling = spans, scaling
-        return _by_token(output, len(query)).flatten(1)
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, cos, sin = ctx.saved_tensors
-        by_token = _by_token(query, len(value))
-        grads = torch.empty_like(query)
-        _by_token(grads, len(value)).copy_(grad_output.view(by_token.shape))
-        turned = attend_backward(
-            *(grads, query, key, value.transpose(0, 1)), ctx.spans, ctx.scaling
+        grads = turn_and_attend_backward(
+            *(grad_output, query, key, value, cos, sin), ctx.spans, ctx.scaling
         )
-        grad_query = grad_output.new_empty(
-            len(value), by_token[0].shape[:2].numel(), value.shape[2]
-        )
-        grad_key = torch.empty_like(value)
-        _turn_back(_by_token(turned[0], len(value)), cos, sin, out=grad_query)
-        _turn_back(_by_token(turned[1], len(value)), cos, sin, out=grad_key)
-        return grad_query, grad_key, turned[2].transpose(0, 1), None, None, None, None
+        return *grads, None, None, None, None
 
 
 def _empty_by_head(like: torch.Tensor, num_key_heads: int | None = None) -> torch.Tensor:

@@ -51,10 +51,14 @@ def _require_same(found: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("model_type", "sizes", "ways"),
     [
-        ("llama", {}, {"_normalise", "_feed_forward", "_attend"}),
-        ("mistral", {"sliding_window": None}, {"_normalise", "_feed_forward", "_attend"}),
-        ("qwen2", {}, {"_normalise", "_feed_forward", "_attend"}),
-        ("qwen3", {"head_dim": 8}, {"_normalise", "_feed_forward", "_attend"}),
+        ("llama", {}, {"_run_layer", "_normalise", "_feed_forward", "_attend"}),
+        (
+            "mistral",
+            {"sliding_window": None},
+            {"_run_layer", "_normalise", "_feed_forward", "_attend"},
+        ),
+        ("qwen2", {}, {"_run_layer", "_normalise", "_feed_forward", "_attend"}),
+        ("qwen3", {"head_dim": 8}, {"_run_layer", "_normalise", "_feed_forward", "_attend"}),
         ("granite", {}, {"_normalise", "_feed_forward", "_attend"}),
         ("olmo2", {}, {"_normalise", "_feed_forward"}),
         ("gemma3_text", {"head_dim": 8}, set()),
