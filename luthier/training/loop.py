@@ -23,6 +23,7 @@ from luthier.training.callbacks.predictions_file import PREDICTIONS_FOLDER, Pred
 from luthier.training.callbacks.progress_bar import ProgressBar
 from luthier.training.callbacks.tracker_feed import TrackerFeed
 from luthier.training.checkpointing.checkpoints import find_checkpoint, read_checkpoint
+from luthier.training.checkpointing.group_record import tell_if_parted
 from luthier.training.data.examples import TrainingData
 from luthier.training.data.tokenization import TrainRecord
 from luthier.training.evaluation.row_scoring import Generate
@@ -125,6 +126,7 @@ def learn(base_model: BaseModel, job: TuningJob) -> TrainingResult:
         LuthierError: As ``tune`` does.
     """
     with open_run(base_model, job) as run, contextlib.closing(run.steps()) as steps:
+        tell_if_parted(run.group_before, run.course.progress.num_batches)
         loss_sum = None
         while True:
             try:

@@ -12,6 +12,7 @@ of every window; sums over the processes make losses, gradients and decisions th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Generator
 from datetime import UTC, datetime
@@ -30,11 +31,12 @@ from luthier.training.callbacks.base import (
     StepEvent,
 )
 from luthier.training.callbacks.callback_list import CallbackList
+from luthier.training.checkpointing.group_record import GroupRecord
 from luthier.training.checkpointing.resuming import Course, StateKeeper
 from luthier.training.checkpointing.state import ResumePoint, TrainingState
 from luthier.training.data.bucketing import Window, num_batches, num_windows
 from luthier.training.data.examples import TrainingData
-from luthier.training.data.row_share import RowShare
+from luthier.training.data.row_share import RowShare, batch_of
 from luthier.training.evaluation.best import BestSoFar
 from luthier.training.evaluation.evaluation import is_evaluation_due
 from luthier.training.evaluation.evaluator import Evaluator
@@ -88,6 +90,10 @@ class TrainingRun:
         self.course = Course(BestSoFar(higher_is_better=metrics[0].higher_is_better))
         self._base_model = base_model
         self.learner = learner
+        #: Asked for whom passes are shared with, when a checkpoint is written.
+        self.group_record: Callable[[], GroupRecord | None] = _nobody
+        #: The same, from the checkpoint that the training goes on from.
+        self.group_before: GroupRecord | None = None
         self._data = data
         self._validation = validation
         self._options = options
@@ -121,6 +127,12 @@ class TrainingRun:
             len(data), batch_size=options.batch_size, accumulate_steps=options.accumulate_steps
         )
         self._num_steps = options.num_epochs * self._updates_per_epoch
+        self._batches_per_epoch = num_batches(
+            len(data),
+            batch_size=options.batch_size,
+            accumulate_steps=options.accumulate_steps,
+            num_processes=group.num_processes,
+        )
 
     @property
     def is_stopped_early(self) -> bool:
@@ -140,10 +152,39 @@ class TrainingRun:
             self._evaluate()
         keeping = contextlib.nullcontext() if self._options.use_fsdp else memory_kept()
         with self._updater.requiring_gradients(), keeping:
-            while not self._is_done:
+            while not self.is_done:
                 yield from self._epoch()
         self.course.best.put_back(self._updater.learned)
         self._updater.put_together(is_main=self._group.is_main)
+
+    def replayed(self, first: int, stop: int) -> Generator[MicroBatch]:
+        """Micro-batches that were done before, with the same rows; nothing is learned from them.
+
+        Args:
+            first: Number of the first, from 0 in the whole training.
+            stop: The number after the last.
+
+        Yields:
+            Each; gradients are asked for meanwhile, and dropped before the next.
+        """
+        with self._updater.requiring_gradients():
+            for epoch in itertools.count(first // self._batches_per_epoch):
+                batches = [
+                    batch
+                    for window in self._share.windows(self._lengths, epoch=epoch)
+                    for batch in window
+                ]
+                for number, rows in enumerate(batches, start=epoch * self._batches_per_epoch):
+                    if number >= stop:
+                        return
+                    if number >= first:
+                        batch = batch_of(rows, self._data, self._base_model, epoch=epoch)
+                        yield MicroBatch(self.learner, batch, 1.0, number)
+                        self._updater.clear()
+
+    def mark(self) -> str:
+        """A hash of what this training is of, the same when it is resumed."""
+        return self._keeper.mark()
 
     def restore(self, state: TrainingState, checkpoint: Path) -> None:
         """Take up the training that ``state`` is of.
@@ -157,6 +198,7 @@ class TrainingRun:
         """
         higher_is_better = self._metrics[0].higher_is_better
         self.course = self._keeper.restore(state, checkpoint, higher_is_better=higher_is_better)
+        self.group_before = state.group
 
     def finish(self) -> TrainingResult:
         """Say how it went, to the callbacks too; after the last step."""
@@ -185,7 +227,8 @@ class TrainingRun:
             self._updater.copy_from_main(self._group)
 
     @property
-    def _is_done(self) -> bool:
+    def is_done(self) -> bool:
+        """Whether no update is left to make."""
         return self.course.progress.epoch >= self._options.num_epochs or self.is_stopped_early
 
     def _epoch(self) -> Steps:
@@ -292,17 +335,11 @@ class TrainingRun:
 
     def _tell_start(self) -> None:
         options, done = self._options, self.course.progress
-        batches_per_epoch = num_batches(
-            len(self._data),
-            batch_size=options.batch_size,
-            accumulate_steps=options.accumulate_steps,
-            num_processes=self._group.num_processes,
-        )
         event = StartEvent(
             options=options,
             num_rows=len(self._data),
             num_steps=self._num_steps,
-            num_batches=options.num_epochs * batches_per_epoch,
+            num_batches=options.num_epochs * self._batches_per_epoch,
             num_trainable=self._updater.num_trainable,
             truncation=self._data.truncation,
             first_step=done.step,
@@ -330,8 +367,12 @@ class TrainingRun:
             step=self.course.progress.step,
             is_evaluation_point=is_evaluation_point,
             is_epoch_end=is_epoch_end,
-            is_last=self._is_done,
+            is_last=self.is_done,
             best_step=self.course.best.step,
-            capture=lambda: self._keeper.capture(self.course),
+            capture=lambda: self._keeper.capture(self.course, group=self.group_record()),
         )
         self._callbacks.on_resume_point(point)
+
+
+def _nobody() -> None:
+    """Passes are shared with nobody."""

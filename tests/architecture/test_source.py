@@ -90,7 +90,7 @@ BROAD_HANDLERS = {
     "runtime/registry/registry.py": "background task",
     "resources/cleanup.py": "background task",
     "training/callbacks/tracker_feed.py": "background task",
-    "training/fusion/fused.py": "job process",
+    "training/fusion/live_job.py": "job process",
     "inference/plain_engine.py": "engine step",
     "inference/batched_engine.py": "engine step",
     "inference/sampling/step_answers.py": "engine step",

@@ -20,7 +20,8 @@ from luthier.modules.experiments.experiment import Experiment, open_experiment
 from luthier.resources.base_model import BaseModel
 from luthier.resources.gguf import default_cache_dir
 from luthier.training.callbacks.base import TrainingCallback
-from luthier.training.fusion.fused import Outcome, tune_many
+from luthier.training.fusion.fused import PassTokens, tune_many
+from luthier.training.fusion.live_job import Outcome
 from luthier.training.fusion.pass_cost import measured_pass_cost
 from luthier.training.results import TrainingResult
 
@@ -143,19 +144,25 @@ def _train_group(
     )
 
 
-def _max_pass_tokens(base_model: BaseModel) -> int:
-    """As configured, or as measured on this machine."""
+def _max_pass_tokens(base_model: BaseModel) -> int | PassTokens:
+    """As configured, or as a group that is taken up had it, or as measured on this machine."""
     fusion = environment().config.training.fusion
     configured = fusion.max_pass_tokens(base_model.device.type)
     if configured >= 0:
         return configured
-    cache = environment().base_models.sources.cache_dir or default_cache_dir()
-    return measured_pass_cost(
-        base_model,
-        most_tokens=fusion.largest_measured_pass,
-        max_seconds=fusion.measure_seconds,
-        cache_folder=cache / PASS_COSTS_FOLDER,
-    ).pass_tokens
+
+    def decide(had: int | None) -> int:
+        if had is not None and had <= fusion.largest_measured_pass:
+            return had
+        cache = environment().base_models.sources.cache_dir or default_cache_dir()
+        return measured_pass_cost(
+            base_model,
+            most_tokens=fusion.largest_measured_pass,
+            max_seconds=fusion.measure_seconds,
+            cache_folder=cache / PASS_COSTS_FOLDER,
+        ).pass_tokens
+
+    return decide
 
 
 def _saved(experiment: Experiment, outcome: Outcome) -> ExperimentOutcome:

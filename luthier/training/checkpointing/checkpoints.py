@@ -6,7 +6,8 @@ checkpoints/
     optimizer.safetensors        the optimizer's state, ``<parameter>::<key>``
     best_parameters.safetensors  what was best, where that is to be the result
     history.safetensors          a loss per update; a hash per row of the data
-    state.json                   counters, evaluations, options, marks of base model and adapter
+    state.json                   counters, evaluations, options, marks of base model and adapter,
+                                 who shares passes
     adapter/                     the same as a PEFT folder, where the method has one
     manifest.json                size and SHA-256 of each file
   .step-….partial/               being written or deleted; nobody reads it
@@ -39,6 +40,7 @@ from luthier.files.atomic_folder import (
 )
 from luthier.files.tensor_files import read_safetensors
 from luthier.training.checkpointing.gathered import write_tensors
+from luthier.training.checkpointing.group_record import GroupRecord
 from luthier.training.checkpointing.run_fingerprint import RunFingerprint
 from luthier.training.checkpointing.state import Progress, TrainingState
 from luthier.training.results import EvaluationPoint, LossPoint
@@ -164,6 +166,7 @@ def read_checkpoint(folder: Path) -> TrainingState:
                 train_rows=history["train_rows"],
                 validation_rows=history["validation_rows"],
             ),
+            group=_group(content.get("group")),
             **{name: _tensors(folder / f"{name}.safetensors") for name in TENSOR_FILES},
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -217,7 +220,12 @@ def _as_json(state: TrainingState) -> dict[str, Any]:
         "options": state.fingerprint.options,
         "base_model": state.fingerprint.base_model,
         "adapter": state.fingerprint.adapter,
+        "group": None if state.group is None else state.group.as_json(),
     }
+
+
+def _group(values: Mapping[str, Any] | None) -> GroupRecord | None:
+    return None if values is None else GroupRecord.from_json(values)
 
 
 def _progress(values: Mapping[str, Any]) -> Progress:

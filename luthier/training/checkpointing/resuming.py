@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,7 @@ from luthier.errors import ConflictError
 from luthier.resources.base_model import BaseModel
 from luthier.training.checkpointing.checkpoints import expected_content_hash
 from luthier.training.checkpointing.gathered import SharedOut, is_shared_out
+from luthier.training.checkpointing.group_record import GroupRecord
 from luthier.training.checkpointing.run_fingerprint import RunFingerprint, fingerprint_run
 from luthier.training.checkpointing.state import Progress, TrainingState, copied
 from luthier.training.data.examples import TrainingData
@@ -24,6 +27,8 @@ from luthier.training.optimization.updater import Updater
 from luthier.training.results import EvaluationPoint, LossPoint
 
 log = alog.use_channel(__name__)
+
+_MARK_CHARS = 32
 
 
 @dataclass
@@ -73,18 +78,17 @@ class StateKeeper:
         self._updater = updater
         self._fingerprint: RunFingerprint | None = None
 
-    def capture(self, course: Course) -> TrainingState:
+    def capture(self, course: Course, *, group: GroupRecord | None = None) -> TrainingState:
         """A copy of everything that a resume needs. What is shared out is not copied: it is valid
         until the next update, and each process has to go through it (``gathered``).
 
         Args:
             course: So far.
+            group: Who the training shares passes with, or None.
 
         Returns:
             The copy.
         """
-        if self._fingerprint is None:
-            self._fingerprint = self._fingerprinted()
         best, progress = course.best, course.progress
         return TrainingState(
             seed=self._options.seed,
@@ -99,12 +103,18 @@ class StateKeeper:
             parameters=_captured(self._updater.learned),
             optimizer=_captured(self._updater.tensors()),
             best_parameters={} if best.is_at(progress.step) else _captured(best.parameters),
-            fingerprint=self._fingerprint,
+            fingerprint=self._fingerprinted(),
+            group=group,
         )
 
     def marks(self) -> dict[str, str]:
         """Hashes of what the processes of one training must have in common, by name."""
         return self._fingerprinted().marks()
+
+    def mark(self) -> str:
+        """One hash of all of them."""
+        content = json.dumps(self.marks(), sort_keys=True).encode()
+        return hashlib.sha256(content).hexdigest()[:_MARK_CHARS]
 
     def restore(self, state: TrainingState, checkpoint: Path, *, higher_is_better: bool) -> Course:
         """Put back parameters and optimizer.
@@ -120,8 +130,7 @@ class StateKeeper:
         Raises:
             ConflictError: If it is of another training.
         """
-        self._fingerprint = self._fingerprinted()
-        differences = state.fingerprint.differences(self._fingerprint)
+        differences = state.fingerprint.differences(self._fingerprinted())
         if differences:
             raise ConflictError(
                 f"checkpoint {checkpoint.name!r} is of another training: {'; '.join(differences)}"
@@ -146,9 +155,11 @@ class StateKeeper:
         return Course(best, state.progress, list(state.losses), list(state.evaluations))
 
     def _fingerprinted(self) -> RunFingerprint:
-        return fingerprint_run(
-            self._base_model, self._adapter, self._data, self._validation, self._options
-        )
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint_run(
+                self._base_model, self._adapter, self._data, self._validation, self._options
+            )
+        return self._fingerprint
 
 
 def _captured(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from luthier.training.checkpointing.group_record import GroupRecord
 from luthier.training.checkpointing.run_fingerprint import RunFingerprint
 from luthier.training.processes.sharding import whole_tensor
 from luthier.training.results import EvaluationPoint, LossPoint
@@ -64,6 +65,7 @@ class TrainingState:
             precision, by ``<parameter>::master``.
         best_parameters: What was best, where that is to be the result; else empty.
         fingerprint: What this training is of.
+        group: Who it shares passes with; None if it learns alone.
     """
 
     seed: int
@@ -74,6 +76,7 @@ class TrainingState:
     optimizer: Tensors
     best_parameters: Tensors
     fingerprint: RunFingerprint
+    group: GroupRecord | None = None
 
 
 @dataclass(frozen=True)

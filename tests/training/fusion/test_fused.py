@@ -23,7 +23,8 @@ from luthier.errors import (
 from luthier.resources.base_model import BaseModel
 from luthier.training.callbacks.base import StartEvent, StepEvent, TrainingCallback
 from luthier.training.checkpointing.checkpoints import list_checkpoints
-from luthier.training.fusion.fused import Outcome, share_out, tune_many
+from luthier.training.fusion.fused import tune_many
+from luthier.training.fusion.live_job import Outcome
 from luthier.training.job import TuningJob
 from luthier.training.loop import tune
 from luthier.training.results import TrainingResult
@@ -332,17 +333,6 @@ def test_evaluation_and_early_stopping_are_each_jobs_own(tiny_causal_base: BaseM
     assert len(found) == len(expected) == 3
     for one, other in zip(found, expected, strict=True):
         assert one.value == pytest.approx(other.value, rel=1e-3)
-
-
-def test_items_are_shared_out_evenly_and_within_the_limit() -> None:
-    assert share_out([], 8) == []
-    assert share_out([3, 3, 3], 100) == [[0, 1, 2]]
-    assert share_out([6, 6, 6], 8) == [[0], [1], [2]]
-    sizes = [7, 1, 5, 3, 3, 9, 2]
-    groups = share_out(sizes, 10)
-    assert sorted(index for group in groups for index in group) == list(range(7))
-    assert len(groups) == 3
-    assert max(sum(sizes[index] for index in group) for group in groups) == 10
 
 
 @pytest.mark.parametrize("limits", [{"max_pass_tokens": -1}, {"max_live_jobs": 0}])
