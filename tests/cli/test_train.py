@@ -185,3 +185,30 @@ def test_local_and_detach_exclude_each_other(run, data) -> None:
     result = run("train", *options(data), "--local", "--detach")
     assert result.code == 2
     assert "exclude each other" in result.err
+
+
+def test_a_head_is_tuned_on_labelled_rows(run, serve, tmp_path) -> None:
+    file = tmp_path / "sms.csv"
+    file.write_text("text,label\nyou win,spam\nsee you,ham\n")
+    route = "POST /api/v1/TextClassificationTaskHeadTuningTrain"
+    url, api = serve({route: ACCEPTED, **DONE})
+    result = run(
+        "train", "--method", "head", "--model-name", "intents", "--base-model", "base",
+        "--train-data", file, "--set", "use_lora=false", "--set", "validation_size=0.5",
+        "--url", url,
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert result.out == "tuned intents; 'luthier classify intents TEXT' uses it\n"
+    assert json.loads(api.requests[0].content)["parameters"] == {
+        "base_model": "base",
+        "train_stream": {
+            "data_stream": {
+                "data": [
+                    {"text": "you win", "labels": ["spam"]},
+                    {"text": "see you", "labels": ["ham"]},
+                ]
+            }
+        },
+        "use_lora": False,
+        "training_options": {"validation_size": 0.5},
+    }

@@ -1,21 +1,11 @@
-import json
 from pathlib import Path
 
 import pytest
 
-import luthier
-from luthier.cli.training_run import METHODS, WIRE_NAMES, TrainingRun, read_run
+from luthier.cli.training_run import TrainingRun, read_run
+from luthier.cli.wire_parameters import METHODS
 from luthier.errors import InvalidInputError, NotSupportedError, UnknownKeyError
 
-WIRE_NUMBERS = Path(luthier.__file__).parent / "modules" / "wire_numbers.json"
-MODULES = {
-    "prompt_tuning": "PeftPromptTuning",
-    "multitask_prompt_tuning": "PeftPromptTuning",
-    "p_tuning": "PeftPromptTuning",
-    "prefix_tuning": "PeftPromptTuning",
-    "lora": "LoraTuning",
-    "full_fine_tuning": "TextGeneration",
-}
 REQUIRED = {"model_name": "m", "base_model": "b", "train_data": Path("t.jsonl")}
 RUN = """
 model_name: intents
@@ -117,21 +107,27 @@ def test_option_of_a_lora_is_not_for_prompts() -> None:
         run_of(rank=4)
 
 
-def test_every_option_that_can_be_sent_is_a_field_of_the_message() -> None:
-    numbers = json.loads(WIRE_NUMBERS.read_text())
-    for method, names in WIRE_NAMES.items():
-        fields = numbers[f"TextGenerationTask{MODULES[method]}TrainParameters"]
-        assert set(names.values()) <= fields.keys(), method
-
-
 def test_multitask_prompt_tuning_is_a_tuning_type_on_the_wire() -> None:
     run = run_of(method="multitask_prompt_tuning", tuning_config={"num_virtual_tokens": 8})
     assert run.parameters == {"tuning_type": "MULTITASK_PROMPT_TUNING"}
 
 
-def test_option_that_the_wire_lacks_is_refused_with_what_there_is() -> None:
-    with pytest.raises(NotSupportedError, match=r"'weight_decay' cannot be sent.*num_epochs"):
-        run_of(weight_decay=0.1)
+def test_settings_without_a_field_of_their_own_come_in_one_message() -> None:
+    run = run_of(weight_decay=0.1, gradient_clip=1.0, validation_size=0.1, personalize=True)
+    assert run.parameters == {
+        "training_options": {
+            **{"weight_decay": 0.1, "max_grad_norm": 1.0},
+            **{"validation_size": 0.1, "personalize": True},
+        }
+    }
+
+
+def test_a_head_has_labels_and_options_of_a_lora() -> None:
+    run = run_of(method="head", labels=["ham", "spam"], use_lora=True, lora_r=4, num_epochs=2)
+    assert run.method == "head"
+    assert run.parameters == {
+        **{"labels": ["ham", "spam"], "use_lora": True, "rank": 4, "num_epochs": 2}
+    }
 
 
 def test_unknown_method_is_refused() -> None:
