@@ -42,8 +42,6 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 _MAX_CONFIG_BYTES = 1_000_000
 #: In the manifest: text and id of each token that the adapter adds to the vocabulary.
 _ADDED_KEY = "added_tokens"
-#: A table is made that has a number for every id.
-_MAX_TOKEN_ID = 2**24
 _PEFT_TYPES = (*PROMPT_TYPES, PREFIX_TUNING_TYPE, LORA_TYPE)
 
 
@@ -131,7 +129,7 @@ def load_adapter(folder: Path, *, base_model: BaseModel) -> Adapter:
     state = _read_state(folder)
     try:
         if peft_type == LORA_TYPE:
-            added_ids = _read_added(about.get(_ADDED_KEY), folder)
+            added_ids = _read_added(about.get(_ADDED_KEY), folder, base_model)
             return read_lora(config, state, base_model.model, added_ids=added_ids)
         if peft_type == PREFIX_TUNING_TYPE:
             shape = prefix_shape_of(base_model)
@@ -180,16 +178,18 @@ def _read_head(
         raise ArtifactError(f"adapter {folder.name!r}: {error}") from error
 
 
-def _read_added(given: object, folder: Path) -> Mapping[str, int]:
+def _read_added(given: object, folder: Path, base_model: BaseModel) -> Mapping[str, int]:
     """Text and id of the tokens that an adapter adds to the vocabulary."""
     if given is None:
         return NO_TOKENS
     ids = list(given.values()) if isinstance(given, dict) else []
-    is_id = [isinstance(each, int) and 0 <= each <= _MAX_TOKEN_ID for each in ids]
+    # A tokenizer gives new tokens the ids after its last; a table has a number for each.
+    end = max(base_model.vocab_size, len(base_model.tokenizer)) + len(ids)
+    is_id = [isinstance(each, int) and 0 <= each < end for each in ids]
     if not ids or not all(is_id) or len(set(ids)) < len(ids):
         raise ArtifactError(
-            f"adapter {folder.name!r}: {_ADDED_KEY!r} must map texts to ids of their own of at "
-            f"most {_MAX_TOKEN_ID}, got {given!r:.80}"
+            f"adapter {folder.name!r}: {_ADDED_KEY!r} must map texts to ids of their own below "
+            f"{end}, got {given!r:.80}"
         )
     assert isinstance(given, dict)
     return given

@@ -299,7 +299,7 @@ def test_a_manifest_that_names_no_ids_is_refused(lora: Any, tmp_path: Path) -> N
     folder = tmp_path / "m" / "adapter"
     manifest = folder / "manifest.json"
     text = manifest.read_text(encoding="utf-8")
-    for bad in ('"<|prompt|>": "401"', '"<|prompt|>": 400', '"<|prompt|>": 99999999'):
+    for bad in ('"<|prompt|>": "401"', '"<|prompt|>": 400', '"<|prompt|>": 403'):
         manifest.write_text(text.replace('"<|prompt|>": 401', bad), encoding="utf-8")
         with pytest.raises(ArtifactError, match="'added_tokens' must map texts to ids"):
             load_adapter(folder, base_model=lora.base_model)
