@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from luthier.data_model.options.quantisation import NONE
-from luthier.errors import ArtifactError, InvalidInputError, NotSupportedError
+from luthier.errors import ArtifactError, NotSupportedError
 from luthier.resources.quantisation import parse_quantisation, quantised_copy
 from luthier.resources.shared_tensors import SharedTensors
 
@@ -213,20 +213,3 @@ def _max_positions(config: PretrainedConfig) -> int | None:
         if isinstance(value, int) and value > 0:
             return value
     return None
-
-
-def require_tokens_exist(base_model: BaseModel, token_ids: Iterable[int]) -> None:
-    """Refuse ids outside the embeddings, which would crash or read foreign memory on a GPU.
-
-    Args:
-        base_model: Whose vocabulary counts.
-        token_ids: Any number.
-
-    Raises:
-        InvalidInputError: Naming the id and the vocabulary size.
-    """
-    for token_id in token_ids:
-        if not 0 <= token_id < base_model.vocab_size:
-            raise InvalidInputError(
-                f"token id {token_id} is outside the vocabulary of {base_model.vocab_size} tokens"
-            )

@@ -2,10 +2,9 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig
 
 from luthier.errors import (
-    InvalidInputError,
     NotSupportedError,
 )
-from luthier.resources.base_model import BaseModel, kind_of, require_tokens_exist
+from luthier.resources.base_model import BaseModel, kind_of
 
 
 def test_a_seq2seq_model_has_no_largest_position(tiny_seq2seq_base):
@@ -34,13 +33,3 @@ def test_a_model_that_cannot_generate_is_refused():
 def test_a_recurrent_model_is_refused_by_its_type(model_type):
     with pytest.raises(NotSupportedError, match=f"'{model_type}', which keeps a recurrent state"):
         kind_of(AutoConfig.for_model(model_type), name="some-model")
-
-
-# ── code and names inside a model folder ────────────────────────────────────────────────────────
-
-
-def test_token_ids_outside_the_vocabulary_are_refused(tiny_causal_base):
-    require_tokens_exist(tiny_causal_base, [0, 399])
-    for token_id in (400, -1, 2**40):
-        with pytest.raises(InvalidInputError, match="vocabulary of 400"):
-            require_tokens_exist(tiny_causal_base, [token_id])

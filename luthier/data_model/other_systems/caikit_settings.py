@@ -28,9 +28,6 @@ def _device(value: Any, values: Values) -> Any:
     return None if value == "__DETECT__" else value
 
 
-#: Names that caikit-nlp gave the learning rate, older and newer.
-LEARNING_RATE_NAMES = ("lr", "learning_rate")
-
 CAIKIT_SETTINGS: tuple[ForeignSetting, ...] = (
     ForeignSetting("base_model", ABSENT, "general.base_model"),
     ForeignSetting("train_stream", ABSENT, "dataset.train_dataframe", reason="a file's path"),

@@ -121,12 +121,6 @@ class DeltaTable:
         )
         self._squares: torch.Tensor | None = None
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row of A and B."""
-        content = self.content
-        return (content.a.shape[1] + content.b.shape[1]) * content.a.itemsize
-
     @torch.no_grad()
     def place(self, key: str, factors: LoraFactors) -> bool:
         """Store an adapter's delta.
