@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.engine_answers import require_same_answers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -85,21 +86,7 @@ def test_any_mix_with_cancels_and_preemption_equals_each_request_alone(
     dropped = set(rng.sample(range(14), 4))
     for index in dropped:
         streams[index].cancel()
-    for index, (request, stream) in enumerate(zip(requests, streams, strict=True)):
-        chunks = list(stream)
-        got = [token.token_id for chunk in chunks for token in chunk.tokens]
-        expected = list(plain.submit(request))
-        expected_ids = [token.token_id for chunk in expected for token in chunk.tokens]
-        if index in dropped and chunks[-1].finish_reason is FinishReason.CANCELLED:
-            assert got == expected_ids[: len(got)]
-            continue
-        assert got == expected_ids
-        assert chunks[-1].finish_reason is expected[-1].finish_reason
-        assert [t.token_id for t in chunks[0].input_tokens] == [
-            t.token_id for t in expected[0].input_tokens
-        ]
-        for ours, theirs in zip(chunks[0].input_tokens, expected[0].input_tokens, strict=True):
-            assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-3)
+    require_same_answers(streams, requests, plain, dropped=dropped)
     _assert_idle(small)
 
 

@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Callable
 
-from fixtures.fake_rows import FakeRunner, check_ranges, fake_memory, fake_row
+from fixtures.fake_rows import FakeRunner, check_ranges, come_and_go, fake_memory, fake_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -187,32 +187,6 @@ def test_whatever_comes_and_goes_every_beam_reads_its_own_and_every_range_is_fre
     )
     most_beams = min(4, scheduler._rules.max_beam_rows)
     runner = FakeRunner(memory)
-    prefixes = [[index] * 60 for index in range(3)]
-    rows: list[BatchRow] = []
-    ended: list[BatchRow] = []
-    for _ in range(rng.randint(20, 120)):
-        if rng.random() < 0.4:
-            start = rng.choice(prefixes)[: rng.randint(0, 60)]
-            key = rng.choice(["", "a", "b"])
-            row = fake_row(
-                [*start, *(rng.randrange(9) for _ in range(rng.randint(1, 40)))],
-                key=key,
-                tenant=rng.choice(["", "t"]),
-                priority=rng.randint(-2, 2),
-                max_new_tokens=rng.randint(1, 40),
-                num_virtual={"": 0, "a": 5, "b": 20}[key],
-                num_beams=rng.randint(1, most_beams),
-            )
-            rows.append(row)
-            add(scheduler, row)
-        if rows and rng.random() < 0.1:
-            dropped = rows.pop(rng.randrange(len(rows)))
-            scheduler.release(dropped)
-        ended += runner.step(scheduler)
-    for _ in range(20_000):
-        if not scheduler.running and not len(scheduler.waiting):
-            break
-        ended += runner.step(scheduler)
-    assert set(ended) >= set(rows), "every request that stayed got to its end"
-    assert memory.allocator.num_free == memory.allocator.num_tokens
+    num_rounds = rng.randint(20, 120)
+    come_and_go(scheduler, runner, rng, num_rounds=num_rounds, most_beams=most_beams)
     check_ranges(memory, scheduler)

@@ -7,6 +7,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from fixtures.padded_rows import padded_by_hand
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from luthier.adapters.lora.building import create_lora
@@ -152,14 +153,7 @@ def _rows_by_hand(
             rows.append((source, target))
         else:
             rows.append((source + target, [-100] * len(source) + target))
-    widths = [max(len(row[side]) for row in rows) for side in (0, 1)]
-    ids = torch.full((len(rows), widths[0]), tokenizer.pad_token_id)
-    mask, labels = torch.zeros_like(ids), torch.full((len(rows), widths[1]), -100)
-    for index, (source, target) in enumerate(rows):
-        ids[index, : len(source)] = torch.tensor(source)
-        mask[index, : len(source)] = 1
-        labels[index, : len(target)] = torch.tensor(target)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return padded_by_hand(rows, pad_token_id=tokenizer.pad_token_id)
 
 
 def test_dropout_and_checkpointing_are_repeatable_and_checkpointing_changes_nothing(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from fixtures.network_prompts import NETWORK_PROMPTS, NetworkPrompt, peft_gradients
+from fixtures.padded_rows import padded_by_hand
 
 from luthier.adapters.storage import load_adapter, save_adapter
 from luthier.data_model.options.training_options import TrainingOptions
@@ -108,14 +109,7 @@ def _rows_by_hand(base: BaseModel) -> dict[str, torch.Tensor]:
     rows = [_text(base, record) for record in RECORDS]
     if base.kind == "causal":
         rows = [(source + target, [-100] * len(source) + target) for source, target in rows]
-    widths = [max(len(row[side]) for row in rows) for side in (0, 1)]
-    ids = torch.full((len(rows), widths[0]), base.pad_token_id)
-    mask, labels = torch.zeros_like(ids), torch.full((len(rows), widths[1]), -100)
-    for index, (source, target) in enumerate(rows):
-        ids[index, : len(source)] = torch.tensor(source)
-        mask[index, : len(source)] = 1
-        labels[index, : len(target)] = torch.tensor(target)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return padded_by_hand(rows, pad_token_id=base.pad_token_id)
 
 
 @pytest.mark.parametrize("kind", ["p_tuning_lstm", "prefix_projection"])

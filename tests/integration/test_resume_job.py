@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 from caikit.interfaces.runtime.data_model import TrainingInfoRequest, TrainingStatusResponse
+from fixtures.dying_runtime import run_dying_runtime
 from fixtures.echo_runtime import (
-    WORKER_ENVIRONMENT,
-    EchoLog,
     RunningRuntime,
-    run_runtime,
     wait_for,
 )
 from fixtures.train_rows import ROWS
@@ -49,23 +47,7 @@ DATA: list[dict[str, Any]] = [
 @pytest.fixture
 def runtime(tmp_path: Path, tiny_base_models_dir: Path) -> Iterator[RunningRuntime]:
     """A server with real modules, whose worker is killed once."""
-    worker = WORKER_ENVIRONMENT | {
-        "LUTHIER_MODULE_PACKAGES": "fixtures.dying_library",
-        "DYING_MARK": str(tmp_path / "mark"),
-    }
-    environ = {
-        "BASE_MODELS_DIR": str(tiny_base_models_dir),
-        "RUNTIME_LOCAL_MODELS_DIR": str(tmp_path / "models"),
-        "RUNTIME_GRPC_PORT": "0",
-        "RUNTIME_HTTP_PORT": "0",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (worker | environ).items():
-            patch.setenv(name, value)
-        running = run_runtime(environ, EchoLog())
-        yield next(running)
-        with pytest.raises(StopIteration):
-            next(running)
+    yield from run_dying_runtime(tmp_path, tiny_base_models_dir)
 
 
 def test_a_killed_training_ends_as_if_it_never_was(runtime: RunningRuntime, tmp_path: Path) -> None:

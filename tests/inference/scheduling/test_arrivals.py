@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import pytest
 import torch
+from fixtures.engine_answers import require_same_answers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -316,14 +317,5 @@ def test_any_mix_of_adapters_that_come_and_go_equals_each_request_alone(
     dropped = set(rng.sample(range(14), 3))
     for index in dropped:
         streams[index].cancel()
-    for index, (request, stream) in enumerate(zip(requests, streams, strict=True)):
-        chunks = list(stream)
-        got = [token.token_id for chunk in chunks for token in chunk.tokens]
-        expected = list(plain.submit(request))
-        expected_ids = [token.token_id for chunk in expected for token in chunk.tokens]
-        if index in dropped and chunks[-1].finish_reason is FinishReason.CANCELLED:
-            assert got == expected_ids[: len(got)]
-            continue
-        assert got == expected_ids
-        assert chunks[-1].finish_reason is expected[-1].finish_reason
+    require_same_answers(streams, requests, plain, dropped=dropped)
     assert crowded._whole_models is None

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 import random
 
-from fixtures.fake_rows import FakeRunner, check_ranges, fake_memory, fake_row
+from fixtures.fake_rows import FakeRunner, check_ranges, come_and_go, fake_memory, fake_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -310,33 +310,7 @@ def test_whatever_comes_and_goes_every_row_reads_its_own_and_every_range_is_free
         turn_tokens=rng.randint(1, 30),
     )
     runner = FakeRunner(memory)
-    prefixes = [[index] * 60 for index in range(3)]
-    rows: list[BatchRow] = []
-    ended: list[BatchRow] = []
-    for _ in range(rng.randint(20, 150)):
-        if rng.random() < 0.4:
-            start = rng.choice(prefixes)[: rng.randint(0, 60)]
-            key = rng.choice(["", "a", "b"])
-            row = fake_row(
-                [*start, *(rng.randrange(9) for _ in range(rng.randint(1, 40)))],
-                key=key,
-                tenant=rng.choice(["", "t"]),
-                priority=rng.randint(-2, 2),
-                max_new_tokens=rng.randint(1, 40),
-                num_virtual={"": 0, "a": 5, "b": 20}[key],
-            )
-            rows.append(row)
-            add(scheduler, row)
-        if rows and rng.random() < 0.1:
-            dropped = rows.pop(rng.randrange(len(rows)))
-            scheduler.release(dropped)
-        ended += runner.step(scheduler)
-    for _ in range(20_000):
-        if not scheduler.running and not len(scheduler.waiting):
-            break
-        ended += runner.step(scheduler)
-    assert set(ended) >= set(rows), "every row that stayed got to its end"
-    assert memory.allocator.num_free == memory.allocator.num_tokens
+    come_and_go(scheduler, runner, rng, num_rounds=rng.randint(20, 150))
     memory.prefixes.clear()
     assert memory.prefixes.num_bytes == 0
     check_ranges(memory, scheduler)
