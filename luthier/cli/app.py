@@ -38,7 +38,7 @@ def _root(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    pass
+    pass  # options of the program do their work in callbacks of their own
 
 
 app.command("serve")(serve)

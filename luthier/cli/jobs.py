@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from luthier.cli.options import DEFAULT_URL, AsJson, Url
-from luthier.cli.table import print_table
+from luthier.cli.table import print_found
 
 app = typer.Typer(help="Look at trainings, follow and cancel them.", no_args_is_help=True)
 
@@ -23,13 +23,13 @@ def list_jobs(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 
     with Client(url) as client:
         found = client.trainings()
-    if as_json:
-        print(json.dumps([dataclasses.asdict(job) for job in found], indent=2))
-    elif not found:
-        print("no trainings")
-    else:
-        rows = [(job.training_id, job.state, job.model_name, job.submitted_at) for job in found]
-        print_table(("training", "state", "model", "submitted"), rows)
+    print_found(
+        found,
+        as_json=as_json,
+        empty="no trainings",
+        header=("training", "state", "model", "submitted"),
+        cells=lambda job: (job.training_id, job.state, job.model_name, job.submitted_at),
+    )
 
 
 @app.command("show")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from luthier.cli.options import DEFAULT_URL, AsJson, Url
-from luthier.cli.table import print_table
+from luthier.cli.table import print_found
 
 app = typer.Typer(help="Look at the served models, add and remove them.", no_args_is_help=True)
 
@@ -22,21 +20,18 @@ def list_models(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 
     with Client(url) as client:
         found = client.models()
-    if as_json:
-        print(json.dumps([dataclasses.asdict(model) for model in found], indent=2))
-    elif not found:
-        print("no models; 'luthier train' makes one")
-    else:
-        rows = [
-            (
-                model.name,
-                "yes" if model.is_loaded else "no",
-                "" if model.size_bytes is None else f"{model.size_bytes / 1e6:.1f}",
-                model.module_id,
-            )
-            for model in found
-        ]
-        print_table(("model", "loaded", "MB", "module"), rows)
+    print_found(
+        found,
+        as_json=as_json,
+        empty="no models; 'luthier train' makes one",
+        header=("model", "loaded", "MB", "module"),
+        cells=lambda model: (
+            model.name,
+            "yes" if model.is_loaded else "no",
+            "" if model.size_bytes is None else f"{model.size_bytes / 1e6:.1f}",
+            model.module_id,
+        ),
+    )
 
 
 @app.command("deploy")

@@ -9,6 +9,7 @@ Source:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -43,10 +44,9 @@ class SseResponse(Response):
         """Send the head, then one message per result, then the end."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         try:
-            await send(start)
-            await while_connected(receive, self._send_results(send))
-        except (ClientDisconnect, OSError):
-            pass
+            with contextlib.suppress(ClientDisconnect, OSError):  # nobody is there to be told
+                await send(start)
+                await while_connected(receive, self._send_results(send))
         finally:
             await self._results.aclose()
 
