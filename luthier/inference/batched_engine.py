@@ -119,22 +119,22 @@ class BatchedEngine(Engine):
             return self._engine_for_whole_models(request.tenant).submit(request)
         adapter = request.adapter
         model = self._base_model.model
-        has_deltas = adapter is not None and self._arrivals.takes(adapter)
-        if adapter is not None and not has_deltas and adapter.tuned_model(model) is not model:
+        changes_layers = adapter is not None and self._arrivals.takes(adapter)
+        if adapter is not None and not changes_layers and adapter.tuned_model(model) is not model:
             log.debug("A row of method %s runs beside the batch", adapter.method)
             return self._engine_for_whole_models(request.tenant).submit(request)
         key, is_kept = "", False
         if adapter is not None:
             # Its own tokens come with each request, so they must be of the same content.
-            may_be_kept = may_be_kept and has_deltas and not adapter.added_tokens()
+            may_be_kept = may_be_kept and changes_layers and not adapter.added_tokens()
             key, adapter, is_kept = self._taken(adapter, may_be_kept=may_be_kept)
             request = dataclasses.replace(request, adapter=adapter)
         # What is done to layers stands before nothing: the prompt is that of the bare base.
-        row = self._admission.row_of(request, adapter_key=key, is_bare=has_deltas)
+        row = self._admission.row_of(request, adapter_key=key, is_bare=changes_layers)
         with self._state:
             self._check_accepts(request.tenant)
             brought = None if is_kept else adapter
-            if adapter is None or not has_deltas or self._arrivals.expect(row, brought):
+            if adapter is None or not changes_layers or self._arrivals.expect(row, brought):
                 self._scheduler.waiting.add(row)
             self._state.notify()
         return ChannelStream(row.channel, keep_alive=self._owner())
