@@ -32,7 +32,7 @@ from luthier.inference.channels import ChannelStream, Item, deliver
 from luthier.inference.deltas.adapter_pool import PoolStatus
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
-from luthier.inference.runners.base import Runner
+from luthier.inference.runners.base import Runner, RunnerLimits
 from luthier.inference.runners.encoder_decoder_runner import EncoderDecoderRunner
 from luthier.inference.runners.model_runner import PackedRunner
 from luthier.inference.sampling.prompt_lookup import PromptLookup
@@ -68,13 +68,13 @@ class BatchedEngine(Engine):
         self._base_model = dataclasses.replace(base_model)
         self._owner = weakref.ref(base_model)
         runner: type[Runner] = PackedRunner if base_model.kind == "causal" else EncoderDecoderRunner
-        self._runner = runner(
-            self._base_model,
+        limits = RunnerLimits(
             max_kv_bytes=self._options.max_kv_bytes,
             max_rows=self._options.max_running,
             max_prefix_bytes=self._options.max_prefix_bytes,
             merging=self._options.merging,
         )
+        self._runner = runner(self._base_model, limits)
         self.is_rounded = self._options.weights == "int8"
         if self.is_rounded and not self._runner.use_int8_weights():
             self.is_rounded = False

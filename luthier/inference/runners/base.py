@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from luthier.inference.batch_rows import RowSlice, SliceLogits
 from luthier.inference.deltas.delta_tables import DeltaTables
 from luthier.inference.deltas.merged_adapter import MergeOptions
 from luthier.inference.memory.kv_memory import KvMemory
 from luthier.resources.base_model import BaseModel
+
+
+@dataclass(frozen=True)
+class RunnerLimits:
+    """How much a runner may hold.
+
+    Args:
+        max_kv_bytes: Of keys and values.
+        max_rows: Rows at the same time, at most.
+        max_prefix_bytes: Of what is kept of soft prompts and other prefixes, for rows to come.
+        merging: When the adapter that all rows use is merged; None is never.
+    """
+
+    max_kv_bytes: int
+    max_rows: int
+    max_prefix_bytes: int = 0
+    merging: MergeOptions | None = None
 
 
 class Runner(ABC):
@@ -26,23 +44,12 @@ class Runner(ABC):
     gives_hidden: bool = False
 
     @abstractmethod
-    def __init__(
-        self,
-        base_model: BaseModel,
-        *,
-        max_kv_bytes: int,
-        max_rows: int,
-        max_prefix_bytes: int = 0,
-        merging: MergeOptions | None = None,
-    ) -> None:
+    def __init__(self, base_model: BaseModel, limits: RunnerLimits) -> None:
         """Take a model and see whether it can be run.
 
         Args:
             base_model: Its weights are shared, not copied.
-            max_kv_bytes: Of keys and values.
-            max_rows: Rows at the same time, at most.
-            max_prefix_bytes: Of what may be kept of prefixes, for rows to come.
-            merging: When the adapter that all rows use is merged; None is never.
+            limits: Of what it holds.
 
         Raises:
             NotSupportedError: If the model cannot be run this way; the message says why.

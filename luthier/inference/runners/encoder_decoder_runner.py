@@ -13,11 +13,10 @@ from luthier.errors import NotSupportedError
 from luthier.inference.batch_rows import RowInput, RowSlice, SliceLogits
 from luthier.inference.deltas.delta_layers import DeltaLayers
 from luthier.inference.deltas.delta_steps import AdapterSpan
-from luthier.inference.deltas.merged_adapter import MergeOptions
 from luthier.inference.deltas.own_tokens import look_up_tokens
 from luthier.inference.memory.kv_cache import KvShape
 from luthier.inference.memory.kv_memory import KvMemory
-from luthier.inference.runners.base import Runner
+from luthier.inference.runners.base import Runner, RunnerLimits
 from luthier.inference.runners.cross_attention import (
     NAME,
     DecoderStep,
@@ -84,24 +83,14 @@ class EncoderDecoderRunner(Runner):
 
     Args:
         base_model: A seq2seq one. Its weights are shared, not copied.
-        max_kv_bytes: Size of the arena.
-        max_rows: Rows at the same time, at most.
-        max_prefix_bytes: Not used: what a decoder makes of tokens depends on what was read.
-        merging: When the adapter that all rows use is merged; None is never.
+        limits: Of the arena, among others; no prefixes are kept, because what a decoder makes of
+            tokens depends on what was read.
 
     Raises:
         NotSupportedError: If the model cannot be run this way; the message says why.
     """
 
-    def __init__(
-        self,
-        base_model: BaseModel,
-        *,
-        max_kv_bytes: int,
-        max_rows: int,
-        max_prefix_bytes: int = 0,
-        merging: MergeOptions | None = None,
-    ) -> None:
+    def __init__(self, base_model: BaseModel, limits: RunnerLimits) -> None:
         decoder_start_token_id(base_model)
         if positions_change_with_length(base_model.model):
             raise NotSupportedError(
@@ -112,7 +101,7 @@ class EncoderDecoderRunner(Runner):
             base_model.model, name=NAME, attention=encoder_decoder_attention
         )
         split_products(self._model)
-        self._delta_layers = DeltaLayers(self._model, merging)
+        self._delta_layers = DeltaLayers(self._model, limits.merging)
         self._reading_layers: set[str] = set()
         self._embed = self._model.get_input_embeddings()
         self._encoder, self._decoder = self._model.get_encoder(), self._model.get_decoder()
@@ -122,7 +111,7 @@ class EncoderDecoderRunner(Runner):
         try:
             with torch.inference_mode():
                 shape = _shape_of(base_model)
-                self._make_room(base_model, shape, max_kv_bytes=max_kv_bytes, max_rows=max_rows)
+                self._make_room(base_model, shape, limits)
                 self._probe(base_model)
                 self._learn_layers()
         except NotSupportedError:
@@ -178,12 +167,10 @@ class EncoderDecoderRunner(Runner):
         """Let a merged adapter go; see ``Runner``."""
         self._delta_layers.close()
 
-    def _make_room(
-        self, base_model: BaseModel, shape: KvShape, *, max_kv_bytes: int, max_rows: int
-    ) -> None:
-        num_tokens = max_kv_bytes // shape.bytes_per_token(self._dtype)
+    def _make_room(self, base_model: BaseModel, shape: KvShape, limits: RunnerLimits) -> None:
+        num_tokens = limits.max_kv_bytes // shape.bytes_per_token(self._dtype)
         if base_model.max_positions is not None:
-            num_tokens = min(num_tokens, 2 * max_rows * (base_model.max_positions + 64))
+            num_tokens = min(num_tokens, 2 * limits.max_rows * (base_model.max_positions + 64))
         self.memory = KvMemory(
             shape,
             num_tokens=num_tokens,

@@ -12,12 +12,11 @@ from torch import nn
 from luthier.errors import NotSupportedError
 from luthier.inference.batch_rows import RowSlice, SliceLogits
 from luthier.inference.deltas.delta_layers import DeltaLayers
-from luthier.inference.deltas.merged_adapter import MergeOptions
 from luthier.inference.deltas.own_tokens import look_up_tokens
 from luthier.inference.memory.kv_cache import KvShape
 from luthier.inference.memory.kv_memory import KvMemory
 from luthier.inference.runners.alibi_attention import AlibiAttention, uses_alibi
-from luthier.inference.runners.base import Runner
+from luthier.inference.runners.base import Runner, RunnerLimits
 from luthier.inference.runners.int8_weights import use_int8_weights
 from luthier.inference.runners.own_attention import OwnAttention, has_own_attention
 from luthier.inference.runners.packed_attention import (
@@ -44,24 +43,13 @@ class PackedRunner(Runner):
 
     Args:
         base_model: A causal one. Its weights are shared, not copied.
-        max_kv_bytes: Size of the arena.
-        max_rows: Rows at the same time, at most.
-        max_prefix_bytes: Of what is kept of soft prompts and other prefixes, for rows to come.
-        merging: When the adapter that all rows use is merged; None is never.
+        limits: Of the arena, among others.
 
     Raises:
         NotSupportedError: If the model cannot be run this way; the message says why.
     """
 
-    def __init__(
-        self,
-        base_model: BaseModel,
-        *,
-        max_kv_bytes: int,
-        max_rows: int,
-        max_prefix_bytes: int = 0,
-        merging: MergeOptions | None = None,
-    ) -> None:
+    def __init__(self, base_model: BaseModel, limits: RunnerLimits) -> None:
         _require_packable(base_model)
         self._device, self._dtype = base_model.device, base_model.dtype
         self._model = with_packed_attention(base_model.model)
@@ -70,20 +58,20 @@ class PackedRunner(Runner):
             AlibiAttention(self._model)
         elif has_own_attention(self._model):
             OwnAttention(self._model)
-        self._delta_layers = DeltaLayers(self._model, merging)
+        self._delta_layers = DeltaLayers(self._model, limits.merging)
         self._embed = self._model.get_input_embeddings()
         self._states = _HiddenStates()
         if self._model.base_model is not self._model:
             self._model.base_model.register_forward_hook(self._states)
         shape = self._probe(base_model)
         self.gives_hidden = self._states.take() is not None
-        num_tokens = max_kv_bytes // shape.bytes_per_token(self._dtype)
+        num_tokens = limits.max_kv_bytes // shape.bytes_per_token(self._dtype)
         if base_model.max_positions is not None:
-            num_tokens = min(num_tokens, max_rows * (base_model.max_positions + 64))
+            num_tokens = min(num_tokens, limits.max_rows * (base_model.max_positions + 64))
         self.memory = KvMemory(
             shape,
             num_tokens=num_tokens,
-            max_prefix_bytes=max_prefix_bytes,
+            max_prefix_bytes=limits.max_prefix_bytes,
             dtype=self._dtype,
             device=self._device,
             window=_window_of_all(base_model),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from luthier.inference.runners.base import Runner
+from luthier.inference.runners.base import Runner, RunnerLimits
 from luthier.inference.runners.encoder_decoder_runner import EncoderDecoderRunner
 from luthier.inference.runners.model_runner import PackedRunner
 from luthier.resources.base_model import BaseModel
@@ -16,7 +16,7 @@ def test_a_runner_holds_as_many_tokens_as_its_bytes_allow_and_not_more(
 ) -> None:
     base: BaseModel = request.getfixturevalue(f"{kind}_base")
     held = [
-        runner_class(base, max_kv_bytes=size, max_rows=2).memory.allocator.num_tokens
+        runner_class(base, RunnerLimits(max_kv_bytes=size, max_rows=2)).memory.allocator.num_tokens
         for size in (2**16, 2**17)
     ]
     assert held[0] > 0

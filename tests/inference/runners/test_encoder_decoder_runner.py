@@ -36,6 +36,7 @@ from luthier.inference.base import Engine, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
+from luthier.inference.runners.base import RunnerLimits
 from luthier.inference.runners.encoder_decoder_runner import EncoderDecoderRunner
 from luthier.resources.base_model import BaseModel
 
@@ -194,7 +195,7 @@ def test_weights_are_shared_and_the_base_model_is_left_as_it_was(seq2seq_base: B
     configs = [seq2seq_base.model.config, seq2seq_base.model.decoder.config]
     before = [config._attn_implementation for config in configs]
     memory = {parameter.data_ptr() for parameter in seq2seq_base.model.parameters()}
-    runner = EncoderDecoderRunner(seq2seq_base, max_kv_bytes=10**6, max_rows=2)
+    runner = EncoderDecoderRunner(seq2seq_base, RunnerLimits(max_kv_bytes=10**6, max_rows=2))
     assert {parameter.data_ptr() for parameter in runner._model.parameters()} == memory
     assert [config._attn_implementation for config in configs] == before
 
@@ -226,12 +227,12 @@ def test_a_model_that_cannot_be_packed_is_refused_with_the_reason(
 ) -> None:
     base = base_of(make(), seq2seq_base)
     with pytest.raises(NotSupportedError, match=reason):
-        EncoderDecoderRunner(base, max_kv_bytes=10**6, max_rows=2)
+        EncoderDecoderRunner(base, RunnerLimits(max_kv_bytes=10**6, max_rows=2))
 
 
 def test_a_cache_too_small_for_anything_is_refused(seq2seq_base: BaseModel) -> None:
     with pytest.raises(NotSupportedError, match="at least 64 are needed"):
-        EncoderDecoderRunner(seq2seq_base, max_kv_bytes=2000, max_rows=2)
+        EncoderDecoderRunner(seq2seq_base, RunnerLimits(max_kv_bytes=2000, max_rows=2))
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
@@ -243,7 +244,7 @@ def test_every_linear_layer_but_the_head_takes_deltas(name: str, seq2seq_base: B
         for path, layer in base.model.named_modules()
         if isinstance(layer, torch.nn.Linear) and layer is not head
     }
-    runner = EncoderDecoderRunner(base, max_kv_bytes=10**6, max_rows=2)
+    runner = EncoderDecoderRunner(base, RunnerLimits(max_kv_bytes=10**6, max_rows=2))
     assert runner.deltas is not None
     assert runner.deltas.takes(frozenset(paths))
     assert len(paths) == {"t5": 2 * 6 + 2 * 10, "bart": 2 * 6 + 2 * 10}[name]

@@ -36,6 +36,7 @@ from luthier.inference.base import GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
+from luthier.inference.runners.base import RunnerLimits
 from luthier.inference.runners.model_runner import PackedRunner
 from luthier.resources.base_model import BaseModel
 
@@ -245,14 +246,14 @@ def test_a_model_that_cannot_be_packed_is_refused_with_the_reason(
     model: Callable[[], PreTrainedModel], reason: str, causal_base: BaseModel
 ) -> None:
     with pytest.raises(NotSupportedError, match=reason):
-        PackedRunner(base_of(model(), causal_base), max_kv_bytes=10**6, max_rows=2)
+        PackedRunner(base_of(model(), causal_base), RunnerLimits(max_kv_bytes=10**6, max_rows=2))
 
 
 def test_the_weights_are_shared_and_the_base_model_is_left_as_it_was(
     causal_base: BaseModel,
 ) -> None:
     before = causal_base.model.config._attn_implementation
-    runner = PackedRunner(causal_base, max_kv_bytes=10**6, max_rows=2)
+    runner = PackedRunner(causal_base, RunnerLimits(max_kv_bytes=10**6, max_rows=2))
     pairs = zip(runner._model.parameters(), causal_base.model.parameters(), strict=True)
     assert all(ours is theirs for ours, theirs in pairs)
     assert causal_base.model.config._attn_implementation == before
@@ -280,4 +281,6 @@ def test_a_model_whose_packed_logits_differ_is_refused(causal_base: BaseModel) -
     model.load_state_dict(causal_base.model.state_dict())
     model.lm_head.weight.requires_grad_(False)
     with pytest.raises(NotSupportedError, match="other logits"):
-        PackedRunner(replace(causal_base, model=model), max_kv_bytes=10**6, max_rows=2)
+        PackedRunner(
+            replace(causal_base, model=model), RunnerLimits(max_kv_bytes=10**6, max_rows=2)
+        )
