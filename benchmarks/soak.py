@@ -326,7 +326,7 @@ async def measure(
     started = time.monotonic()
     stop = started + 60 * arguments.minutes
     # A reader here never gives up by itself, however busy the machine is.
-    patience = 60 * arguments.minutes
+    patience = 60 * max(10, arguments.minutes)
     clients = [
         AsyncClient(addresses["http"], tenant=name, timeout_seconds=patience) for name in TENANTS
     ]
