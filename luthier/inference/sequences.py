@@ -304,9 +304,7 @@ class GeneratedSequence(RowSequence):
             return token_ids
         return tuple(self._stand_in.get(each, each) for each in token_ids)
 
-    def _token(
-        self, token_id: int, logprob: float | None = None, rank: int | None = None
-    ) -> Token:
+    def _token(self, token_id: int, logprob: float | None = None, rank: int | None = None) -> Token:
         sampling = self.request.sampling
         if token_id in self._own_texts:
             return Token(token_id=token_id, text=self._own_texts[token_id])
