@@ -21,7 +21,7 @@ _CACHED_NUMBERS = 2**18
 def cross_entropy_sum(
     logits: torch.Tensor, labels: torch.Tensor, label_weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Sum of the cross-entropies, in fp32.
+    """Sum of the cross-entropies, in fp32, or fp64 if the logits are.
 
     Args:
         logits: [N, V].
@@ -32,8 +32,8 @@ def cross_entropy_sum(
         A scalar.
     """
     if label_weights is None:
-        return functional.cross_entropy(logits.float(), labels, reduction="sum")
-    losses = functional.cross_entropy(logits.float(), labels, reduction="none")
+        return functional.cross_entropy(_wide(logits), labels, reduction="sum")
+    losses = functional.cross_entropy(_wide(logits), labels, reduction="none")
     return (losses * label_weights).sum()
 
 
@@ -48,7 +48,7 @@ def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tens
     Returns:
         fp32 [N] and int64 [N].
     """
-    losses = functional.cross_entropy(logits.float(), labels, reduction="none")
+    losses = functional.cross_entropy(_wide(logits), labels, reduction="none")
     return losses, logits.argmax(dim=-1)
 
 
@@ -138,12 +138,13 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight) if wants_weight else None
         grad_bias = torch.zeros_like(bias) if bias is not None and wants_bias else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        losses_of_all = torch.zeros(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        total = torch.zeros((), dtype=dtype, device=hidden.device)
+        losses_of_all = torch.zeros(hidden.shape[0], dtype=dtype, device=hidden.device)
         wants_any = any(ctx.needs_input_grad)
         for start in range(0, hidden.shape[0], chunk_rows):
             part = slice(start, start + chunk_rows)
-            errors = functional.linear(hidden[part], weight, bias).float()
+            errors = functional.linear(hidden[part], weight, bias).to(dtype)
             losses = losses_of_all[part]
             _errors_in_place(errors, labels[part], losses, wants_errors=wants_any)
             weights = None if label_weights is None else label_weights[part]
@@ -174,6 +175,11 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         )
         del ctx.gradients
         return (*gradients, None, None, None)
+
+
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    """At least fp32."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _errors_in_place(

@@ -141,7 +141,8 @@ class FusedNetwork:
         if has_dropout:
             seed = learner.dropout_seed(micro_batch.number)
             stream = RandomStream(seed, self._base_model.device)
-        with stream.drawn_from() if stream is not None else contextlib.nullcontext():
+        drawing = stream.drawn_from() if stream is not None else contextlib.nullcontext()
+        with drawing, self._in_precision_of(learner):
             prompt = learner.adapter.soft_prompt()
             key_values = learner.adapter.prefix_key_values()
         if _packs(learner):
@@ -168,14 +169,15 @@ class FusedNetwork:
             What to call ``backward`` on, a scalar; and the summed loss of each part, without a
             graph.
         """
-        dtype = autocast_dtype(parts[0].micro_batch.learner.options.mixed_precision)
-        device = self._base_model.device
+        learner = parts[0].micro_batch.learner
+        dtype = autocast_dtype(learner.options.mixed_precision)
         labels = torch.cat([part.labels for part in parts])
         counts = [len(part.labels) for part in parts]
-        weights = [_weights(part, labels) for part in parts]
+        in_loss = torch.promote_types(self._base_model.dtype, torch.float32)
+        weights = [_weights(part, labels, in_loss) for part in parts]
         units = [part.micro_batch.units for part in parts]
         shares = torch.cat([each / unit for each, unit in zip(weights, units, strict=True)])
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        with self._in_precision_of(learner):
             label_head, logits = self._run(parts)
         total, losses = _losses(label_head, logits, labels, shares, dtype)
         loss_sums = [
@@ -183,6 +185,11 @@ class FusedNetwork:
             for losses_of_part, weights_of_part in zip(losses.split(counts), weights, strict=True)
         ]
         return total, loss_sums
+
+    def _in_precision_of(self, learner: Learner) -> torch.autocast:
+        dtype = autocast_dtype(learner.options.mixed_precision)
+        device = self._base_model.device
+        return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
     def _run(self, parts: Sequence[FusedPart]) -> tuple[LabelHead, torch.Tensor]:
         packed = [part.part for part in parts if isinstance(part.part, PackedPart)]
@@ -269,7 +276,7 @@ def _losses(
             hidden, weight = hidden.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         return projected_label_losses(hidden, weight, bias, labels, shares)
-    losses = functional.cross_entropy(logits[0].float(), labels, reduction="none")
+    losses = functional.cross_entropy(logits[0].to(shares.dtype), labels, reduction="none")
     return (losses * shares).sum(), losses.detach()
 
 
@@ -297,12 +304,12 @@ def _row_segments(
     return segments
 
 
-def _weights(part: FusedPart, labels: torch.Tensor) -> torch.Tensor:
-    """What each label of a part counts in its loss, fp32 [N]."""
+def _weights(part: FusedPart, labels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What each label of a part counts in its loss, [N], in ``dtype``."""
     weights = part.micro_batch.learner.label_weights(part.micro_batch.batch)
     if weights is None:
-        return torch.ones(len(part.labels), device=labels.device)
-    return weights.to(labels.device)
+        return torch.ones(len(part.labels), device=labels.device, dtype=dtype)
+    return weights.to(labels.device, dtype)
 
 
 def _deltas_of(base_model: BaseModel, adapter: Adapter) -> dict[str, LoraLinear] | None:

@@ -118,9 +118,9 @@ class Updater:
 
     def _clip(self, gradient_norm: float) -> None:
         if not self._shares:
-            clip_grads_with_norm_(
-                self._masters.named.values(), self._max_norm, torch.tensor(gradient_norm)
-            )
+            masters = list(self._masters.named.values())
+            norm = torch.tensor(gradient_norm, dtype=masters[0].dtype)
+            clip_grads_with_norm_(masters, self._max_norm, norm)
             return
         # torch's function mixes shares with a whole tensor, which torch refuses.
         factor = min(1.0, self._max_norm / (gradient_norm + _CLIP_EPSILON))

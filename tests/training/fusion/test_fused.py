@@ -149,9 +149,10 @@ def test_jobs_with_noise_and_in_half_precision_learn_what_each_learns_alone(
     assert not alone
     for number, (outcome, job) in enumerate(zip(outcomes, jobs(), strict=True)):
         found, expected = _result(outcome), _alone(base, job)
-        if number in (2, 3):  # bf16 has 8 bits
+        if number in (2, 3):
+            # Rounding of 8 bits: 1.8e-3 is measured, and up to 7e-3 between bf16 and fp32.
             for one, other in zip(found.losses[:4], expected.losses[:4], strict=True):
-                assert one.value == pytest.approx(other.value, rel=0.05)
+                assert one.value == pytest.approx(other.value, rel=0.01)
         else:
             _require_same(found, expected)
 

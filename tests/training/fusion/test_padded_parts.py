@@ -6,6 +6,7 @@ import pytest
 import torch
 from fixtures.fused_batches import make_micro_batch, require_same_as_alone
 from fixtures.fused_jobs import METHODS, PADDED_METHODS
+from fixtures.parallel_training import in_fp64
 from fixtures.tiny_models import make_tokenizer
 from transformers import BartConfig, BartForConditionalGeneration
 
@@ -61,9 +62,11 @@ def test_methods_that_are_alike_in_kind_share_a_pass(
         "lora": ["lora", "lora_with_dropout", "dora_with_dropout", "pissa"],
     }
     names = [name for kind in methods for name in kinds[kind]]
-    mix = [make_micro_batch(base, name, number) for number, name in enumerate(names)]
-    # The model's large weights round more than 1e-4 in fp32; in fp64 it is below 1e-6.
-    require_same_as_alone(base, mix, tolerance=5e-4)
+    # The model's large weights make 2.3e-4 of rounding in one of LoRA's gradients; fp64 shows that
+    # nothing else is in it.
+    for each, tolerance in ((base, 5e-4), (in_fp64(base), 1e-10)):
+        mix = [make_micro_batch(each, name, number) for number, name in enumerate(names)]
+        require_same_as_alone(each, mix, tolerance=tolerance)
 
 
 def test_prefixes_of_causal_models_share_a_pass(tiny_causal_base: BaseModel) -> None:
@@ -88,10 +91,12 @@ def test_noise_on_both_stacks_is_that_of_each_alone(
         require_same_as_alone(base, mix)
 
 
-@pytest.mark.parametrize("method", ["lora", "prompt_tuning", "prefix_tuning"])
+@pytest.mark.parametrize("method", ["lora", "prompt_tuning", "prefix_tuning", "p_tuning"])
 def test_mixed_precision_is_that_of_each_alone(tiny_causal_base: BaseModel, method: str) -> None:
     base = tiny_causal_base
     mix = [
         make_micro_batch(base, method, number, mixed_precision="bfloat16") for number in range(2)
     ]
-    require_same_as_alone(base, mix, tolerance=0.05)
+    # Rounding: a number of bf16 has 8 bits, 4e-3. What is measured is 1.5e-2, while gradients are
+    # 2e-2 to 1e-1 from those in fp32, alone or shared; and these are the same within 2e-6.
+    require_same_as_alone(base, mix, tolerance=0.03)
