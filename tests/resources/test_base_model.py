@@ -1,9 +1,7 @@
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig
 
-from luthier.errors import (
-    NotSupportedError,
-)
+from luthier.errors import NotSupportedError
 from luthier.resources.base_model import BaseModel, kind_of
 
 
