@@ -59,6 +59,10 @@ class Nothing:
         """One word."""
         return GeneratedTextResult(generated_text=text)
 
+    async def arun_many(self, text: str, n: int, **sampling: Any) -> list[GeneratedTextResult]:
+        """As many words."""
+        return [GeneratedTextResult(generated_text=text)] * n
+
     async def arun_stream_out(
         self, text: str, **sampling: Any
     ) -> AsyncGenerator[GeneratedTextStreamResult]:
