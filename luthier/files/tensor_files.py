@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors_torch
 
 from luthier.errors import ArtifactError
@@ -81,6 +81,27 @@ def check_safetensors_header(path: Path) -> None:
     except OSError as error:
         raise ArtifactError(f"{path.name!r} cannot be read: {error.strerror}") from error
     _check_header(start, num_bytes=num_bytes, name=path.name)
+
+
+def map_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Map a safetensors file: nothing is read before it is looked at, and nobody's memory grows.
+
+    Args:
+        path: The file; others may map it, too.
+
+    Returns:
+        Tensors on the CPU by name, whose bytes may stand at odd places: copy them before anything
+        is computed.
+
+    Raises:
+        ArtifactError: If lengths, shapes, types and offsets do not fit each other and the file.
+    """
+    check_safetensors_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise ArtifactError(f"{path.name!r} is not a safetensors file: {error}") from error
 
 
 def require_finite(tensor: torch.Tensor, *, what: str) -> None:

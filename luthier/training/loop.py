@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from luthier.adapters.base import Adapter
+from luthier.adapters.full_weights import FullWeights
 from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import InvalidInputError, NotSupportedError
@@ -151,7 +152,9 @@ def open_run(base_model: BaseModel, job: TuningJob) -> Iterator[TrainingRun]:
         LuthierError: As ``tune`` does before its first update.
     """
     checkpoint = None if job.resume_from is None else find_checkpoint(job.resume_from)
-    state = None if checkpoint is None else read_checkpoint(checkpoint)
+    # Nobody holds the whole of what processes share out, nor reads it in.
+    is_shared_out = job.options.use_fsdp and isinstance(job.adapter, FullWeights)
+    state = None if checkpoint is None else read_checkpoint(checkpoint, is_mapped=is_shared_out)
     options = settle_options(job.options, default_seed=None if state is None else state.seed)
     require_processes(options.num_processes)
     metrics = make_metrics(options.metrics, judge=job.judge)

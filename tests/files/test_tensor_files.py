@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from luthier.errors import ArtifactError
 from luthier.files.tensor_files import (
     check_safetensors_header,
+    map_safetensors,
     read_safetensors,
     read_tensors,
     require_finite,
@@ -21,8 +22,9 @@ def test_safetensors_come_back(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file(state, path)
     check_safetensors_header(path)
-    read = read_safetensors(path)
-    assert all(torch.equal(read[key], value) for key, value in state.items())
+    for read in (read_safetensors(path), map_safetensors(path)):
+        assert read.keys() == state.keys()
+        assert all(torch.equal(read[key], value) for key, value in state.items())
 
 
 def _safetensors(tmp_path, header, data=b"\0" * 16, *, length=None):
@@ -66,7 +68,7 @@ def _entry(dtype="F32", shape=(4,), offsets=(0, 16)):
 )
 def test_a_lying_safetensors_header_is_refused(tmp_path, header):
     path = _safetensors(tmp_path, header)
-    for read in (read_safetensors, check_safetensors_header):
+    for read in (read_safetensors, check_safetensors_header, map_safetensors):
         with pytest.raises(ArtifactError):
             read(path)
 
@@ -74,7 +76,7 @@ def test_a_lying_safetensors_header_is_refused(tmp_path, header):
 @pytest.mark.parametrize("length", [0, 1, 10_000, 2**31, 2**63, 2**64 - 1])
 def test_an_impossible_header_length_is_refused(tmp_path, length):
     path = _safetensors(tmp_path, {"a": _entry()}, length=length)
-    for read in (read_safetensors, check_safetensors_header):
+    for read in (read_safetensors, check_safetensors_header, map_safetensors):
         with pytest.raises(ArtifactError):
             read(path)
 
@@ -85,7 +87,7 @@ def test_every_truncation_of_safetensors_is_noticed(tmp_path):
     content = path.read_bytes()
     for length in range(0, len(content), 5):
         path.write_bytes(content[:length])
-        for read in (read_safetensors, check_safetensors_header):
+        for read in (read_safetensors, check_safetensors_header, map_safetensors):
             with pytest.raises(ArtifactError):
                 read(path)
 
@@ -123,7 +125,7 @@ def test_junk_is_no_safetensors_file(tmp_path, content):
 
 
 def test_a_missing_file_is_an_artifact_error(tmp_path):
-    for read in (read_safetensors, check_safetensors_header):
+    for read in (read_safetensors, check_safetensors_header, map_safetensors):
         with pytest.raises(ArtifactError, match="cannot be read"):
             read(tmp_path / "x.safetensors")
 

@@ -38,7 +38,7 @@ from luthier.files.atomic_folder import (
     write_folder_atomically,
     write_manifest,
 )
-from luthier.files.tensor_files import read_safetensors
+from luthier.files.tensor_files import map_safetensors, read_safetensors
 from luthier.training.checkpointing.gathered import write_tensors
 from luthier.training.checkpointing.group_record import GroupRecord
 from luthier.training.checkpointing.run_fingerprint import RunFingerprint
@@ -133,11 +133,13 @@ def find_checkpoint(folder: Path) -> Path:
     raise ArtifactError(f"{folder.name!r} has no complete checkpoint{damaged}")
 
 
-def read_checkpoint(folder: Path) -> TrainingState:
+def read_checkpoint(folder: Path, *, is_mapped: bool = False) -> TrainingState:
     """Read a checkpoint. Nothing in it can run code.
 
     Args:
         folder: From ``find_checkpoint``.
+        is_mapped: Whether tensors stay in their files, for processes that each copy a share out of
+            them; else they are copies.
 
     Returns:
         The state.
@@ -167,7 +169,10 @@ def read_checkpoint(folder: Path) -> TrainingState:
                 validation_rows=history["validation_rows"],
             ),
             group=_group(content.get("group")),
-            **{name: _tensors(folder / f"{name}.safetensors") for name in TENSOR_FILES},
+            **{
+                name: _tensors(folder / f"{name}.safetensors", is_mapped=is_mapped)
+                for name in TENSOR_FILES
+            },
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, ArtifactError):
@@ -202,9 +207,13 @@ def _require_whole(folder: Path) -> None:
         raise ArtifactError(f"checkpoint {folder.name!r} has no {MANIFEST_NAME}")
 
 
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
+def _tensors(path: Path, *, is_mapped: bool = False) -> dict[str, torch.Tensor]:
     if not path.exists():
         return {}
+    if is_mapped:
+        # Single numbers are no share of anything, and an optimizer counts in them.
+        mapped = map_safetensors(path)
+        return {name: each.clone() if each.ndim == 0 else each for name, each in mapped.items()}
     # Its size stands in the manifest, so there is no other limit. Copies, because the bytes of a
     # file may stand at odd places, torch's own memory never does.
     tensors = read_safetensors(path, max_bytes=path.stat().st_size)

@@ -137,7 +137,7 @@ class StateKeeper:
             )
         self._updater.restore(state.parameters, state.optimizer)
         expected = expected_content_hash(checkpoint)
-        if expected not in (None, self._adapter.content_hash()):
+        if expected is not None and expected != self._adapter.content_hash():
             raise ConflictError(
                 f"checkpoint {checkpoint.name!r} is of another training: what is not learned of "
                 "the adapter differs; start it with the same seed and initialisation"

@@ -98,12 +98,15 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def share_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """This process's share of a whole tensor, where the parameter is one and shaped like it."""
+    """This process's share of a whole tensor, a copy, where the parameter is one and shaped like
+    it; else the tensor."""
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor
-    return distribute_tensor(
+    shared = distribute_tensor(
         tensor.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
     )
+    # A part of the whole would keep all of it in memory.
+    return shared.clone()
 
 
 def _with_own_parameters(
