@@ -34,13 +34,6 @@ _connect_ex = socket.socket.connect_ex
 _getaddrinfo = socket.getaddrinfo
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse names with addresses: other in each process, they stop a run in several."""
-    named = [item.nodeid for item in items if " at 0x" in item.nodeid]
-    if named:
-        raise pytest.UsageError(f"give these tests ids without addresses: {named[:5]}")
-
-
 def _is_local(host: object) -> bool:
     if host in (None, "", "localhost", b"localhost", "testserver", socket.gethostname()):
         return True
@@ -76,6 +69,13 @@ def pytest_configure() -> None:
     socket.socket.connect = _guarded(_connect)  # type: ignore[method-assign]
     socket.socket.connect_ex = _guarded(_connect_ex)  # type: ignore[method-assign]
     socket.getaddrinfo = _guarded_getaddrinfo
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse names with addresses: other in each process, they stop a run in several."""
+    named = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if named:
+        raise pytest.UsageError(f"give these tests ids without addresses: {named[:5]}")
 
 
 @pytest.fixture(scope="session")
