@@ -177,8 +177,14 @@ def test_an_adapter_that_could_not_be_had_fails_its_requests_with_the_reason(
 
 def test_it_tells_which_deltas_the_engine_keeps(owner: Owner) -> None:
     known, unknown = "model.layers.0.self_attn.q_proj", "model.layers.9.self_attn.q_proj"
-    for number, layers, expected in ((1, [known], True), (2, [known, unknown], False)):
-        owner.say(["keeps", number, layers])
+    asked: list[tuple[list[str], list[str], bool]] = [
+        ([known], [], True),
+        ([known, unknown], [], False),
+        ([known], ["model.norm"], True),
+        ([known], ["model.no_such_layer"], False),
+    ]
+    for number, (deltas, whole, expected) in enumerate(asked):
+        owner.say(["keeps", number, deltas, whole])
         assert owner.hear("kept") == [number, expected]
 
 
