@@ -30,8 +30,8 @@ from machine import describe_machine
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference.base import GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
+from luthier.inference.linear.int8_weights import use_int8_weights
 from luthier.inference.options import EngineOptions
-from luthier.inference.runners.int8_weights import use_int8_weights
 from luthier.inference.runners.packed_attention import with_packed_attention
 from luthier.resources.base_model import BaseModel
 

@@ -5,7 +5,7 @@
 All linear layers of a base model, the output layer included, are computed one after the other, as a
 step does, so that weights come from memory and not from a cache. By
 
-- ``engine``: what the engine does (``inference/runners/split_products.py``);
+- ``engine``: what the engine does (``inference/linear/split_products.py``);
 - ``whole``: one product with each weight as it is;
 - ``turned``: one product with a copy of each weight in the order [in, out];
 - ``onednn_packed``, ``mkl_packed``: products with copies in the libraries' own orders.
@@ -34,7 +34,7 @@ from base_models import add_model_options, load_base
 from machine import describe_machine
 
 from luthier.adapters.module_tree import own_module_tree
-from luthier.inference.runners.split_products import split_products
+from luthier.inference.linear.split_products import split_products
 from luthier.resources.base_model import BaseModel
 
 #: Gives a layer's output for its input, without the bias.

@@ -22,7 +22,7 @@ from grpc_api import GrpcApi
 from server import Server, running_server
 
 import luthier
-from luthier.cli.progress import wait_with_progress
+from luthier.cli.training.progress import wait_with_progress
 from luthier.client import Client
 
 MODEL = "intents"

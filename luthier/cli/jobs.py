@@ -48,7 +48,7 @@ def show(training_id: TrainingId, url: Url = DEFAULT_URL, as_json: AsJson = Fals
 @app.command("follow")
 def follow(training_id: TrainingId, url: Url = DEFAULT_URL) -> None:
     """Show a training's progress until it ends. Ctrl-C stops looking, not the training."""
-    from luthier.cli.progress import wait_with_progress
+    from luthier.cli.training.progress import wait_with_progress
     from luthier.client import Client
 
     with Client(url) as client:

@@ -17,8 +17,8 @@ from luthier.cli.options import DEFAULT_URL, AsJson, BaseModelsDir, Url
 from luthier.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from luthier.cli.experiment_source import ExperimentSource
-    from luthier.cli.training_run import TrainingRun
+    from luthier.cli.training.experiment_source import ExperimentSource
+    from luthier.cli.training.training_run import TrainingRun
     from luthier.client import Client, TrainingJob
 
 
@@ -108,9 +108,9 @@ def train(
 
     Ctrl-C cancels the training. Exit codes: 0 done, 1 failed, 2 asked for wrongly, 130 cancelled.
     """
-    from luthier.cli.experiment_run import run_experiment
-    from luthier.cli.experiments_run import run_experiments
-    from luthier.cli.training_run import read_run
+    from luthier.cli.training.experiment_run import run_experiment
+    from luthier.cli.training.experiments_run import run_experiments
+    from luthier.cli.training.training_run import read_run
 
     given = {
         "method": method,
@@ -175,7 +175,7 @@ def train(
 
 def _is_experiment(file: Path | None) -> bool:
     """Whether a file is more than a server's train call takes."""
-    from luthier.cli.experiment_source import is_experiment
+    from luthier.cli.training.experiment_source import is_experiment
     from luthier.data_model.experiment_file import read_yaml_mapping
 
     return file is not None and is_experiment(read_yaml_mapping(file))
@@ -184,7 +184,7 @@ def _is_experiment(file: Path | None) -> bool:
 def _experiment(
     file: Path | None, preset: str | None, given: Mapping[str, Any], output_dir: Path
 ) -> ExperimentSource:
-    from luthier.cli.experiment_source import read_experiment
+    from luthier.cli.training.experiment_source import read_experiment
 
     plain = {
         name: str(value) if isinstance(value, Path) else value for name, value in given.items()
@@ -200,7 +200,7 @@ def _dotted(tuning_config: Mapping[str, Any]) -> dict[str, Any]:
 
 def submit(client: Client, run: TrainingRun) -> TrainingJob:
     """Send a run with its data."""
-    from luthier.cli.wire_parameters import HEAD
+    from luthier.cli.training.wire_parameters import HEAD
     from luthier.data_model.options.run_options import FULL_FINE_TUNING, LORA
 
     keeps_labels = run.method == HEAD
@@ -258,7 +258,7 @@ def _with_base_model_by_name(run: TrainingRun) -> tuple[TrainingRun, Path | None
 
 
 def _wait(client: Client, job: TrainingJob) -> None:
-    from luthier.cli.progress import wait_with_progress
+    from luthier.cli.training.progress import wait_with_progress
 
     try:
         wait_with_progress(client, job.training_id)

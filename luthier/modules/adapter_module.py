@@ -23,9 +23,9 @@ from luthier.modules.leasing import (
     lease_saved_base_model,
 )
 from luthier.modules.planning.train_plan import AdapterPlan
-from luthier.modules.text_generation.fingerprint import fingerprint, require_same_base
-from luthier.modules.text_generation.history import QUANTIZATION_KEY, TrainingHistory
-from luthier.modules.text_generation.saved_model import (
+from luthier.modules.saving.fingerprint import fingerprint, require_same_base
+from luthier.modules.saving.history import QUANTIZATION_KEY, TrainingHistory
+from luthier.modules.saving.saved_model import (
     ADAPTER_FOLDER,
     read_config,
     style_config,

@@ -9,10 +9,10 @@ from typing import Any
 
 from luthier.errors import InvalidInputError, NotSupportedError
 from luthier.modules.planning.train_plan import TrainingPlan
+from luthier.modules.saving.saved_model import read_config
 from luthier.modules.text_classification.head_tuning import HeadTuning
 from luthier.modules.text_generation.lora_tuning import LoraTuning
 from luthier.modules.text_generation.peft_prompt_tuning import PeftPromptTuning
-from luthier.modules.text_generation.saved_model import read_config
 from luthier.modules.text_generation.text_generation import TextGeneration
 
 AnyModule = HeadTuning | LoraTuning | PeftPromptTuning | TextGeneration

@@ -13,8 +13,8 @@ from luthier.data_model.generation import TokenizationResults
 from luthier.modules.environment import Environment, environment
 from luthier.modules.leasing import AnyBaseModel, AnyPath
 from luthier.modules.planning.train_plan import TrainingPlan
+from luthier.modules.saving.history import NO_HISTORY, LogLine, TrainingHistory
 from luthier.modules.task_methods import declare_task_methods
-from luthier.modules.text_generation.history import NO_HISTORY, LogLine, TrainingHistory
 from luthier.modules.text_runner import TextRunner
 from luthier.resources.base_model import BaseModel
 from luthier.resources.store import BaseModelLease

@@ -8,7 +8,7 @@ import pytest
 
 from luthier.adapters.heads.building import create_head
 from luthier.modules import HeadTuning, TextGeneration
-from luthier.modules.text_generation.history import NO_HISTORY
+from luthier.modules.saving.history import NO_HISTORY
 from luthier.modules.tuned_module import TunedModule
 
 

@@ -31,7 +31,7 @@ from transformers.pytorch_utils import Conv1D
 from luthier.adapters.lora.layers import oriented_weight
 from luthier.inference.deltas.delta_steps import AdapterSpan
 from luthier.inference.deltas.delta_tables import DeltaTables, Product
-from luthier.inference.runners.split_products import SplitLinear
+from luthier.inference.linear.split_products import SplitLinear
 
 log = alog.use_channel(__name__)
 

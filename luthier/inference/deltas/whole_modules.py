@@ -19,7 +19,7 @@ from torch import nn
 
 from luthier.adapters.lora.layers import LoraFactors, LoraLinear
 from luthier.adapters.lora.token_rows import TokenRows, TokenRowsLayer
-from luthier.inference.runners.split_products import split_products
+from luthier.inference.linear.split_products import split_products
 
 
 class WholeModules:

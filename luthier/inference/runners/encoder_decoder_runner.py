@@ -14,6 +14,7 @@ from luthier.inference.batch_rows import RowInput, RowSlice, SliceLogits
 from luthier.inference.deltas.delta_layers import DeltaLayers
 from luthier.inference.deltas.delta_steps import AdapterSpan
 from luthier.inference.deltas.own_tokens import look_up_tokens
+from luthier.inference.linear.split_products import split_products
 from luthier.inference.memory.kv_cache import KvShape
 from luthier.inference.memory.kv_memory import KvMemory
 from luthier.inference.runners.base import Runner, RunnerLimits
@@ -33,7 +34,6 @@ from luthier.inference.runners.row_forward import (
     decoder_start_token_id,
     positions_change_with_length,
 )
-from luthier.inference.runners.split_products import split_products
 from luthier.resources.base_model import BaseModel
 
 _PROBE_INPUTS = (5, 3)

@@ -13,11 +13,12 @@ from luthier.errors import NotSupportedError
 from luthier.inference.batch_rows import RowSlice, SliceLogits
 from luthier.inference.deltas.delta_layers import DeltaLayers
 from luthier.inference.deltas.own_tokens import look_up_tokens
+from luthier.inference.linear.int8_weights import use_int8_weights
+from luthier.inference.linear.split_products import split_products
 from luthier.inference.memory.kv_cache import KvShape
 from luthier.inference.memory.kv_memory import KvMemory
 from luthier.inference.runners.alibi_attention import AlibiAttention, uses_alibi
 from luthier.inference.runners.base import Runner, RunnerLimits
-from luthier.inference.runners.int8_weights import use_int8_weights
 from luthier.inference.runners.own_attention import OwnAttention, has_own_attention
 from luthier.inference.runners.packed_attention import (
     PackedBatch,
@@ -26,7 +27,6 @@ from luthier.inference.runners.packed_attention import (
     with_packed_attention,
 )
 from luthier.inference.runners.row_forward import positions_change_with_length
-from luthier.inference.runners.split_products import split_products
 from luthier.resources.base_model import BaseModel
 
 log = alog.use_channel(__name__)

@@ -35,24 +35,24 @@ from luthier.data_model.tuning import (
 from luthier.errors import InvalidInputError
 from luthier.files.names import check_name
 from luthier.modules.environment import Environment, environment
-from luthier.modules.experiments.generating import generate_with
 from luthier.modules.judging import judge_with, require_judge
+from luthier.modules.planning.generating import generate_with
 from luthier.modules.planning.marker_tokens import (
     marker_tokens,
     require_same_markers,
     whole_tuned_model,
 )
 from luthier.modules.planning.pretrained_weights import find_weights, full_weights
-from luthier.modules.planning.train_plan import seed_to_resume
-from luthier.modules.text_generation.generator import TextGenerator
-from luthier.modules.text_generation.history import TrainingHistory
-from luthier.modules.text_generation.lora_tuning import LoraTuning
-from luthier.modules.text_generation.peft_prompt_tuning import PeftPromptTuning
-from luthier.modules.text_generation.starting_point import (
+from luthier.modules.planning.starting_point import (
     find_start,
     read_lora_start,
     read_start,
 )
+from luthier.modules.planning.train_plan import seed_to_resume
+from luthier.modules.saving.history import TrainingHistory
+from luthier.modules.text_generation.generator import TextGenerator
+from luthier.modules.text_generation.lora_tuning import LoraTuning
+from luthier.modules.text_generation.peft_prompt_tuning import PeftPromptTuning
 from luthier.modules.text_generation.text_generation import TextGeneration
 from luthier.modules.text_generation.text_module import TextModule
 from luthier.resources.base_model import BaseModel

@@ -28,10 +28,10 @@ from luthier.errors import (
     TrainingDataError,
 )
 from luthier.modules.environment import Environment
-from luthier.modules.experiments.generating import generate_with
 from luthier.modules.judging import judge_with, require_judge
 from luthier.modules.leasing import AnyBaseModel
 from luthier.modules.planning.division import divide
+from luthier.modules.planning.generating import generate_with
 from luthier.modules.planning.given_options import (
     given_dataset_options,
     given_training_options,
@@ -44,8 +44,8 @@ from luthier.modules.planning.named_base_model import (
     spelling_of,
 )
 from luthier.modules.planning.pretrained_weights import find_weights
+from luthier.modules.planning.starting_point import find_start
 from luthier.modules.planning.stream_reading import StreamReader, check_row_limit
-from luthier.modules.text_generation.starting_point import find_start
 from luthier.resources.base_model import BaseModel, BaseModelKind
 from luthier.resources.hardware import parse_device, pick_mixed_precision, pick_training_dtype
 from luthier.resources.store import BaseModelLease

@@ -28,13 +28,13 @@ from luthier.errors import (
 from luthier.modules.environment import Environment
 from luthier.modules.planning.hooks import limits_for
 from luthier.modules.planning.marker_tokens import refuse_marker_tokens
+from luthier.modules.planning.starting_point import continue_lora, read_start
 from luthier.modules.planning.train_plan import AdapterPlan, TrainingPlan, plan_training
 from luthier.modules.text_generation.lora_plan import (
     is_lora_option,
     lora_config_of,
     refuse_unknown_options,
 )
-from luthier.modules.text_generation.starting_point import continue_lora, read_start
 from luthier.resources.base_model import BaseModel
 from luthier.training.metrics.registry import METRICS
 from luthier.training.preparation import require_readable_classes

@@ -26,8 +26,8 @@ from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 from luthier.modules.environment import Environment
 from luthier.modules.planning.hooks import HOOK_NAMES, limits_for
 from luthier.modules.planning.marker_tokens import marker_tokens, require_same_markers
+from luthier.modules.planning.starting_point import read_lora_start
 from luthier.modules.planning.train_plan import AdapterPlan, plan_training
-from luthier.modules.text_generation.starting_point import read_lora_start
 from luthier.resources.base_model import BaseModel
 
 _COMMON_ARGUMENTS = ("base_model", "train_stream", "val_stream", SETTINGS_ARGUMENT, *HOOK_NAMES)

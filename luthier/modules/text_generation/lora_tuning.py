@@ -19,13 +19,13 @@ from luthier.data_model.records import ClassificationTrainRecord, GenerationTrai
 from luthier.data_model.training_settings import TrainingSettings
 from luthier.modules.adapter_module import AdapterModule
 from luthier.modules.leasing import AnyPath
-from luthier.modules.task_methods import arguments_of
-from luthier.modules.text_generation.generator import TextGenerator
-from luthier.modules.text_generation.lora_plan import plan_lora_tuning
-from luthier.modules.text_generation.saved_model import (
+from luthier.modules.saving.saved_model import (
     ARTIFACTS_FOLDER,
     writing_model,
 )
+from luthier.modules.task_methods import arguments_of
+from luthier.modules.text_generation.generator import TextGenerator
+from luthier.modules.text_generation.lora_plan import plan_lora_tuning
 from luthier.modules.text_generation.text_generation import TextGeneration
 from luthier.modules.text_generation.text_module import TextModule
 from luthier.resources.base_model import BaseModel

@@ -22,15 +22,15 @@ from luthier.errors import ArtifactError
 from luthier.modules.adapter_module import AdapterModule
 from luthier.modules.environment import environment
 from luthier.modules.leasing import AnyBaseModel, lease_saved_base_model
-from luthier.modules.task_methods import arguments_of
-from luthier.modules.text_generation.generator import TextGenerator
-from luthier.modules.text_generation.history import (
+from luthier.modules.saving.history import (
     TrainingHistory,
 )
-from luthier.modules.text_generation.prompt_plan import plan_prompt_tuning
-from luthier.modules.text_generation.saved_model import (
+from luthier.modules.saving.saved_model import (
     CLEAN_SPACES_KEY,
 )
+from luthier.modules.task_methods import arguments_of
+from luthier.modules.text_generation.generator import TextGenerator
+from luthier.modules.text_generation.prompt_plan import plan_prompt_tuning
 from luthier.modules.text_generation.text_module import TextModule
 from luthier.resources.base_model import BaseModel
 from luthier.training.data.encoding.prompt_style import PromptStyle

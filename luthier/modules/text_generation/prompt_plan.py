@@ -31,8 +31,8 @@ from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 from luthier.modules.environment import Environment
 from luthier.modules.planning.hooks import TrainingHooks, limits_for
 from luthier.modules.planning.marker_tokens import refuse_marker_tokens
+from luthier.modules.planning.starting_point import read_start
 from luthier.modules.planning.train_plan import AdapterPlan, plan_training
-from luthier.modules.text_generation.starting_point import read_start
 from luthier.resources.base_model import BaseModel
 
 #: Arguments that only prompt tuning has.

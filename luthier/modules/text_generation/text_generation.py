@@ -18,16 +18,16 @@ from luthier.modules.environment import environment
 from luthier.modules.leasing import AnyBaseModel, AnyPath, lease_base_model
 from luthier.modules.planning.marker_tokens import marker_tokens, whole_tuned_model
 from luthier.modules.planning.pretrained_weights import full_weights
-from luthier.modules.task_methods import arguments_of
-from luthier.modules.text_generation.full_plan import plan_full_fine_tuning
-from luthier.modules.text_generation.history import TrainingHistory
-from luthier.modules.text_generation.saved_model import (
+from luthier.modules.saving.history import TrainingHistory
+from luthier.modules.saving.saved_model import (
     ARTIFACTS_FOLDER,
     read_config,
     style_of,
     text_of,
     writing_model,
 )
+from luthier.modules.task_methods import arguments_of
+from luthier.modules.text_generation.full_plan import plan_full_fine_tuning
 from luthier.modules.text_generation.text_module import TextModule
 from luthier.resources.base_model import BaseModel
 from luthier.resources.model_loading import load_base_model, save_base_model

@@ -17,14 +17,14 @@ from luthier.data_model.generation import (
 )
 from luthier.data_model.sampling import SamplingParams
 from luthier.modules.environment import Environment
-from luthier.modules.text_generation.conformance import check_conformance
-from luthier.modules.text_generation.generator import TextGenerator
-from luthier.modules.text_generation.saved_model import (
+from luthier.modules.saving.saved_model import (
     ARTIFACTS_FOLDER,
     CLEAN_SPACES_KEY,
     style_config,
     wants_clean_spaces,
 )
+from luthier.modules.text_generation.conformance import check_conformance
+from luthier.modules.text_generation.generator import TextGenerator
 from luthier.modules.text_generation.task_signature import with_sampling_parameters
 from luthier.modules.tuned_module import NO_CONFIG, TunedModule
 from luthier.resources.store import BaseModelLease

@@ -25,12 +25,12 @@ import torch
 from luthier.errors import InvalidInputError
 from luthier.resources.base_model import BaseModel
 from luthier.training.checkpointing.group_record import tell_if_parted
+from luthier.training.fusion.fused_network import FusedNetwork, FusedPart, why_not_fused
 from luthier.training.fusion.live_job import LiveJob, Outcome, attempt
 from luthier.training.fusion.passes import passes_of
 from luthier.training.fusion.roll import Roll, Standing
 from luthier.training.job import TuningJob
 from luthier.training.loop import open_run
-from luthier.training.networks.fused_network import FusedNetwork, FusedPart, why_not_fused
 from luthier.training.processes.parallel import current_group
 from luthier.training.run import TrainingRun
 

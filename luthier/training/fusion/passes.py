@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from luthier.training.networks.fused_network import FusedPart
+from luthier.training.fusion.fused_network import FusedPart
 
 
 def passes_of(parts: Sequence[FusedPart], limit: int) -> list[list[int]]:

@@ -28,8 +28,8 @@ from luthier.inference.base import GenerationChunk, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.deltas import delta_steps
 from luthier.inference.deltas.delta_layers import DeltaLayers
+from luthier.inference.linear.int8_weights import multiplies_exactly
 from luthier.inference.options import EngineOptions
-from luthier.inference.runners.int8_weights import multiplies_exactly
 from luthier.resources.base_model import BaseModel
 from tests.fixtures.lora_models import disturb, make_bloom, make_gpt2, make_llama, make_t5
 

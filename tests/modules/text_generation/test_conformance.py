@@ -11,9 +11,9 @@ from luthier.data_model.options.lora import LoraConfig
 from luthier.errors import ArtifactError
 from luthier.inference.base import GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
+from luthier.inference.linear.int8_weights import multiplies_exactly
 from luthier.inference.options import EngineOptions
 from luthier.inference.registry import engine_for
-from luthier.inference.runners.int8_weights import multiplies_exactly
 from luthier.modules import LoraTuning
 from luthier.modules.text_generation.conformance import check_conformance
 

@@ -4,7 +4,7 @@ import pytest
 
 from luthier.errors import UnknownKeyError
 from luthier.modules import PeftPromptTuning, TextGeneration
-from luthier.modules.text_generation.history import NO_HISTORY
+from luthier.modules.saving.history import NO_HISTORY
 
 
 def test_a_module_shows_its_parts(tuned):

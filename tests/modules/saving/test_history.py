@@ -7,7 +7,7 @@ import pytest
 
 from luthier.data_model.options.training_options import TrainingOptions
 from luthier.errors import ArtifactError, InvalidInputError
-from luthier.modules.text_generation.history import NO_HISTORY, TrainingHistory
+from luthier.modules.saving.history import NO_HISTORY, TrainingHistory
 from luthier.training.data.examples import TruncationReport
 from luthier.training.results import EvaluationPoint, LossPoint, TrainingResult
 

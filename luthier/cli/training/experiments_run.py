@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from luthier.cli.experiment_process import run_in_child
-from luthier.cli.experiment_run import LINE_STEPS, import_lines
-from luthier.cli.experiment_source import ExperimentSource
+from luthier.cli.training.experiment_process import run_in_child
+from luthier.cli.training.experiment_run import LINE_STEPS, import_lines
+from luthier.cli.training.experiment_source import ExperimentSource
 from luthier.errors import TrainingFailedError
 
 

@@ -17,8 +17,8 @@ from luthier.data_model.options.training_options import TrainingOptions
 from luthier.resources.base_model import BaseModel
 from luthier.resources.names import BaseModelSources
 from luthier.resources.store import BaseModelStore
+from luthier.training.fusion.fused_network import FusedNetwork, why_not_fused
 from luthier.training.learner import Learner
-from luthier.training.networks.fused_network import FusedNetwork, why_not_fused
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from fixtures.h2o_default import H2O_DEFAULT
 
-from luthier.cli.experiment_run import dry_run_lines
+from luthier.cli.training.experiment_run import dry_run_lines
 from luthier.config.yaml_text import parse_yaml
 from luthier.data_model.experiment_file import experiment_from_yaml
 

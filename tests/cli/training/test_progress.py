@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from luthier.cli.progress import TrainingProgress
+from luthier.cli.training.progress import TrainingProgress
 from luthier.client import JobState, TrainingMetric, TrainingStatus
 
 RUNNING = TrainingStatus("t", JobState.RUNNING)

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.errors import ConfigError
-from luthier.inference.runners.split_products import SplitLinear
+from luthier.inference.linear.split_products import SplitLinear
 
 _STEPS, _ZERO = 127, 128
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from luthier.inference.runners.split_products import SplitLinear, split_products
+from luthier.inference.linear.split_products import SplitLinear, split_products
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkl.is_available(), reason="layers are split for MKL alone"

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luthier.cli.wire_parameters import METHODS, OPTION_NAMES, wire_parameters
+from luthier.cli.training.wire_parameters import METHODS, OPTION_NAMES, wire_parameters
 from luthier.data_model.experiment_file import read_yaml_mapping
 from luthier.data_model.options.run_options import PROMPT_TUNING, PROMPT_TUNING_METHODS
 from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean

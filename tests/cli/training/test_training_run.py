@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from luthier.cli.training_run import TrainingRun, read_run
-from luthier.cli.wire_parameters import METHODS
+from luthier.cli.training.training_run import TrainingRun, read_run
+from luthier.cli.training.wire_parameters import METHODS
 from luthier.errors import InvalidInputError, NotSupportedError, UnknownKeyError
 
 REQUIRED = {"model_name": "m", "base_model": "b", "train_data": Path("t.jsonl")}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.cli.experiment_source import is_experiment, read_experiment
+from luthier.cli.training.experiment_source import is_experiment, read_experiment
 from luthier.errors import UnknownKeyError
 
 OURS = "general: {method: lora, model_name: m}\ntraining: {num_epochs: 2}\n"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from luthier.errors import ArtifactError
-from luthier.modules.text_generation.fingerprint import fingerprint, require_same_base
+from luthier.modules.saving.fingerprint import fingerprint, require_same_base
 from luthier.resources.base_model import BaseModel
 
 

@@ -18,7 +18,7 @@ from luthier.errors import CancelledError
 from luthier.inference.engine_process.process_engine import ProcessEngine
 from luthier.inference.options import EngineOptions, ProcessOptions
 from luthier.inference.registry import engines
-from luthier.modules.experiments.generating import generate_with
+from luthier.modules.planning.generating import generate_with
 from luthier.resources.base_model import BaseModel
 from luthier.training.loop import tune
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from luthier.cli.experiment_process import run_in_child
+from luthier.cli.training.experiment_process import run_in_child
 from luthier.errors import InvalidInputError
 
 

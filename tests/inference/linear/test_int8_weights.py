@@ -8,9 +8,9 @@ from luthier.data_model.sampling import SamplingParams
 from luthier.errors import ConfigError
 from luthier.inference.base import GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
+from luthier.inference.linear import int8_weights
+from luthier.inference.linear.int8_weights import Int8Linear, multiplies_exactly, use_int8_weights
 from luthier.inference.options import EngineOptions
-from luthier.inference.runners import int8_weights
-from luthier.inference.runners.int8_weights import Int8Linear, multiplies_exactly, use_int8_weights
 from luthier.resources.base_model import BaseModel
 from tests.fixtures.lora_models import make_llama
 

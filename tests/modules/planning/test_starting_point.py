@@ -8,7 +8,7 @@ from fixtures.train_rows import ROWS
 
 from luthier.errors import ArtifactError, InvalidInputError, NameNotAllowedError, NotFoundError
 from luthier.modules import LoraTuning, PeftPromptTuning, TextGeneration
-from luthier.modules.text_generation.starting_point import find_start
+from luthier.modules.planning.starting_point import find_start
 
 QUICK = {"num_epochs": 1, "batch_size": 4, "accumulate_steps": 1}
 PROMPT = {"num_virtual_tokens": 4}

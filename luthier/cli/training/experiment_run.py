@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from luthier.cli.experiment_process import run_in_child
-from luthier.cli.experiment_source import ExperimentSource
+from luthier.cli.training.experiment_process import run_in_child
+from luthier.cli.training.experiment_source import ExperimentSource
 from luthier.data_model.experiment_file import experiment_to_yaml
 from luthier.data_model.other_systems.importing import Fate, ImportedExperiment
 

@@ -20,7 +20,7 @@ from caikit.core import ModuleBase, ModuleSaver
 
 from luthier.errors import ArtifactError
 from luthier.files.atomic_folder import check_manifest, write_folder_atomically, write_manifest
-from luthier.modules.text_generation.history import TrainingHistory
+from luthier.modules.saving.history import TrainingHistory
 from luthier.training.data.encoding.prompt_style import PromptStyle
 from luthier.training.data.encoding.verbalizer import DEFAULT_VERBALIZER
 

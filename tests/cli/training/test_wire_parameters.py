@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from luthier.cli.wire_parameters import METHODS, WIRE_NAMES, wire_parameters
+from luthier.cli.training.wire_parameters import METHODS, WIRE_NAMES, wire_parameters
 from luthier.errors import InvalidInputError, NotSupportedError
 from luthier.modules.service_package import frozen_numbers
 

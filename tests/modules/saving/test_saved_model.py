@@ -5,8 +5,8 @@ import yaml
 
 from luthier.errors import ArtifactError
 from luthier.modules import TextGeneration
-from luthier.modules.text_generation.history import NO_HISTORY
-from luthier.modules.text_generation.saved_model import (
+from luthier.modules.saving.history import NO_HISTORY
+from luthier.modules.saving.saved_model import (
     read_config,
     text_of,
     wants_clean_spaces,
