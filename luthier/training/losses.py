@@ -9,7 +9,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from luthier.training.networks.fast.cache_blocks import blocks
+from luthier.training.cache_blocks import blocks
 
 #: Logits that exist at once; a little less than 32 MiB in fp32. The GNU C library gives larger
 #: blocks back at once, and new pages cost more than the weights that are read once more.

@@ -13,7 +13,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from luthier.training.networks.fast.cache_blocks import blocks
+from luthier.training.cache_blocks import blocks
 from luthier.training.networks.fast.frozen_product import (
     FrozenProduct,
     flat,

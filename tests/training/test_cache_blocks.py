@@ -2,7 +2,7 @@
 
 import pytest
 
-from luthier.training.networks.fast.cache_blocks import blocks
+from luthier.training.cache_blocks import blocks
 
 
 @pytest.mark.parametrize("row_size", [1, 100, 2**16, 2**20])
