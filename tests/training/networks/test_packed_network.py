@@ -132,12 +132,14 @@ class _Pair:
 def norms_in_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models round to fp32 in their norms, whatever they compute in: up to 2e-5 of a gradient."""
 
+    def scaled(weight: torch.Tensor, x: torch.Tensor, epsilon: float) -> torch.Tensor:
+        return weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
+
     def plain(norm: Any, x: torch.Tensor) -> torch.Tensor:
-        mean = x.square().mean(-1, keepdim=True)
-        return norm.weight * x * torch.rsqrt(mean + norm.variance_epsilon)
+        return scaled(norm.weight, x, norm.variance_epsilon)
 
     def of_gemma(norm: Any, x: torch.Tensor) -> torch.Tensor:
-        return (1 + norm.weight) * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps)
+        return scaled(1 + norm.weight, x, norm.eps)
 
     for each in PLAIN_NORMS:
         monkeypatch.setattr(each, "forward", plain)
