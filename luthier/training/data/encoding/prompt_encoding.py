@@ -212,7 +212,17 @@ class PromptEncoder:
         return text
 
 
-_Encoders = dict[tuple[tuple[str, int], ...], PromptEncoder]
+class _Encoders:
+    """Those of one base model: its own, and those with added tokens for as long as somebody has
+    them, because each is a tokenizer of its own and anybody's markers make another."""
+
+    def __init__(self, base_model: BaseModel) -> None:
+        self.own = PromptEncoder(base_model.tokenizer)
+        self.grown: weakref.WeakValueDictionary[tuple[tuple[str, int], ...], PromptEncoder] = (
+            weakref.WeakValueDictionary()
+        )
+
+
 _encoders: weakref.WeakKeyDictionary[BaseModel, _Encoders] = weakref.WeakKeyDictionary()
 _encoders_lock = threading.Lock()
 
@@ -225,7 +235,7 @@ def encoder_for(
     Args:
         base_model: Any; it is not kept alive.
         added_tokens: Text and id of tokens that adapters add to its vocabulary; those that add the
-            same share an encoder.
+            same share an encoder, which is gone with the last of them.
 
     Returns:
         Its encoder.
@@ -235,11 +245,16 @@ def encoder_for(
     """
     key = tuple(added_tokens.items())
     with _encoders_lock:
-        encoders = _encoders.setdefault(base_model, {})
-        if key not in encoders:
+        encoders = _encoders.get(base_model)
+        if encoders is None:
+            encoders = _encoders[base_model] = _Encoders(base_model)
+        if not key:
+            return encoders.own
+        encoder = encoders.grown.get(key)
+        if encoder is None:
             tokenizer = grown_tokenizer(base_model.tokenizer, added_tokens)
-            encoders[key] = PromptEncoder(tokenizer)
-        return encoders[key]
+            encoder = encoders.grown[key] = PromptEncoder(tokenizer)
+        return encoder
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:

@@ -1,12 +1,16 @@
 """A user's text is text, whatever it spells."""
 
+import gc
+import weakref
+
 import pytest
 from fixtures.tiny_models import EOS_ID, make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luthier.adapters.added_tokens import added_tokens
 from luthier.errors import VerbalizerError
-from luthier.training.data.encoding.prompt_encoding import PromptEncoder
+from luthier.training.data.encoding.prompt_encoding import PromptEncoder, encoder_for
 from luthier.training.data.encoding.verbalizer import Verbalizer
 
 PLAIN = Verbalizer("{{input}}")
@@ -98,3 +102,16 @@ def test_tokens_of_a_text_cover_it():
     assert [piece for start, end, piece in tokens if start == end] == ["<s>", "</s>"]
     covered = {position for start, end, _ in tokens for position in range(start, end)}
     assert covered == set(range(len(text)))
+
+
+def test_adapters_that_add_the_same_tokens_share_an_encoder_until_the_last_is_gone(
+    tiny_causal_base,
+):
+    ids = added_tokens(tiny_causal_base.tokenizer, ["<|of one adapter|>"]).ids
+    encoder = encoder_for(tiny_causal_base, ids)
+    assert encoder_for(tiny_causal_base, dict(ids)) is encoder
+    assert encoder_for(tiny_causal_base) is encoder_for(tiny_causal_base) is not encoder
+    seen = weakref.ref(encoder)
+    del encoder
+    gc.collect()
+    assert seen() is None
