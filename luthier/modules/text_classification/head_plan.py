@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from luthier.adapters.heads.building import create_head
 from luthier.adapters.heads.classification_head import ClassificationHead, require_labels
+from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.options.lora import (
     MAX_RANK,
     LoraConfig,
@@ -134,7 +135,7 @@ def plan_head_tuning(
 
 def _lora_below(arguments: Mapping[str, Any]) -> LoraConfig | None:
     lora, use_lora = lora_config_of(arguments), arguments.get("use_lora")
-    if use_lora not in (None, True, False):
+    if use_lora is not None and not isinstance(use_lora, bool):
         raise InvalidInputError(f"'use_lora' must be true or false, got {use_lora!r:.80}")
     if use_lora is False:
         if lora != LoraConfig():
@@ -153,13 +154,10 @@ def _lora_below(arguments: Mapping[str, Any]) -> LoraConfig | None:
 
 def _labels_of(plan: TrainingPlan, given: Any, *, max_classes: int) -> tuple[str, ...]:
     """The classes that were named, or those of the training data in order of the alphabet."""
-    streams = {
-        "train_stream": [_label_of(record) for record in plan.records],
-        "val_stream": [_label_of(record) for record in plan.validation_records],
-    }
-    seen = set(streams["train_stream"])
-    if plan.dataset.validation_size:  # Held out of the same rows.
-        seen |= set(streams["val_stream"])
+    dataset = plan.dataset
+    seen = {_label_of(record) for record in plan.records}
+    if dataset.validation_size:  # Held out of the same rows.
+        seen |= {_label_of(record) for record in plan.validation_records}
     found = tuple(sorted(seen))
     # On a wire, an empty list is a list that nobody sent.
     labels = tuple(given) if isinstance(given, list | tuple) and given else found
@@ -176,14 +174,25 @@ def _labels_of(plan: TrainingPlan, given: Any, *, max_classes: int) -> tuple[str
         )
     require_labels(labels)
     known = set(labels)
-    for name, labels_of_rows in streams.items():
-        for row, label in enumerate(labels_of_rows, start=1):
+    measured = "train_stream" if dataset.validation_size else "val_stream"
+    # The rows of the latter may be among those to learn from.
+    for name, records in ((measured, plan.validation_records), ("train_stream", plan.records)):
+        for row, record in enumerate(records, start=1):
+            label = _label_of(record)
             if label not in known:
                 raise TrainingDataError(
-                    f"{name} row {row} has label {label[:80]!r}, which is none of "
-                    f"{_listed(labels)}{did_you_mean(label[:80], labels)}"
+                    f"{name}{_row_of(record, row, dataset)} has label {label[:80]!r}, which is "
+                    f"none of {_listed(labels)}{did_you_mean(label[:80], labels)}"
                 )
     return labels
+
+
+def _row_of(record: StreamRecord, row: int, dataset: DatasetOptions) -> str:
+    """Which row that is for who sent it: where some were chosen, they are numbered anew."""
+    if dataset.validation_size or dataset.data_sample < 1 or dataset.train_validation_data:
+        text = str(cast(GenerationTrainRecord, record).input)
+        return f", the row {text[:60]!r}"
+    return f" row {row}"
 
 
 def _label_of(record: StreamRecord) -> str:
