@@ -46,7 +46,7 @@ def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tens
         labels: [N].
 
     Returns:
-        fp32 [N] and int64 [N].
+        fp32 [N], or fp64 if the logits are, and int64 [N].
     """
     losses = functional.cross_entropy(_wide(logits), labels, reduction="none")
     return losses, logits.argmax(dim=-1)
@@ -71,7 +71,7 @@ def projected_token_scores(
         chunk_numbers: Most logits at once.
 
     Returns:
-        fp32 [N] and int64 [N].
+        fp32 [N], or fp64 if the logits are, and int64 [N].
     """
     chunk_rows = max(1, chunk_numbers // weight.shape[0])
     parts = [
@@ -108,8 +108,9 @@ def projected_label_losses(
         chunk_numbers: Most logits at once.
 
     Returns:
-        The weighted sum, a scalar in fp32, differentiable once in ``hidden``, ``weight`` and
-        ``bias``; and the cross-entropy of each label without its weight, fp32 [N], without a graph.
+        The weighted sum, a scalar in fp32, or fp64 if ``hidden`` is, differentiable once in
+        ``hidden``, ``weight`` and ``bias``; and the cross-entropy of each label without its weight,
+        [N] of the same, without a graph.
     """
     chunk_rows = max(1, chunk_numbers // weight.shape[0])
     # Chunks of like size: one of few rows costs as much as a large one.

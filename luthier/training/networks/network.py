@@ -171,7 +171,7 @@ class TrainingNetwork:
             label_weights: What each of the N labels counts, row after row, fp32 [N]; 1 if None.
 
         Returns:
-            A scalar in fp32, differentiable in the adapter's parameters.
+            A scalar in fp32, or fp64 if the model is, differentiable in the adapter's parameters.
         """
         if self._sharded is not None:
             return self._sharded.run(lambda: self._loss_sum(batch, label_weights))
@@ -192,7 +192,7 @@ class TrainingNetwork:
             batch: Rows.
 
         Returns:
-            fp32 [N] and int64 [N], row after row; without gradients.
+            fp32 [N], or fp64 if the model is, and int64 [N], row after row; without gradients.
         """
         if self._sharded is not None:
             return self._sharded.run(lambda: self._token_scores(batch))
