@@ -57,6 +57,7 @@ def test_every_option_of_an_engine_can_be_set_from_outside():
         "INFERENCE_AGEING_STEPS": "7",
         "INFERENCE_TURN_TOKENS": "9",
         "INFERENCE_MAX_STEP_TOKENS": "50",
+        "INFERENCE_MAX_STEP_SECONDS": "60",
         "INFERENCE_PROMPT_LOOKUP_TOKENS": "8",
         "INFERENCE_PROMPT_LOOKUP_MAX_ROWS": "6",
         "INFERENCE_WEIGHTS": "int8",
