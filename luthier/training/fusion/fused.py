@@ -175,9 +175,10 @@ class _Group:
 
     def close(self) -> None:
         """End what is still under way, after an error that belongs to nobody."""
-        for live in (*self.live, *self._opened):
-            live.stop_replaying()
-            live.stack.close()
+        with contextlib.ExitStack() as stack:
+            for live in (*self.live, *self._opened):
+                stack.callback(live.stack.close)
+                stack.callback(live.stop_replaying)
 
     def _open_next(self) -> LiveJob | None:
         """The next training that can share passes. One that cannot is run to its end at once."""

@@ -221,6 +221,26 @@ def test_an_error_of_nobody_closes_what_was_open(tiny_causal_base: BaseModel) ->
     assert all(parameter.grad is None for _, parameter in jobs[0].adapter.named_parameters())
 
 
+def test_an_error_of_one_that_is_closed_keeps_no_other_open(tiny_causal_base: BaseModel) -> None:
+    base, recorder = tiny_causal_base, _Recorder()
+
+    class _Broken(TrainingCallback):
+        def on_step(self, event: StepEvent) -> None:
+            raise KeyboardInterrupt
+
+        def close(self) -> None:
+            raise OSError("the disk is full")
+
+    jobs = [
+        make_job(base, "lora", 0, callbacks=(_Broken(),)),
+        make_job(base, "lora", 1, callbacks=(recorder,)),
+    ]
+    with pytest.raises(OSError, match="the disk is full"):
+        tune_many(base, jobs)
+    assert recorder.num_closed == 1
+    assert all(parameter.grad is None for _, parameter in jobs[1].adapter.named_parameters())
+
+
 def test_jobs_join_as_others_leave(tiny_causal_base: BaseModel) -> None:
     base, told = tiny_causal_base, []
 
