@@ -39,6 +39,9 @@ def test_the_defaults_are_valid_and_every_field_says_what_it_means() -> None:
         ({"token_mask_probability": 1.0}, "at most 0.9"),
         ({"neftune_noise_alpha": -1.0}, "at least 0"),
         ({"number_of_workers": True}, "must be int"),
+        ({"text_prompt_start": "<\ud83d>"}, "'text_prompt_start' is no valid text: .* character 1"),
+        ({"chat_template": "\ud83d"}, "'chat_template' is no valid text"),
+        ({"chatbot_name": "\ud83d"}, "'chatbot_name' is no valid text"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(given: dict[str, Any], message: str) -> None:
