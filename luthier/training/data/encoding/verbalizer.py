@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from luthier.data_model.checks import require_unicode
 from luthier.errors import VerbalizerError
 
 DEFAULT_VERBALIZER = "{{input}}"
@@ -24,6 +25,7 @@ class Verbalizer:
 
     Raises:
         VerbalizerError: If ``template`` is no text or has no placeholder.
+        InvalidInputError: If it is no valid Unicode.
 
     Example:
         >>> Verbalizer("Tweet: {{input}} Label: ").render({"input": "{{output}}"})
@@ -36,7 +38,7 @@ class Verbalizer:
                 "Provided verbalizer is an invalid type or has no renderable placeholders "
                 f"such as {{{{input}}}}: {_shown(template)}"
             )
-        self.template = template
+        self.template = require_unicode("verbalizer", template)
         self.fields: tuple[str, ...] = tuple(dict.fromkeys(_PLACEHOLDER.findall(template)))
 
     def require_trainable(self) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from luthier.errors import VerbalizerError
+from luthier.errors import InvalidInputError, VerbalizerError
 from luthier.training.data.encoding.verbalizer import DEFAULT_VERBALIZER, Verbalizer
 
 
@@ -32,6 +32,11 @@ def test_a_template_without_placeholder_is_refused(template: str) -> None:
 def test_what_is_no_text_is_refused(template: object) -> None:
     with pytest.raises(VerbalizerError, match="is an invalid type"):
         Verbalizer(template)  # type: ignore[arg-type]
+
+
+def test_half_a_character_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"'verbalizer' is no valid text: .* character 10"):
+        Verbalizer("{{input}} \ud83d")
 
 
 def test_a_missing_field_is_named_with_its_row() -> None:
