@@ -67,14 +67,24 @@ class EngineHost(Outbox):
         Returns:
             True if it asked for the end; its streams were told by then.
         """
-        with contextlib.suppress(EOFError, OSError):  # the owner's end of the connection is closed
-            while self._owner_is_there():
-                message = receive_message(self._connection)
-                for operation in message.operations:
-                    if operation[0] == "close":
-                        self._engine.close()
-                        return True
-                    self._do(operation, list(message.blobs))
+        try:
+            return self._serve()
+        except (EOFError, OSError):  # the owner's end of the connection is closed
+            return False
+        except Exception as error:
+            # What is about no request in particular is about all of them.
+            log.error("A message of the owner cannot be followed", exc_info=True)
+            self.send(["dead", f"it cannot follow a message: {type(error).__name__}: {error}"])
+            return False
+
+    def _serve(self) -> bool:
+        while self._owner_is_there():
+            message = receive_message(self._connection)
+            for operation in message.operations:
+                if operation[0] == "close":
+                    self._engine.close()
+                    return True
+                self._do(operation, list(message.blobs))
         return False
 
     def send(self, *operations: Operation) -> None:
@@ -124,7 +134,14 @@ class EngineHost(Outbox):
             send_message(self._connection, Message(operations))
 
     def _do(self, operation: Operation, blobs: list[bytes]) -> None:
+        """Do one thing; what it is about fails alone."""
         name, *values = operation
+        try:
+            self._try(name, values, blobs)
+        except Exception as error:  # noqa: BLE001  logged there: what it is about fails alone
+            self._fail(name, values, _as_ours(error, name))
+
+    def _try(self, name: str, values: list[Any], blobs: list[bytes]) -> None:
         if name == "submit":
             self._submit(*values)
         elif name == "cancel":
@@ -136,11 +153,26 @@ class EngineHost(Outbox):
         elif name == "keeps":
             self._say_if_kept(*values)
         elif name == "broken":
-            self._held[values[0]] = decode_error(values[1:])
+            raise decode_error(values[1:])
         elif name == "head":
             self._held[values[0]] = unpack_tensors(blobs[0])["head"]
         elif name == "forget":
             self._held.pop(values[0], None)
+        else:
+            raise EngineError(f"there is no operation {name!r}")
+
+    def _fail(self, name: str, values: list[Any], error: LuthierError) -> None:
+        """Tell whoever needs what could not be done; raise the error if that is everybody."""
+        if name == "submit":
+            self._refuse(values[0], error)
+        elif name in ("adapter", "broken", "head"):
+            # For the requests that are on their way; the owner sends it anew for the next ones.
+            self._held[values[0]] = error
+            self.send(["lost", values[0]])
+        elif name == "keeps":
+            self.send(["kept", values[0], False, *encode_error(error)])
+        else:
+            raise error
 
     def _say_if_kept(self, number: int, delta_layers: list[str], whole_layers: list[str]) -> None:
         """Whether the engine keeps any adapter that changes these layers."""
@@ -159,26 +191,28 @@ class EngineHost(Outbox):
                 if isinstance(held, LuthierError):
                     raise held
             stream = self._engine.submit(decode_request(values, self._held))
-            assert isinstance(stream, ChannelStream)
-        except Exception as error:  # noqa: BLE001  logged there: the request ends alone
+        finally:
             self._num_seen += 1
-            self._refuse(number, error)
-            return
-        self._num_seen += 1
+        assert isinstance(stream, ChannelStream)
         self._streams[number] = stream
         stream.forward_to(self, tag=number)
 
-    def _refuse(self, number: int, error: Exception) -> None:
-        if not isinstance(error, LuthierError):
-            log.error("A request failed", exc_info=error)
-            error = EngineError(f"generation failed with {type(error).__name__}: {error}")
+    def _refuse(self, number: int, error: LuthierError) -> None:
         with self._sending:
             self._send([["step", self._status(), [], [[number, *encode_error(error)]]]])
 
     def _receive_adapter(self, key: str, about: dict[str, Any], *, blobs: list[bytes]) -> None:
         try:
             self._held[key] = receive_adapter(about, blobs, base_model=self._base_model)
-        except LuthierError as error:
-            self._held[key] = error
-        if "saved" in about:
-            shutil.rmtree(Path(about["saved"]), ignore_errors=True)
+        finally:
+            if "saved" in about:
+                shutil.rmtree(Path(about["saved"]), ignore_errors=True)
+
+
+def _as_ours(error: Exception, name: str) -> LuthierError:
+    """The error that an owner is told; what nobody foresaw is logged."""
+    if isinstance(error, LuthierError):
+        return error
+    log.error("The process of an engine could not do %r", name, exc_info=error)
+    what = "generation" if name == "submit" else repr(name)
+    return EngineError(f"{what} failed with {type(error).__name__}: {error}")

@@ -8,8 +8,9 @@ Nothing is pickled.
     owner -> process                                     process -> owner
     start    model, places, options …                    ready    whether it is rounded
     adapter  key, description                            refused  code, message, retry after
-    head     key                                         step     status, chunks, errors
-    forget   key                                         kept     number, whether it is
+    broken   key, code, message, retry after             step     status, chunks, errors
+    head     key                                         kept     number, whether it is, any error
+    forget   key                                         lost     key of what it could not receive
     submit   number, request                             log      channel, level, message
     cancel   number                                      alive
     keeps    number, layers                              dead     why

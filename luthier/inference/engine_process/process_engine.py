@@ -270,25 +270,48 @@ class ProcessEngine(Engine):
         elif name == "ready":
             (self.is_rounded,) = values
         elif name == "kept":
-            with self._state:
-                question = self._questions.pop(values[0])
-            question.set_result(values[1])
+            self._answer(*values)
+        elif name == "lost":
+            self._send_anew(*values)
+
+    def _answer(self, number: int, is_kept: bool, *error: Any) -> None:
+        """Tell whoever asked ``keeps_deltas``."""
+        problem = decode_error(error) if error else None
+        with self._state:
+            question = self._questions.pop(number)
+        if problem is None:
+            question.set_result(is_kept)
+        else:
+            question.set_exception(problem)
+
+    def _send_anew(self, key: str) -> None:
+        """Let the next request bring what the process could not receive."""
+        with self._state:
+            process = self._supervisor.process
+            if self._sent.discard(key) and process is not None:
+                process.say(["forget", key])
 
     def _pass_on(self, status: list[int], chunks: list[list[Any]], errors: list[list[Any]]) -> None:
         """Give each stream what a step gave it."""
         items: list[tuple[int, Item]] = [decode_chunk(values) for values in chunks]
         items += [(number, decode_error(values)) for number, *values in errors]
-        delivered: list[tuple[Channel, Item]] = []
         with self._state:
             self._num_seen, self._num_waiting = status
-            for number, item in items:
-                row = self._rows[number]
+            # All are found before any is forgotten: one that is unknown ends the process, and
+            # whoever is forgotten by then would never be told.
+            rows = [self._row(number) for number, _ in items]
+            for row, (number, item) in zip(rows, items, strict=True):
                 if isinstance(item, LuthierError) or item.is_last:
                     del self._rows[number]
                 else:
                     row.last, row.is_started = item, True
-                delivered.append((row.channel, item))
-        deliver(delivered)
+        deliver((row.channel, item) for row, (_, item) in zip(rows, items, strict=True))
+
+    def _row(self, number: int) -> _Row:
+        row = self._rows.get(number)
+        if row is None:
+            raise EngineError(f"its process answered request {number}, which is not running")
+        return row
 
     def _fail(self, make_error: MakeError) -> None:
         """End every stream of a process that has ended."""
@@ -305,8 +328,8 @@ class ProcessEngine(Engine):
 def _described(key: str, adapter: Adapter, content_hash: str, folder: Path) -> Message:
     try:
         return describe_adapter(key, adapter, content_hash, folder)
-    except OSError as error:
-        problem: LuthierError = EngineError(f"the adapter could not be handed over: {error}")
     except LuthierError as error:
         problem = error
+    except (OSError, RuntimeError, ValueError) as error:
+        problem = EngineError(f"the adapter could not be handed over: {error}")
     return Message([["broken", key, *encode_error(problem)]])

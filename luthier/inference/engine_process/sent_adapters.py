@@ -67,6 +67,12 @@ class SentThings:
             dropped.append(oldest)
         return dropped
 
+    def discard(self, key: str) -> bool:
+        """Count one no longer; True if it was counted."""
+        size = self._sizes.pop(key, None)
+        self._num_bytes -= size or 0
+        return size is not None
+
 
 def key_of(adapter: Adapter, content_hash: str) -> str:
     """What the process knows an adapter by: its content, and the folder if it reads one."""

@@ -186,6 +186,7 @@ class Supervisor:
                 return _stopped(f"its process said nothing for {self._max_silent_seconds:g} s")
             for name, *values in [] if message is None else message.operations:
                 if name == "refused":
+                    decode_error(values)  # here, if at all, it may fail
                     return lambda values=values: decode_error(values)  # type: ignore[misc]
                 if name == "dead":
                     process.kill()

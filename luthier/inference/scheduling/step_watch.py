@@ -118,6 +118,7 @@ class StepWatch(Generic[Row]):
         """
         while thread.is_alive():
             if self.problem():
+                self.look()  # who waits for the step must be told before nobody looks any more
                 log.warning("A thread of an engine does not end, and is left alone")
                 return False
             thread.join(1.0)

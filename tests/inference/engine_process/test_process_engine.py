@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,10 @@ from luthier.inference.base import (
     Request,
 )
 from luthier.inference.batched_engine import BatchedEngine
+from luthier.inference.channels import Channel
 from luthier.inference.engine_process import process_engine as process_engine_file
-from luthier.inference.engine_process.process_engine import ProcessEngine
+from luthier.inference.engine_process.messages import encode_chunk, encode_error
+from luthier.inference.engine_process.process_engine import ProcessEngine, _Row
 from luthier.inference.options import EngineOptions, ProcessOptions
 from luthier.resources.base_model import BaseModel
 
@@ -159,6 +162,53 @@ def test_a_whole_model_is_no_adapter_here(engine: ProcessEngine, causal_base: Ba
     with pytest.raises(NotSupportedError, match="whole model"):
         list(engine.submit(request))
     assert list(engine.submit(replace(request, adapter=None)))[-1].is_last
+
+
+@pytest.mark.parametrize(
+    ("seed", "problem"), [(21, OSError("no space left")), (22, RuntimeError("no memory left"))]
+)
+def test_an_adapter_that_could_not_be_handed_over_is_tried_again_for_the_next_request(
+    engine: ProcessEngine,
+    causal_base: BaseModel,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    problem: Exception,
+) -> None:
+    def fail(*_: object) -> None:
+        raise problem
+
+    request = GenerationRequest((5, 6), SHORT, lora(causal_base, seed=seed))
+    with monkeypatch.context() as patched:
+        patched.setattr(process_engine_file, "describe_adapter", fail)
+        with pytest.raises(EngineError, match=f"could not be handed over: {problem}"):
+            list(engine.submit(request))
+    assert list(engine.submit(request))[-1].is_last
+
+
+def test_a_message_that_cannot_be_understood_lets_nobody_be_forgotten(
+    engine: ProcessEngine,
+) -> None:
+    """Who is still known is told when the process is ended for that message."""
+    last = GenerationChunk(text="", finish_reason=FinishReason.EOS_TOKEN)
+    row = _Row(Channel(), tenant="", num_input=1)
+    engine._rows[-1] = row
+    unknown = [-2, *encode_error(EngineError("of nobody"))]
+    with pytest.raises(EngineError, match="request -2, which is not running"):
+        engine._hear("step", [[engine._num_submitted, 0], [encode_chunk(-1, last)], [unknown]])
+    assert engine._rows.pop(-1) is row
+    engine._questions[-1] = Future()
+    with pytest.raises(TypeError):
+        engine._hear("kept", [-1])
+    assert engine._questions.pop(-1).done() is False
+
+
+def test_a_question_that_the_process_cannot_answer_fails_with_the_reason(
+    engine: ProcessEngine,
+) -> None:
+    question = engine._questions[-1] = Future[bool]()
+    engine._hear("kept", [-1, False, *encode_error(EngineError("no such layer"))])
+    with pytest.raises(EngineError, match="no such layer"):
+        question.result(0)
 
 
 def test_signals_that_ask_for_an_end_are_the_owners_business(engine: ProcessEngine) -> None:

@@ -195,3 +195,13 @@ def test_adapters_that_cost_next_to_nothing_do_not_pile_up() -> None:
     dropped = [key for number in range(1000) for key in sent.add(str(number), 0)]
     assert dropped == [str(number) for number in range(len(dropped))]
     assert 900 < len(dropped) < 1000
+
+
+def test_what_is_discarded_makes_room_and_is_held_no_more() -> None:
+    things = SentThings(20_000)
+    assert things.add("a", 10_000) == []
+    assert things.discard("a")
+    assert not things.discard("a")
+    assert not things.holds("a")
+    assert things.add("b", 10_000) == []
+    assert things.holds("b")

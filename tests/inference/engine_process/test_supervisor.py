@@ -204,13 +204,17 @@ def test_to_say_that_it_lives_is_passed_on_to_nobody(watch: Callable[..., Watche
     assert watched.heard.get(timeout=60) == ("ready", [False])
 
 
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [(["log", "too", "few"], "TypeError"), (["refused", "why"], "ValueError")],
+)
 def test_a_message_that_nobody_understands_ends_the_process_loudly(
-    watch: Callable[..., Watched],
+    watch: Callable[..., Watched], said: Operation, kind: str
 ) -> None:
     watched = watch()
     process = watched.next_process()
-    process.says.put(["log", "too", "few"])
-    assert "TypeError" in str(watched.next_error())
+    process.says.put(said)
+    assert kind in str(watched.next_error())
     assert process.was_killed
 
 

@@ -105,5 +105,7 @@ def test_a_thread_is_waited_for_unless_its_step_hangs(watch: Callable[[float], W
     with watched.watch.step(["a"]):
         watched.now += 11
         assert not watched.watch.join(thread)
+        # Nobody may look again, so who waits for the step has been told by now.
+        assert [rows for rows, _ in watched.told] == [["a"]]
     may_end.set()
     assert watched.watch.join(thread)
