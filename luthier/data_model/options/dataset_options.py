@@ -271,7 +271,10 @@ def _check_texts(name: str, value: object, setting: Setting) -> None:
     if value is None and setting.is_optional:
         return
     if not isinstance(value, tuple | list) or len(value) > MAX_COLUMNS:
-        raise InvalidInputError(f"'{name}' must be a list of at most {MAX_COLUMNS} names")
+        found = f"{len(value)}" if isinstance(value, tuple | list) else f"{value!r:.80}"
+        raise InvalidInputError(
+            f"'{name}' must be a list of at most {MAX_COLUMNS} names, got {found}"
+        )
     for text in value:
         require_text(name, text, max_chars=MAX_TEXT_CHARS)
         if setting.choices and text not in setting.choices:
