@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from machine import describe_machine
 
 from luthier.adapters.lora.building import create_lora
-from luthier.adapters.lora.layers import LoraFactors, LoraLinear
+from luthier.adapters.lora.layers import LoraLinear
+from luthier.adapters.lora_factors import LoraFactors
 from luthier.data_model.options.lora import LoraConfig
 from luthier.resources.names import BaseModelSources
 from luthier.resources.store import BaseModelStore

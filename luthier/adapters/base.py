@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 
 from luthier.adapters.added_tokens import NO_TOKENS, OwnTokens
 from luthier.adapters.checksums import checksums_of
-from luthier.adapters.lora.layers import LoraFactors
-from luthier.adapters.lora.token_rows import TokenRows
+from luthier.adapters.lora_factors import LoraFactors
 from luthier.adapters.start_probe import AnyProbe
+from luthier.adapters.token_rows import TokenRows
 
 
 @dataclass(frozen=True)

@@ -36,3 +36,17 @@ def checksums_of(tensors: Iterable[torch.Tensor]) -> tuple[object, ...]:
             places = torch.arange(1, len(numbers) + 1, device=numbers.device)
             elsewhere += [numbers.sum().cpu(), (numbers * places).sum().cpu()]
     return (*sums, *(int(each) for each in elsewhere))
+
+
+def versions_of(*tensors: torch.Tensor) -> tuple[int, ...] | None:
+    """How often each tensor was changed in place.
+
+    Args:
+        *tensors: Any; what is done through ``.data`` is not counted.
+
+    Returns:
+        The counts, or None if a tensor was made in inference mode, where nobody counts.
+    """
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    return tuple(tensor._version for tensor in tensors)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from luthier.adapters.added_tokens import NO_TOKENS, AddedTokens, grow_embeddings
 from luthier.adapters.base import Adapter, SoftPromptTensors
-from luthier.adapters.lora.layers import versions_of
+from luthier.adapters.checksums import versions_of
 from luthier.errors import ArtifactError, NotSupportedError
 
 log = alog.use_channel(__name__)

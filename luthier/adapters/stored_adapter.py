@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from luthier.adapters.added_tokens import NO_TOKENS, OwnTokens
 from luthier.adapters.base import Adapter, SoftPromptTensors
 from luthier.adapters.heads.classification_head import ClassificationHead
-from luthier.adapters.lora.layers import LoraFactors
-from luthier.adapters.lora.token_rows import TokenRows
+from luthier.adapters.lora_factors import LoraFactors
 from luthier.adapters.storage import load_adapter
+from luthier.adapters.token_rows import TokenRows
 from luthier.errors import ArtifactError, LuthierError, ReplacedError
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from luthier.adapters.checksums import checksums_of
+from luthier.adapters.checksums import checksums_of, versions_of
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int8])
@@ -35,3 +35,17 @@ def test_tensors_of_inference_mode_and_strided_ones_are_taken() -> None:
     with torch.inference_mode():
         made = torch.ones(3, 4)
     assert checksums_of([made]) == checksums_of([torch.ones(4, 3).T])
+
+
+def test_changes_in_place_are_counted() -> None:
+    tensors = [torch.ones(2), torch.ones(3)]
+    before = versions_of(*tensors)
+    assert versions_of(*tensors) == before
+    tensors[1].add_(1)
+    assert versions_of(*tensors) != before
+
+
+def test_nobody_counts_in_inference_mode() -> None:
+    with torch.inference_mode():
+        made = torch.ones(2)
+    assert versions_of(torch.ones(2), made) is None

@@ -29,8 +29,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.adapters.lora.building import create_lora
-from luthier.adapters.lora.layers import LoraFactors
 from luthier.adapters.lora.lora import LoraAdapter
+from luthier.adapters.lora_factors import LoraFactors
 from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from luthier.adapters.added_tokens import NO_TOKENS, AddedTokens
 from luthier.adapters.lora.fresh_factors import factor_dtype, fresh_factors
 from luthier.adapters.lora.initialisation import starting_factors
-from luthier.adapters.lora.layers import LoraFactors
 from luthier.adapters.lora.lora import LoraAdapter
 from luthier.adapters.lora.peft_format import check_state, read_config, without_added
 from luthier.adapters.lora.saved_modules import SavedModule
@@ -27,7 +26,8 @@ from luthier.adapters.lora.targets import (
     saved_module_paths,
     unfrozen_parameters,
 )
-from luthier.adapters.lora.token_rows import (
+from luthier.adapters.lora_factors import LoraFactors
+from luthier.adapters.token_rows import (
     TokenRows,
     added_token_rows,
     blank_token_rows,

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.adapters.lora.initialisation import StartingFactors
-from luthier.adapters.lora.layers import LoraFactors, oriented_weight
+from luthier.adapters.lora.layers import oriented_weight
+from luthier.adapters.lora_factors import LoraFactors
 
 
 def fresh_factors(

@@ -21,12 +21,13 @@ from transformers import PreTrainedModel
 from luthier.adapters.added_tokens import NO_TOKENS, OwnTokens
 from luthier.adapters.base import Adapter, SoftPromptTensors
 from luthier.adapters.checksums import checksums_of
-from luthier.adapters.lora.layers import LoraFactors, LoraLinear
+from luthier.adapters.lora.layers import LoraLinear
 from luthier.adapters.lora.peft_format import TENSOR_PREFIX, write_config
 from luthier.adapters.lora.saved_modules import SavedModule, layers_of
-from luthier.adapters.lora.token_rows import TokenRows
+from luthier.adapters.lora_factors import LoraFactors
 from luthier.adapters.module_tree import own_module_tree
 from luthier.adapters.start_probe import AnyProbe
+from luthier.adapters.token_rows import TokenRows
 from luthier.data_model.options.lora import LoraConfig
 
 _B_SUFFIX = ".lora_B.weight"

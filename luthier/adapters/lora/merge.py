@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from luthier.adapters.added_tokens import AddedTokens, grow_embeddings
-from luthier.adapters.lora.layers import LoraFactors, oriented_weight
+from luthier.adapters.lora.layers import oriented_weight
 from luthier.adapters.lora.lora import LoraAdapter
+from luthier.adapters.lora_factors import LoraFactors
 from luthier.errors import InvalidInputError, NotSupportedError
 
 

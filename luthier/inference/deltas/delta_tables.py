@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from luthier.adapters.lora.layers import LoraFactors, oriented_weight, squares_added
+from luthier.adapters.lora.layers import oriented_weight, squares_added
+from luthier.adapters.lora_factors import LoraFactors
 from luthier.inference.deltas.layer_changes import LayerChanges
 from luthier.inference.deltas.whole_modules import WholeModules
 

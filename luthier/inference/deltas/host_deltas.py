@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from luthier.adapters.lora.layers import LoraFactors
+from luthier.adapters.lora_factors import LoraFactors
 from luthier.inference.deltas.layer_changes import LayerChanges
 
 

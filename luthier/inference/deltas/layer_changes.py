@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from luthier.adapters.base import Adapter
-from luthier.adapters.lora.layers import LoraFactors
-from luthier.adapters.lora.token_rows import TokenRows
+from luthier.adapters.lora_factors import LoraFactors
+from luthier.adapters.token_rows import TokenRows
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from luthier.adapters.lora.layers import LoraFactors, LoraLinear
-from luthier.adapters.lora.token_rows import TokenRows, TokenRowsLayer
+from luthier.adapters.lora.layers import LoraLinear
+from luthier.adapters.lora_factors import LoraFactors
+from luthier.adapters.token_rows import TokenRows, TokenRowsLayer
 from luthier.inference.linear.split_products import split_products
 
 

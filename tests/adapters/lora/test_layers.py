@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from luthier.adapters.lora.layers import LoraFactors, LoraLinear, oriented_weight, squares_added
+from luthier.adapters.lora.layers import LoraLinear, oriented_weight, squares_added
+from luthier.adapters.lora_factors import LoraFactors
 from luthier.errors import NotSupportedError
 
 

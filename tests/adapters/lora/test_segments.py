@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from luthier.adapters.lora.layers import LoraFactors, LoraLinear
+from luthier.adapters.lora.layers import LoraLinear
 from luthier.adapters.lora.segments import RandomStream, Segment, SegmentedLora, SegmentPlan
+from luthier.adapters.lora_factors import LoraFactors
 
 NUM_IN, NUM_OUT = 6, 5
 CPU = torch.device("cpu")

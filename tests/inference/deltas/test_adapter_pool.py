@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from luthier.adapters.base import Adapter, SoftPromptTensors
-from luthier.adapters.lora.layers import LoraFactors
+from luthier.adapters.lora_factors import LoraFactors
 from luthier.errors import (
     ArtifactError,
     CapacityError,

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.adapters.lora.layers import LoraFactors, LoraLinear
+from luthier.adapters.lora.layers import LoraLinear
+from luthier.adapters.lora_factors import LoraFactors
 from luthier.inference.deltas.delta_steps import AdapterSpan, choose_spans, plan_step
 from luthier.inference.deltas.delta_tables import DeltaTables
 from luthier.inference.deltas.layer_changes import LayerChanges

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from luthier.adapters.lora.layers import LoraFactors
+from luthier.adapters.lora_factors import LoraFactors
 from luthier.inference.deltas.delta_tables import DeltaTable, DeltaTables
 from luthier.inference.deltas.layer_changes import LayerChanges
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from luthier.adapters.lora.layers import LoraFactors
+from luthier.adapters.lora_factors import LoraFactors
 from luthier.inference.deltas.host_deltas import HostDeltas
 from luthier.inference.deltas.layer_changes import LayerChanges
 

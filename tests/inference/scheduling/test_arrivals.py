@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.lora.building import create_lora
-from luthier.adapters.lora.layers import LoraFactors
 from luthier.adapters.lora.lora import LoraAdapter
+from luthier.adapters.lora_factors import LoraFactors
 from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.sampling import SAMPLING as DRAWN
 from luthier.data_model.sampling import SamplingParams

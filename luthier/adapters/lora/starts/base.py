@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 
 from luthier.adapters.lora.fresh_factors import factor_dtype, fresh_factors
 from luthier.adapters.lora.initialisation import StartingFactors
-from luthier.adapters.lora.layers import LoraFactors, oriented_weight
+from luthier.adapters.lora.layers import oriented_weight
 from luthier.adapters.lora.lora import LoraAdapter
 from luthier.adapters.lora.peft_format import check_state
 from luthier.adapters.lora.targets import LoraTarget
+from luthier.adapters.lora_factors import LoraFactors
 from luthier.adapters.start_probe import StartProbe
 from luthier.data_model.options.lora import LoraConfig
 from luthier.errors import InvalidInputError, TrainingDataError

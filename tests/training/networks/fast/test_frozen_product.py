@@ -5,7 +5,8 @@ import torch
 from fixtures.frozen_products import factors_of, make_products, plain_product
 from torch import nn
 
-from luthier.adapters.lora.layers import LoraFactors, LoraLinear
+from luthier.adapters.lora.layers import LoraLinear
+from luthier.adapters.lora_factors import LoraFactors
 from luthier.training.networks.fast.frozen_product import (
     flat,
     frozen_product_of,

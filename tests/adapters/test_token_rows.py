@@ -27,8 +27,8 @@ from luthier.adapters.added_tokens import AddedTokens
 from luthier.adapters.lora.building import create_lora, read_lora
 from luthier.adapters.lora.lora import LoraAdapter
 from luthier.adapters.lora.merge import merged_state
-from luthier.adapters.lora.token_rows import TokenRowsLayer, find_token_rows
 from luthier.adapters.storage import load_adapter, save_adapter
+from luthier.adapters.token_rows import TokenRowsLayer, find_token_rows
 from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.options.training_options import TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
