@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import alog
 import torch
 from torch import nn
+from transformers import GPTNeoConfig
 
 from luthier.errors import NotSupportedError
 from luthier.inference.batch_rows import RowSlice, SliceLogits
@@ -241,6 +242,11 @@ def _require_packable(base_model: BaseModel) -> None:
 def _windows_in(base_model: BaseModel) -> dict[int, int | None]:
     """How many tokens each layer looks back at, as the model's configuration says."""
     config = base_model.model.config.get_text_config()
+    if isinstance(config, GPTNeoConfig):
+        return {
+            index: config.window_size if kind == "local" else None
+            for index, kind in enumerate(config.attention_layers)
+        }
     window = getattr(config, "sliding_window", None)
     if not getattr(config, "use_sliding_window", True):
         window = None

@@ -1,4 +1,4 @@
-"""Packed rows for models whose layers attend by code of their own: Falcon, GPT-J and CodeGen.
+"""Packed rows for models whose layers attend by code of their own: Falcon, GPT-J, GPT-Neo, CodeGen.
 
 They take no attention from outside, and hand nothing on to their layers, so each network is told of
 a step by a hook, and each layer's attention is replaced where its queries, keys and values are
@@ -20,17 +20,19 @@ from transformers.models.falcon.modeling_falcon import (
     apply_rotary_pos_emb,
     build_alibi_tensor,
 )
+from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoForCausalLM, GPTNeoSelfAttention
 from transformers.models.gptj.modeling_gptj import GPTJAttention, GPTJForCausalLM
 
 from luthier.inference.runners.alibi_attention import attend_with_bias, causal_bias
 from luthier.inference.runners.packed_attention import PackedBatch, ShapeProbe, packed_attention
 
 _SMALLEST_TABLE = 256
+_KNOWN = (FalconForCausalLM, GPTJForCausalLM, GPTNeoForCausalLM, CodeGenForCausalLM)
 
 
 def has_own_attention(model: PreTrainedModel) -> bool:
     """True for the models that ``OwnAttention`` knows."""
-    return isinstance(model, FalconForCausalLM | GPTJForCausalLM | CodeGenForCausalLM)
+    return isinstance(model, _KNOWN)
 
 
 class OwnAttention:
@@ -51,23 +53,45 @@ class OwnAttention:
                 module.forward = functools.partial(_falcon_forward, module, self)
             elif isinstance(module, GPTJAttention | CodeGenAttention):
                 module._attn = functools.partial(self._attend_headwise, module)
+            elif isinstance(module, GPTNeoSelfAttention):
+                module.layer_idx = module.layer_id
+                window = module.config.window_size if module.attention_type == "local" else None
+                module._attn = functools.partial(
+                    self._attend_headwise, module, scaling=1.0, window=window
+                )
 
     def attend(
-        self, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scaling: float | None = None,
+        window: int | None = None,
     ) -> torch.Tensor:
-        """Attend row by row, scores scaled by the root of Dh.
+        """Attend row by row.
 
         Args:
             layer: The model's attention layer.
             query: [1, H, N, Dh], positions applied.
             key: [1, K, N, Dh], likewise.
             value: [1, K, N, Dh].
+            scaling: Of the scores; None is one over the root of Dh.
+            window: Tokens that a token sees, itself included; None if it sees all before it.
 
         Returns:
             [1, N, H, Dh].
         """
         mixed, _ = packed_attention(
-            layer, query, key, value, None, packed_batch=self._step, scaling=query.shape[3] ** -0.5
+            layer,
+            query,
+            key,
+            value,
+            None,
+            packed_batch=self._step,
+            scaling=query.shape[3] ** -0.5 if scaling is None else scaling,
+            sliding_window=window,
         )
         return mixed
 
@@ -86,9 +110,10 @@ class OwnAttention:
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        **options: Any,
     ) -> tuple[torch.Tensor, None]:
         """In GPT-J's place for it, which takes and gives [1, H, N, Dh]."""
-        return self.attend(layer, query, key, value).transpose(1, 2), None
+        return self.attend(layer, query, key, value, **options).transpose(1, 2), None
 
     def _bias(
         self,

@@ -14,6 +14,8 @@ from transformers import (
     FalconForCausalLM,
     GPTJConfig,
     GPTJForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     PreTrainedModel,
 )
 
@@ -44,6 +46,18 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "falcon, rotary, groups": lambda: falcon(new_decoder_architecture=True, num_kv_heads=2),
     "gpt-j": lambda: GPTJForCausalLM(
         GPTJConfig(vocab_size=400, n_embd=36, n_layer=2, n_head=3, rotary_dim=8, **IDS)
+    ),
+    "gpt-neo": lambda: GPTNeoForCausalLM(
+        GPTNeoConfig(
+            vocab_size=400,
+            hidden_size=36,
+            num_layers=4,
+            num_heads=3,
+            attention_types=[[["global", "local"], 2]],
+            window_size=16,
+            max_position_embeddings=512,
+            **IDS,
+        )
     ),
     "codegen": lambda: CodeGenForCausalLM(
         CodeGenConfig(vocab_size=400, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, **IDS)
