@@ -14,9 +14,9 @@ from pathlib import Path
 
 from luthier.config import Config, load_config
 from luthier.config.caikit_bridge import apply_to_caikit
+from luthier.data_model.options.limits import TrainingLimits
 from luthier.data_model.sampling import SamplingLimits
 from luthier.data_model.streams import StreamLimits
-from luthier.data_model.tuning import TrainingLimits
 from luthier.inference.options import EngineOptions, ProcessOptions
 from luthier.modules.judging import JudgeEndpoint
 from luthier.resources.names import BaseModelSources

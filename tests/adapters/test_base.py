@@ -6,7 +6,7 @@ import torch
 from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.model_inputs import prepare_inputs
 from luthier.adapters.prompts.initialisation import make_adapter
-from luthier.data_model.tuning import TuningType
+from luthier.data_model.options.prompt_words import TuningType
 
 CPU = torch.device("cpu")
 METHODS = ["prompt_tuning", "multitask_prompt_tuning", "full_fine_tuning"]

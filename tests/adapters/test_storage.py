@@ -24,7 +24,7 @@ from luthier.adapters.prompts.initialisation import make_adapter
 from luthier.adapters.prompts.multitask_soft_prompt import MultitaskSoftPrompt
 from luthier.adapters.prompts.soft_prompt import SoftPrompt
 from luthier.adapters.storage import load_adapter, save_adapter
-from luthier.data_model.tuning import PromptOutputModelType, TuningType
+from luthier.data_model.options.prompt_words import PromptOutputModelType, TuningType
 from luthier.errors import (
     ArtifactError,
     ConflictError,

@@ -25,7 +25,11 @@ from luthier.adapters.prompts.soft_prompt import (
 )
 from luthier.adapters.prompts.source_prompt import SourcePrompt
 from luthier.data_model.options.prompt_encoder import PromptEncoderOptions
-from luthier.data_model.tuning import PromptOutputModelType, PromptTuningInit, TuningType
+from luthier.data_model.options.prompt_words import (
+    PromptOutputModelType,
+    PromptTuningInit,
+    TuningType,
+)
 from luthier.errors import ArtifactError, InvalidInputError, NotSupportedError
 
 if TYPE_CHECKING:

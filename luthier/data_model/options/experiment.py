@@ -28,6 +28,8 @@ from luthier.data_model.options.option_table import (
     leaves,
     option_at,
 )
+from luthier.data_model.options.prompt_encoder import encoder_options
+from luthier.data_model.options.prompt_words import TuningType
 from luthier.data_model.options.quantisation import NONE
 from luthier.data_model.options.run_options import (
     FULL_FINE_TUNING,
@@ -42,7 +44,6 @@ from luthier.data_model.options.training_options import (
     PROMPT_TUNING_DEFAULTS,
     TrainingOptions,
 )
-from luthier.data_model.tuning import TuningType, encoder_options
 from luthier.errors import InvalidInputError, did_you_mean
 
 #: Kinds that ``Setting.check`` knows; the parts check the others themselves.

@@ -31,10 +31,10 @@ from luthier.data_model.options.run_options import (
 from luthier.data_model.options.setting import Setting
 from luthier.data_model.options.training_options import (
     FULL_FINE_TUNING_DEFAULTS,
+    NETWORK_PROMPT_DEFAULTS,
     PROMPT_TUNING_DEFAULTS,
     TrainingOptions,
 )
-from luthier.data_model.tuning import NETWORK_PROMPT_DEFAULTS
 from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 
 #: Part of ``ExperimentOptions`` -> its class.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from luthier.data_model.checks import require_bool, require_int, require_number
+from luthier.data_model.options.prompt_words import TuningType
 from luthier.errors import InvalidInputError, did_you_mean
 
 MLP = "MLP"
@@ -14,6 +15,14 @@ DEFAULT_NUM_LAYERS = 2
 MAX_HIDDEN_SIZE = 65_536
 MAX_LAYERS = 16
 MAX_DROPOUT = 0.9
+#: Field of ``TuningConfig`` -> field of ``PromptEncoderOptions``.
+ENCODER_FIELDS = {
+    "encoder_reparameterization_type": "reparameterization_type",
+    "encoder_hidden_size": "hidden_size",
+    "encoder_num_layers": "num_layers",
+    "encoder_dropout": "dropout",
+    "prefix_projection": "prefix_projection",
+}
 
 
 @dataclass(frozen=True)
@@ -51,3 +60,34 @@ class PromptEncoderOptions:
         require_int("encoder_num_layers", self.num_layers, minimum=1, maximum=MAX_LAYERS)
         require_number("encoder_dropout", self.dropout, minimum=0.0, maximum=MAX_DROPOUT)
         require_bool("prefix_projection", self.prefix_projection)
+
+
+def encoder_options(config: object, tuning_type: TuningType) -> PromptEncoderOptions:
+    """The network that a prompt is to be learned through.
+
+    Args:
+        config: A ``TuningConfig`` or whatever has its fields; on a wire, 0 and "" are not given.
+        tuning_type: How the prompt is tuned.
+
+    Returns:
+        The options, checked.
+
+    Raises:
+        InvalidInputError: For a value that cannot be meant, or one that has no use with this
+            tuning type.
+    """
+    given = {name: value for name in ENCODER_FIELDS if (value := getattr(config, name, None))}
+    default = {"encoder_reparameterization_type": MLP, "encoder_num_layers": DEFAULT_NUM_LAYERS}
+    is_prefix = tuning_type is TuningType.PREFIX_TUNING
+    for name, value in given.items():
+        has_use = (name == "prefix_projection") == is_prefix or (
+            is_prefix and name == "encoder_hidden_size" and bool(given.get("prefix_projection"))
+        )
+        if value != default.get(name) and not (tuning_type.learns_through_a_network and has_use):
+            raise InvalidInputError(
+                f"'tuning_config.{name}' has no use with tuning type {tuning_type.value}"
+                + (" without 'prefix_projection'" if is_prefix else "")
+            )
+    options = PromptEncoderOptions(**{ENCODER_FIELDS[name]: given[name] for name in given})
+    options.validate()
+    return options

@@ -15,6 +15,7 @@ from luthier.data_model.options.prompt_encoder import (
     MAX_LAYERS,
     MLP,
 )
+from luthier.data_model.options.prompt_words import PromptOutputModelType, PromptTuningInit
 from luthier.data_model.options.setting import Setting, option
 from luthier.errors import InvalidInputError
 
@@ -27,16 +28,8 @@ FULL_FINE_TUNING = "full_fine_tuning"
 PROMPT_TUNING_METHODS = (PROMPT_TUNING, MULTITASK_PROMPT_TUNING, P_TUNING, PREFIX_TUNING)
 METHODS = (*PROMPT_TUNING_METHODS, LORA, FULL_FINE_TUNING)
 
-INIT_METHODS = (
-    "RANDOM",
-    "TEXT",
-    "SAMPLE_VOCAB",
-    "ONLY_SOURCE_SHARED",
-    "AVERAGE_SOURCE",
-    "AVERAGE_SOURCE_TASKS",
-    "EXACT_SOURCE_TASK",
-)
-OUTPUT_MODEL_TYPES = ("ENCODER", "DECODER")
+INIT_METHODS = tuple(PromptTuningInit.__members__)
+OUTPUT_MODEL_TYPES = tuple(PromptOutputModelType.__members__)
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,14 @@ from luthier.adapters.prompts.source_prompt import (
 from luthier.data_model.dataset import Dataset, load_dataset
 from luthier.data_model.options.experiment import ExperimentOptions
 from luthier.data_model.options.lora_starts import LOFTQ_INIT
-from luthier.data_model.options.run_options import FULL_FINE_TUNING, LORA
-from luthier.data_model.tuning import (
+from luthier.data_model.options.prompt_encoder import encoder_options
+from luthier.data_model.options.prompt_words import (
     PromptOutputModelType,
     TuningType,
-    encoder_options,
     parse_init_method,
     parse_output_model_types,
 )
+from luthier.data_model.options.run_options import FULL_FINE_TUNING, LORA
 from luthier.errors import InvalidInputError
 from luthier.files.names import check_name
 from luthier.modules.environment import Environment, environment

@@ -14,10 +14,11 @@ from caikit.interfaces.nlp.tasks import TextGenerationTask, TokenizationTask
 from luthier.adapters.caikit_archive import is_caikit_archive, read_caikit_archive
 from luthier.adapters.prompts.initialisation import AnyPrompt
 from luthier.adapters.prompts.soft_prompt import PEFT_TASK_TYPES
+from luthier.data_model.options.prompt_words import TuningType
 from luthier.data_model.options.training_options import DETECT_DEVICE
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.data_model.training_settings import TrainingSettings
-from luthier.data_model.tuning import TuningConfig, TuningType
+from luthier.data_model.tuning import TuningConfig
 from luthier.errors import ArtifactError
 from luthier.modules.adapter_module import AdapterModule
 from luthier.modules.environment import environment

@@ -13,20 +13,20 @@ from luthier.adapters.prompts.source_prompt import (
     resolve_source_prompt,
 )
 from luthier.data_model.checks import require_int
-from luthier.data_model.tuning import (
-    NETWORK_PROMPT_DEFAULTS,
-    PROMPT_TUNING_DEFAULTS,
-    PromptEncoderOptions,
+from luthier.data_model.options.prompt_encoder import PromptEncoderOptions, encoder_options
+from luthier.data_model.options.prompt_words import (
     PromptOutputModelType,
     PromptTuningInit,
-    TuningConfig,
     TuningType,
-    encoder_options,
     parse_init_method,
     parse_output_model_types,
     parse_tuning_type,
-    validate_tuning_config,
 )
+from luthier.data_model.options.training_options import (
+    NETWORK_PROMPT_DEFAULTS,
+    PROMPT_TUNING_DEFAULTS,
+)
+from luthier.data_model.tuning import TuningConfig, validate_tuning_config
 from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
 from luthier.modules.environment import Environment
 from luthier.modules.planning.hooks import TrainingHooks, limits_for

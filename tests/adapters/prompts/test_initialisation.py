@@ -9,7 +9,11 @@ from safetensors.torch import save_file
 
 from luthier.adapters.prompts.initialisation import make_adapter
 from luthier.adapters.prompts.source_prompt import SourcePrompt, read_source_prompt
-from luthier.data_model.tuning import PromptOutputModelType, PromptTuningInit, TuningType
+from luthier.data_model.options.prompt_words import (
+    PromptOutputModelType,
+    PromptTuningInit,
+    TuningType,
+)
 from luthier.errors import ArtifactError, InvalidInputError
 from luthier.resources.base_model import BaseModel
 

@@ -7,7 +7,11 @@ from fixtures.network_prompts import NETWORK_PROMPTS
 from luthier.adapters.prompts.initialisation import make_adapter
 from luthier.adapters.prompts.p_tuning import PTuning
 from luthier.data_model.options.prompt_encoder import PromptEncoderOptions
-from luthier.data_model.tuning import PromptOutputModelType, PromptTuningInit, TuningType
+from luthier.data_model.options.prompt_words import (
+    PromptOutputModelType,
+    PromptTuningInit,
+    TuningType,
+)
 from luthier.errors import InvalidInputError, NotSupportedError
 
 

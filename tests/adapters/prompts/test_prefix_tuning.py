@@ -7,7 +7,11 @@ from fixtures.network_prompts import NETWORK_PROMPTS, NUM_VIRTUAL_TOKENS
 from luthier.adapters.prompts.initialisation import make_adapter
 from luthier.adapters.prompts.prefix_tuning import PrefixShape, PrefixTuning
 from luthier.data_model.options.prompt_encoder import PromptEncoderOptions
-from luthier.data_model.tuning import PromptOutputModelType, PromptTuningInit, TuningType
+from luthier.data_model.options.prompt_words import (
+    PromptOutputModelType,
+    PromptTuningInit,
+    TuningType,
+)
 from luthier.errors import InvalidInputError, NotSupportedError
 
 SHAPE = PrefixShape(num_layers=3, num_kv_heads=2, head_dim=4)

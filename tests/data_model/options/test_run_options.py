@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from luthier.data_model.options.limits import TrainingLimits
+from luthier.data_model.options.prompt_words import PromptTuningInit
 from luthier.data_model.options.run_options import INIT_METHODS, PromptOptions
-from luthier.data_model.tuning import PromptTuningInit, TuningConfig
+from luthier.data_model.tuning import TuningConfig
 from luthier.errors import InvalidInputError
 
 

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import luthier
+from luthier.data_model.options.prompt_words import TuningType
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
-from luthier.data_model.tuning import TuningConfig, TuningType
+from luthier.data_model.tuning import TuningConfig
 from luthier.errors import (
     ArtifactError,
     BaseModelNotFoundError,

@@ -5,7 +5,8 @@ import torch
 from fixtures.train_rows import QUICK, ROWS
 from safetensors.torch import save_file
 
-from luthier.data_model.tuning import TuningConfig, TuningType
+from luthier.data_model.options.prompt_words import TuningType
+from luthier.data_model.tuning import TuningConfig
 from luthier.errors import (
     InvalidInputError,
     NameNotAllowedError,
