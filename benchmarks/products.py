@@ -5,7 +5,7 @@
 All linear layers of a base model, the output layer included, are computed one after the other, as a
 step does, so that weights come from memory and not from a cache. By
 
-- ``engine``: what the engine does (``inference/linear/split_products.py``);
+- ``engine``: what the engine does (``inference/linear/few_tokens.py``);
 - ``whole``: one product with each weight as it is;
 - ``turned``: one product with a copy of each weight in the order [in, out];
 - ``onednn_packed``, ``mkl_packed``: products with copies in the libraries' own orders.
@@ -34,7 +34,7 @@ from base_models import add_model_options, load_base
 from machine import describe_machine
 
 from luthier.adapters.module_tree import own_module_tree
-from luthier.inference.linear.split_products import split_products
+from luthier.inference.linear.few_tokens import quicken_few_tokens
 from luthier.resources.base_model import BaseModel
 
 #: Gives a layer's output for its input, without the bias.
@@ -76,7 +76,7 @@ OTHERS: dict[str, Callable[[nn.Linear], Product]] = {
 def make_sides(base: BaseModel, names: list[str]) -> dict[str, list[Product]]:
     """The products of a step, in its order."""
     tree = own_module_tree(base.model)
-    split_products(tree)
+    quicken_few_tokens(tree)
     layers = [each for each in tree.modules() if isinstance(each, nn.Linear)]
     sides: dict[str, list[Product]] = {ENGINE: [_without_bias(each) for each in layers]}
     return sides | {name: [OTHERS[name](each) for each in layers] for name in names}

@@ -31,12 +31,12 @@ from transformers.pytorch_utils import Conv1D
 from luthier.adapters.lora.layers import oriented_weight
 from luthier.inference.deltas.delta_steps import AdapterSpan
 from luthier.inference.deltas.delta_tables import DeltaTables, Product
-from luthier.inference.linear.split_products import SplitLinear
+from luthier.inference.linear.few_tokens import FewTokensLinear
 
 log = alog.use_channel(__name__)
 
 #: Layers that are done by a product with their weight.
-_MERGEABLE = (nn.Linear, SplitLinear, Conv1D)
+_MERGEABLE = (nn.Linear, FewTokensLinear, Conv1D)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import nn
 from luthier.adapters.lora.layers import LoraLinear
 from luthier.adapters.lora_factors import LoraFactors
 from luthier.adapters.token_rows import TokenRows, TokenRowsLayer
-from luthier.inference.linear.split_products import split_products
+from luthier.inference.linear.few_tokens import quicken_few_tokens
 
 
 class WholeModules:
@@ -85,7 +85,7 @@ class WholeModules:
         copies = nn.ModuleList([copy.deepcopy(layer, memo) for layer in modules.values()])
         copies.requires_grad_(False).eval()
         copies.to(device=self._device, dtype=self._dtype)
-        split_products(copies)
+        quicken_few_tokens(copies)
         own: dict[str, nn.Module] = dict(zip(modules, copies, strict=True))
         if rows is not None:
             moved = rows.moved(self._move)

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.errors import ConfigError
-from luthier.inference.linear.split_products import SplitLinear
+from luthier.inference.linear.few_tokens import FewTokensLinear
 
 _STEPS, _ZERO = 127, 128
 
@@ -75,7 +75,7 @@ def use_int8_weights(model: PreTrainedModel) -> int:
     found = {
         path: layer
         for path, layer in model.named_modules()
-        if type(layer) in (nn.Linear, SplitLinear) and layer is not head and _fits(layer)
+        if type(layer) in (nn.Linear, FewTokensLinear) and layer is not head and _fits(layer)
     }
     for path, layer in found.items():
         model.set_submodule(path, Int8Linear(layer))

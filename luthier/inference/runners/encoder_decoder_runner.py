@@ -14,7 +14,7 @@ from luthier.inference.batch_rows import RowInput, RowSlice, SliceLogits
 from luthier.inference.deltas.delta_layers import DeltaLayers
 from luthier.inference.deltas.delta_steps import AdapterSpan
 from luthier.inference.deltas.own_tokens import look_up_tokens
-from luthier.inference.linear.split_products import split_products
+from luthier.inference.linear.few_tokens import quicken_few_tokens
 from luthier.inference.memory.kv_cache import KvShape
 from luthier.inference.memory.kv_memory import KvMemory
 from luthier.inference.runners.base import Runner, RunnerLimits
@@ -100,7 +100,7 @@ class EncoderDecoderRunner(Runner):
         self._model = with_packed_attention(
             base_model.model, name=NAME, attention=encoder_decoder_attention
         )
-        split_products(self._model)
+        quicken_few_tokens(self._model)
         self._delta_layers = DeltaLayers(self._model, limits.merging)
         self._reading_layers: set[str] = set()
         self._embed = self._model.get_input_embeddings()

@@ -14,8 +14,8 @@ from luthier.errors import NotSupportedError
 from luthier.inference.batch_rows import RowSlice, SliceLogits
 from luthier.inference.deltas.delta_layers import DeltaLayers
 from luthier.inference.deltas.own_tokens import look_up_tokens
+from luthier.inference.linear.few_tokens import quicken_few_tokens
 from luthier.inference.linear.int8_weights import use_int8_weights
-from luthier.inference.linear.split_products import split_products
 from luthier.inference.memory.kv_cache import KvShape
 from luthier.inference.memory.kv_memory import KvMemory
 from luthier.inference.runners.alibi_attention import AlibiAttention, uses_alibi
@@ -54,7 +54,7 @@ class PackedRunner(Runner):
         _require_packable(base_model)
         self._device, self._dtype = base_model.device, base_model.dtype
         self._model = with_packed_attention(base_model.model)
-        split_products(self._model)
+        quicken_few_tokens(self._model)
         if uses_alibi(self._model):
             AlibiAttention(self._model)
         elif has_own_attention(self._model):
