@@ -70,11 +70,11 @@ def require_number(
     if not math.isfinite(number):
         raise InvalidInputError(f"'{name}' must be finite, got {_shown(value)}")
     if minimum is not None and number < minimum:
-        raise InvalidInputError(f"'{name}' must be at least {minimum:g}, got {_shown(value)}")
+        raise InvalidInputError(f"'{name}' must be at least {minimum:.15g}, got {_shown(value)}")
     if above is not None and number <= above:
-        raise InvalidInputError(f"'{name}' must be greater than {above:g}, got {_shown(value)}")
+        raise InvalidInputError(f"'{name}' must be greater than {above:.15g}, got {_shown(value)}")
     if maximum is not None and number > maximum:
-        raise InvalidInputError(f"'{name}' must be at most {maximum:g}, got {_shown(value)}")
+        raise InvalidInputError(f"'{name}' must be at most {maximum:.15g}, got {_shown(value)}")
     return number
 
 

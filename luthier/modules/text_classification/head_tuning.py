@@ -11,7 +11,7 @@ from caikit.interfaces.nlp.tasks import TextClassificationTask, TokenizationTask
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.heads.classification_head import ClassificationHead
-from luthier.data_model.options.training_options import DETECT_DEVICE
+from luthier.data_model.options.training.machine import DETECT_DEVICE
 from luthier.data_model.records import ClassificationTrainRecord
 from luthier.data_model.training_settings import TrainingSettings
 from luthier.modules.adapter_module import AdapterModule

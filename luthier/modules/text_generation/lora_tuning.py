@@ -14,7 +14,7 @@ from luthier.adapters.added_tokens import added_tokens, grown_tokenizer
 from luthier.adapters.lora.lora import LoraAdapter
 from luthier.adapters.lora.merge import save_merged
 from luthier.adapters.stored_adapter import StoredAdapter
-from luthier.data_model.options.training_options import DETECT_DEVICE
+from luthier.data_model.options.training.machine import DETECT_DEVICE
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.data_model.training_settings import TrainingSettings
 from luthier.modules.adapter_module import AdapterModule

@@ -15,7 +15,7 @@ from luthier.adapters.caikit_archive import is_caikit_archive, read_caikit_archi
 from luthier.adapters.prompts.initialisation import AnyPrompt
 from luthier.adapters.prompts.soft_prompt import PEFT_TASK_TYPES
 from luthier.data_model.options.prompt_words import TuningType
-from luthier.data_model.options.training_options import DETECT_DEVICE
+from luthier.data_model.options.training.machine import DETECT_DEVICE
 from luthier.data_model.records import ClassificationTrainRecord, GenerationTrainRecord
 from luthier.data_model.training_settings import TrainingSettings
 from luthier.data_model.tuning import TuningConfig

@@ -16,7 +16,7 @@ from types import FrameType
 
 from luthier.config import load_config
 from luthier.config.caikit_bridge import configure_logging
-from luthier.data_model.options.training_options import DETECT_DEVICE
+from luthier.data_model.options.training.machine import DETECT_DEVICE
 from luthier.errors import CancelledError
 from luthier.runtime.jobs.base import TrainingSpec
 from luthier.runtime.jobs.executor import MODULE_PACKAGES_VARIABLE

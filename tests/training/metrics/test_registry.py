@@ -2,7 +2,7 @@
 
 import pytest
 
-from luthier.data_model.options.training_options import METRIC_WORDS
+from luthier.data_model.options.training.evaluation import METRIC_WORDS
 from luthier.errors import InvalidInputError
 from luthier.training.metrics.registry import METRICS, make_metrics
 

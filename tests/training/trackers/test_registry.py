@@ -2,7 +2,7 @@
 
 import pytest
 
-from luthier.data_model.options.training_options import TRACKERS as WORDS
+from luthier.data_model.options.training.reporting import TRACKERS as WORDS
 from luthier.errors import InvalidInputError
 from luthier.training.trackers.registry import TRACKERS, make_trackers
 
