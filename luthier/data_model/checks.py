@@ -97,7 +97,7 @@ def require_bool(name: str, value: object) -> bool:
 
 
 def require_text(name: str, value: object, *, max_chars: int) -> str:
-    """Give ``value`` back if it is a string of at most ``max_chars`` characters.
+    """Give ``value`` back if it is a string of at most ``max_chars`` whole characters.
 
     Args:
         name: What the message calls it.
@@ -108,7 +108,8 @@ def require_text(name: str, value: object, *, max_chars: int) -> str:
         The value.
 
     Raises:
-        InvalidInputError: If it is no string or too long; the text itself is never quoted whole.
+        InvalidInputError: If it is no string, too long or no valid Unicode; the text itself is
+            never quoted whole.
     """
     if not isinstance(value, str):
         raise InvalidInputError(f"'{name}' must be a string, got {_shown(value)}")
@@ -116,7 +117,7 @@ def require_text(name: str, value: object, *, max_chars: int) -> str:
         raise InvalidInputError(
             f"'{name}' has {len(value)} characters, at most {max_chars} are allowed"
         )
-    return value
+    return require_unicode(name, value)
 
 
 def require_names(name: str, values: object, *, max_count: int, max_chars: int) -> tuple[str, ...]:

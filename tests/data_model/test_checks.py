@@ -2,6 +2,8 @@
 
 import math
 
+from functools import partial
+
 import pytest
 
 from luthier.data_model.checks import (
@@ -77,8 +79,9 @@ def test_a_text_over_its_limit_is_refused_with_its_length() -> None:
 
 def test_half_a_character_is_refused_with_its_place() -> None:
     assert require_unicode("t", "ü🙂\x00") == "ü🙂\x00"
-    with pytest.raises(InvalidInputError, match=r"'t' is no valid text: .* at character 2"):
-        require_unicode("t", "ab\ud83d")
+    for refuse in (require_unicode, partial(require_text, max_chars=5)):
+        with pytest.raises(InvalidInputError, match=r"'t' is no valid text: .* at character 2"):
+            refuse("t", "ab\ud83d")
 
 
 @pytest.mark.parametrize(
@@ -89,6 +92,7 @@ def test_half_a_character_is_refused_with_its_place() -> None:
         (("a", 3), r"'x\[1\]' must be"),
         (("a",) * 4, "'x' has 4 entries, at most 3 are allowed"),
         (("a" * 6,), r"'x\[0\]'"),
+        (("a", "\ud83d"), r"'x\[1\]' is no valid text"),
     ],
 )
 def test_a_list_of_names_is_checked_entry_by_entry(values: object, message: str) -> None:

@@ -37,6 +37,14 @@ def test_tuning_config_has_the_peers_name_and_field_numbers() -> None:
             "prompt_tuning_init_source_model",
         ),
         (TuningConfig(num_virtual_tokens=4, prompt_tuning_init_method="FOO"), "FOO"),
+        (
+            TuningConfig(
+                num_virtual_tokens=4,
+                prompt_tuning_init_method="TEXT",
+                prompt_tuning_init_text="half \ud83d",
+            ),
+            "'tuning_config.prompt_tuning_init_text' is no valid text: .* at character 5",
+        ),
     ],
 )
 def test_a_config_that_cannot_be_meant_is_refused(config: TuningConfig, message: str) -> None:

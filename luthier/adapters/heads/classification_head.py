@@ -20,6 +20,7 @@ from luthier.adapters.heads.peft_format import HEAD_NAME, write_config
 from luthier.adapters.lora.lora import LoraAdapter
 from luthier.adapters.lora.peft_format import TENSOR_PREFIX
 from luthier.adapters.module_tree import own_module_tree
+from luthier.data_model.checks import require_unicode
 from luthier.errors import InvalidInputError, NotSupportedError
 
 _WEIGHT_NAME = f"{HEAD_NAME}.weight"
@@ -193,12 +194,14 @@ def require_labels(labels: Sequence[str]) -> None:
         labels: Name of each class.
 
     Raises:
-        InvalidInputError: If there are fewer than two, one is empty or no text, or stands twice.
+        InvalidInputError: If there are fewer than two, one is empty or no valid text, or stands
+            twice.
     """
     if len(labels) < 2:
         raise InvalidInputError(f"a classification needs 2 labels or more, got {len(labels)}")
     for number, label in enumerate(labels, start=1):
         if not isinstance(label, str) or not label.strip():
             raise InvalidInputError(f"label {number} must be a name, got {label!r:.80}")
+        require_unicode(f"label {number}", label)
         if label in labels[: number - 1]:
             raise InvalidInputError(f"label {label[:80]!r} stands twice")

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.data_model.checks import require_text, require_unicode
+from luthier.data_model.checks import require_text
 from luthier.data_model.options.limits import UNLIMITED
 from luthier.data_model.options.setting import MAX_TEXT_CHARS, Setting, option
 from luthier.errors import InvalidInputError
@@ -15,16 +15,6 @@ VALIDATION_STRATEGIES = ("automatic", "custom")
 PROMPT_FORMATS = ("auto", "verbalizer", "chat_template", "markers")
 SAMPLED_PARTS = ("Train", "Validation")
 MAX_COLUMNS = 100
-#: Options whose text a tokenizer reads.
-_WRITTEN_TEXTS = (
-    "prompt_column_separator",
-    "chatbot_name",
-    "chatbot_author",
-    "chat_template",
-    "text_system_start",
-    "text_prompt_start",
-    "text_answer_separator",
-)
 
 
 def _column(meaning: str) -> Any:
@@ -231,8 +221,6 @@ class DatasetOptions:
                 _check_texts(field.name, value, setting)
             else:
                 setting.check(field.name, value, UNLIMITED)
-        for name in _WRITTEN_TEXTS:
-            require_unicode(name, getattr(self, name) or "")
         self._check_together()
 
     def _check_together(self) -> None:

@@ -59,6 +59,16 @@ def test_named_labels_keep_their_order_and_a_head_may_stand_alone():
             "train_stream row 3 is a conversation",
         ),
         (
+            {"labels": ["ham", "sp\ud83d"]},
+            InvalidInputError,
+            "'label 2' is no valid text: half of a surrogate pair at character 2",
+        ),
+        (
+            {"train_stream": [*ROWS, {"text": "x", "labels": ["\ud83d"]}]},
+            InvalidInputError,
+            "'label 3' is no valid text",
+        ),
+        (
             {"labels": ["ham", "spma"]},
             TrainingDataError,
             "train_stream row 2 has label 'spam'.*did you mean 'spma'",
