@@ -1,7 +1,8 @@
 """What generation gives back, and the one structured parameter it takes.
 
 The result objects are caikit's own (package ``caikit_data_model.nlp``), re-exported so that the
-rest of Luthier names one place.
+rest of Luthier names one place. ``WireFinishReason`` is caikit's word for the engines'
+``inference.base.FinishReason``, member for member.
 """
 
 # NOTE: no ``from __future__ import annotations`` here: caikit reads annotations as types.
@@ -9,7 +10,6 @@ rest of Luthier names one place.
 from caikit.core import DataObjectBase, dataobject
 from caikit.interfaces.common.data_model import ProducerId
 from caikit.interfaces.nlp.data_model import (
-    FinishReason,
     GeneratedTextResult,
     GeneratedTextStreamResult,
     GeneratedToken,
@@ -17,13 +17,13 @@ from caikit.interfaces.nlp.data_model import (
     TokenizationResults,
     TokenStreamDetails,
 )
+from caikit.interfaces.nlp.data_model import FinishReason as WireFinishReason
 from py_to_proto.dataclass_to_proto import Annotated, FieldNumber
 
 from luthier.data_model.records import CAIKIT_NLP_PACKAGE
 
 __all__ = [
     "ExponentialDecayLengthPenalty",
-    "FinishReason",
     "GeneratedTextResult",
     "GeneratedTextStreamResult",
     "GeneratedToken",
@@ -31,6 +31,7 @@ __all__ = [
     "Token",
     "TokenStreamDetails",
     "TokenizationResults",
+    "WireFinishReason",
 ]
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from luthier.data_model.generation import (
-    FinishReason,
     GeneratedTextResult,
     GeneratedTextStreamResult,
     GeneratedToken,
     ProducerId,
     TokenStreamDetails,
+    WireFinishReason,
 )
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference.base import GenerationChunk, TokenStream
@@ -72,7 +72,7 @@ class GrowingAnswer:
         return GeneratedTextResult(
             generated_text="".join(self._texts),
             generated_tokens=last.generated_token_count,
-            finish_reason=FinishReason[last.finish_reason.name],
+            finish_reason=WireFinishReason[last.finish_reason.name],
             producer_id=self.producer_id,
             input_token_count=last.input_token_count,
             seed=last.seed,
@@ -107,7 +107,7 @@ class GrowingAnswer:
             generated_text=text,
             tokens=tokens,
             details=TokenStreamDetails(
-                finish_reason=FinishReason[chunk.finish_reason.name],
+                finish_reason=WireFinishReason[chunk.finish_reason.name],
                 generated_tokens=chunk.generated_token_count,
                 seed=chunk.seed,
                 input_token_count=chunk.input_token_count,

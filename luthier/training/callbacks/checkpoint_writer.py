@@ -108,8 +108,8 @@ class CheckpointWriter(TrainingCallback):
         folder = checkpoint_folder(self._folder, point.step)
         write_checkpoint(folder, state, self._adapter, base_model_name=self._base_model_name)
         log.debug("checkpoint written: step=%d", point.step)
-        self._delete_old(self._folder, point.best_step)
-        self._copy(folder, point.best_step)
+        self._delete_old(self._folder, point)
+        self._copy(folder, point)
         self._saved_at = self._clock()
         self._cost = self._saved_at - started
 
@@ -134,18 +134,21 @@ class CheckpointWriter(TrainingCallback):
         share = self._options.checkpoint_time_share
         return share == 1 or self._cost <= share * seconds
 
-    def _delete_old(self, parent: Path, best_step: int | None) -> None:
+    def _delete_old(self, parent: Path, point: ResumePoint) -> None:
         keep = self._options.keep_checkpoints
         if keep is None:
             keep = 0 if self._options.save_checkpoint == "each_evaluation" else _KEEP
         if not keep:
             return
         found = list_checkpoints(parent)
-        for step in list(found)[:-keep]:
-            if step != best_step:
+        # A training that goes on from an older checkpoint, perhaps because newer ones are damaged,
+        # finds those beside its own; they count once it has come as far.
+        reached = [step for step in found if step <= point.step]
+        for step in reached[:-keep]:
+            if step != point.best_step:
                 delete_checkpoint(found[step])
 
-    def _copy(self, folder: Path, best_step: int | None) -> None:
+    def _copy(self, folder: Path, point: ResumePoint) -> None:
         if self._backup_folder is None:
             return
         try:
@@ -153,6 +156,6 @@ class CheckpointWriter(TrainingCallback):
                 self._backup_folder / folder.name, overwrite=True
             ) as partial:
                 shutil.copytree(folder, partial, dirs_exist_ok=True)
-            self._delete_old(self._backup_folder, best_step)
+            self._delete_old(self._backup_folder, point)
         except OSError as error:
             log.warning("a checkpoint was not backed up: %s", error)

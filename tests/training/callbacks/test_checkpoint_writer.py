@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from luthier.errors import ConflictError
 from luthier.resources.base_model import BaseModel
 from luthier.training.callbacks.base import StartEvent, TrainingCallback
 from luthier.training.callbacks.checkpoint_writer import CheckpointWriter
-from luthier.training.checkpointing.checkpoints import list_checkpoints
+from luthier.training.checkpointing.checkpoints import (
+    checkpoint_folder,
+    list_checkpoints,
+    write_checkpoint,
+)
 from luthier.training.checkpointing.state import ResumePoint, TrainingState
 from luthier.training.data.examples import TruncationReport
 from luthier.training.loop import tune
@@ -65,6 +70,32 @@ def test_the_policy_says_which_checkpoints_are_there(
     _run(tiny_causal_base, tmp_path, **changes)
     assert list(list_checkpoints(tmp_path / "checkpoints")) == expected
     assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"), [(1, [5, 8, 12]), (2, [4, 5, 8, 12]), (0, [1, 2, 3, 4, 5, 8, 12])]
+)
+def test_a_training_that_goes_on_before_newer_checkpoints_keeps_its_own(
+    keep: int, expected: list[int], tiny_causal_base: BaseModel, tmp_path: Path
+) -> None:
+    backups = tmp_path / "backups"
+    prompt = SoftPrompt(
+        torch.zeros(1, tiny_causal_base.hidden_size), kind="causal", places=("decoder",)
+    )
+    state = _captured(tiny_causal_base, prompt)
+    left_behind = [
+        checkpoint_folder(tmp_path / "checkpoints", step) for step in (1, 2, 3, 4, 8, 12)
+    ]
+    for folder in left_behind:
+        write_checkpoint(folder, state, prompt, base_model_name="x")
+        shutil.copytree(folder, backups / folder.name)
+    options = dataclasses.replace(OPTIONS, keep_checkpoints=keep)
+    writer = CheckpointWriter(
+        tmp_path, prompt, options, base_model_name="x", is_resumed=True, backup_folder=backups
+    )
+    writer.on_resume_point(ResumePoint(5, True, True, False, None, lambda: state))
+    assert list(list_checkpoints(tmp_path / "checkpoints")) == expected
+    assert list(list_checkpoints(backups)) == expected
 
 
 class _Clock:
