@@ -9,6 +9,7 @@ rest of Luthier names one place. ``WireFinishReason`` is caikit's word for the e
 
 from caikit.core import DataObjectBase, dataobject
 from caikit.interfaces.common.data_model import ProducerId
+from caikit.interfaces.nlp.data_model import FinishReason as WireFinishReason
 from caikit.interfaces.nlp.data_model import (
     GeneratedTextResult,
     GeneratedTextStreamResult,
@@ -17,7 +18,6 @@ from caikit.interfaces.nlp.data_model import (
     TokenizationResults,
     TokenStreamDetails,
 )
-from caikit.interfaces.nlp.data_model import FinishReason as WireFinishReason
 from py_to_proto.dataclass_to_proto import Annotated, FieldNumber
 
 from luthier.data_model.records import CAIKIT_NLP_PACKAGE
