@@ -2,7 +2,7 @@
 // next ones are on their way. A library's matrix product copies the weight into another order
 // first, which for few tokens takes longer than multiplying.
 //
-// A tile is 4 outputs by a few tokens, a register of sums each. A block of outputs is gone through
+// A tile is 4 outputs (8 for a single token) by a few tokens, a register of sums each. A block of outputs is gone through
 // for all tokens before the next one, so it stays in the first cache. Each output of each token is
 // summed in the same order, whatever stands beside it.
 #include "parallel.h"
@@ -23,18 +23,18 @@ struct product {
 };
 
 // One tile; fetches `ahead` lines for each vector of inputs that it multiplies.
-INLINE void tile(const struct product *p, long token, int tokens, long output, const char *next,
-                 int ahead) {
+INLINE void tile(const struct product *p, long token, int tokens, long output, int outputs,
+                 const char *next, int ahead) {
     const float *x = p->x + token * p->x_stride;
     const float *weight = p->weight + output * p->num_inputs;
-    vec sums[OUTPUTS][MAX_TOKENS];
-    for (int i = 0; i < OUTPUTS; i++)
+    vec sums[OUTPUTS_PER_BLOCK][MAX_TOKENS];
+    for (int i = 0; i < outputs; i++)
         for (int j = 0; j < tokens; j++) sums[i][j] = zeros();
     for (long k = 0; k < p->num_inputs; k += LANES) {
         vec inputs[MAX_TOKENS];
         for (int j = 0; j < tokens; j++) inputs[j] = load(x + j * p->x_stride + k);
         for (int n = 0; n < ahead; n++, next += BYTES_PER_LINE) prefetch(next);
-        for (int i = 0; i < OUTPUTS; i++) {
+        for (int i = 0; i < outputs; i++) {
             vec factors = load(weight + i * p->num_inputs + k);
             for (int j = 0; j < tokens; j++) sums[i][j] += factors * inputs[j];
         }
@@ -42,16 +42,17 @@ INLINE void tile(const struct product *p, long token, int tokens, long output, c
     float *y = p->y + token * p->y_stride + output;
     for (int j = 0; j < tokens; j++) {
         float *to = y + j * p->y_stride;
-        store_sums(to, sums[0][j], sums[1][j], sums[2][j], sums[3][j]);
+        for (int i = 0; i < outputs; i += 4)
+            store_sums(to + i, sums[i][j], sums[i + 1][j], sums[i + 2][j], sums[i + 3][j]);
         if (p->bias)
-            for (int i = 0; i < OUTPUTS; i++) to[i] += p->bias[output + i];
+            for (int i = 0; i < outputs; i++) to[i] += p->bias[output + i];
     }
 }
 
 // The compiler unrolls a tile for each number of tokens and of lines ahead.
 #define TILE(tokens, ahead) \
     case tokens: \
-        tile(p, token, tokens, output, next, ahead); \
+        tile(p, token, tokens, output, OUTPUTS, next, ahead); \
         break;
 #if MAX_TOKENS == 6
 #define TILES(ahead) \
@@ -88,6 +89,11 @@ static void single_output(const struct product *p, long output) {
 }
 
 static void block(const struct product *p, long first, long last, long end) {
+    if (p->num_tokens == 1 && last - first == OUTPUTS_PER_BLOCK) {
+        // Read so fast that the processor itself sees what comes next.
+        tile(p, 0, 1, first, OUTPUTS_PER_BLOCK, NULL, 0);
+        return;
+    }
     long num_tiles = (p->num_tokens + MAX_TOKENS - 1) / MAX_TOKENS;
     // Lines for each vector, so that the next block is there when this one is done.
     long needed = (OUTPUTS * LANES * 4 / BYTES_PER_LINE + num_tiles - 1) / num_tiles;
