@@ -200,8 +200,7 @@ def _dotted(tuning_config: Mapping[str, Any]) -> dict[str, Any]:
 
 def submit(client: Client, run: TrainingRun) -> TrainingJob:
     """Send a run with its data."""
-    from luthier.cli.training.wire_parameters import HEAD
-    from luthier.data_model.options.run_options import FULL_FINE_TUNING, LORA
+    from luthier.data_model.options.run_options import FULL_FINE_TUNING, HEAD, LORA
 
     keeps_labels = run.method == HEAD
     request: dict[str, Any] = {

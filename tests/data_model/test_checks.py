@@ -1,7 +1,6 @@
 """Single values from outside are refused by name, value and limit."""
 
 import math
-
 from functools import partial
 
 import pytest

@@ -53,6 +53,8 @@ def run_experiment(
         print(f"wrote {export}", file=sys.stderr)
         if not is_dry:
             return
+    # Before the child, which loads torch for seconds.
+    source.options.require_named(has_result=not is_dry)
     is_silent = int(os.environ.get(RANK_VARIABLE, "0")) > 0
     progress = _Progress()
     done = run_in_child(

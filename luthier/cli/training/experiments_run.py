@@ -33,6 +33,7 @@ def run_experiments(
             for line in import_lines(source.imported):
                 print(line, file=sys.stderr)
         source.options.validate()
+        source.options.require_named()
     done = run_in_child(
         "train_many",
         {"experiments": [source.options.to_dict() for source in sources]},

@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.data_model.options.lora import LORA_OPTION_ALIASES, LORA_OPTION_NAMES
-from luthier.data_model.options.run_options import FULL_FINE_TUNING, LORA, PROMPT_TUNING_METHODS
+from luthier.data_model.options.run_options import (
+    FULL_FINE_TUNING,
+    HEAD,
+    LORA,
+    PROMPT_TUNING_METHODS,
+)
 from luthier.data_model.options.training_options import (
     TRAINING_OPTION_ALIASES,
     TRAINING_OPTION_NAMES,
@@ -18,8 +23,6 @@ from luthier.data_model.training_settings import (
 )
 from luthier.errors import InvalidInputError, NotSupportedError
 
-#: The method that tunes a classification head; only servers have it.
-HEAD = "head"
 #: Options that every training has on its wire, by the same name.
 _LOOP_OPTIONS = (
     "num_epochs",

@@ -72,8 +72,8 @@ class DatasetOptions:
     prompt_column: tuple[str, ...] | None = option(
         None,
         "texts",
-        "Columns that make the prompt. None detects the shape of the rows; an empty list learns "
-        "the answer column as plain text.",
+        "Columns that make the prompt; one by itself needs no list. None detects the shape of the "
+        "rows; an empty list learns the answer column as plain text.",
         is_optional=True,
     )
     prompt_column_separator: str = option(

@@ -25,6 +25,7 @@ from luthier.data_model.options.option_table import (
     GROUPS,
     OPTIONS,
     PARTS,
+    Option,
     leaves,
     option_at,
 )
@@ -33,6 +34,7 @@ from luthier.data_model.options.prompt_words import TuningType
 from luthier.data_model.options.quantisation import NONE
 from luthier.data_model.options.run_options import (
     FULL_FINE_TUNING,
+    HEAD,
     LORA,
     METHODS,
     PROMPT_TUNING,
@@ -44,10 +46,13 @@ from luthier.data_model.options.training_options import (
     PROMPT_TUNING_DEFAULTS,
     TrainingOptions,
 )
-from luthier.errors import InvalidInputError, did_you_mean
+from luthier.errors import InvalidInputError, NotSupportedError, did_you_mean
+from luthier.files.names import check_name
 
 #: Kinds that ``Setting.check`` knows; the parts check the others themselves.
 _PLAIN_KINDS = ("int", "number", "bool", "text", "choice")
+#: Kinds whose values are lists of texts.
+_LIST_KINDS = ("names", "texts", "choices")
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,15 @@ class ExperimentOptions:
             The options, with ``general.method`` set.
 
         Raises:
+            NotSupportedError: For a classification head, which is tuned in other ways.
             InvalidInputError: For another method.
         """
+        if method == HEAD:
+            raise NotSupportedError(
+                "'general.method' head is not for experiments in groups: neither for such a file, "
+                "nor for a dry run, an export, several files or several processes. 'luthier train "
+                "--method head' tunes one from options or a flat file, HeadTuning.train in Python"
+            )
         if method not in METHODS:
             raise InvalidInputError(
                 f"'general.method' must be one of {', '.join(METHODS)}, "
@@ -93,7 +105,8 @@ class ExperimentOptions:
         """Options from groups of names and values, as a YAML file holds them.
 
         Other names of an option are accepted in its group (``training.lr``). None takes the
-        default, lists become tuples. Nothing but the names is checked.
+        default, lists become tuples, and one text is a list of one where a list is wanted. Nothing
+        but the names is checked.
 
         Args:
             given: Group to name to value; any may be absent.
@@ -117,7 +130,7 @@ class ExperimentOptions:
                     f"'{path}' and '{spelled[option.path]}' are the same option; give one of them"
                 )
             spelled[option.path] = path
-            values[option.part][option.name] = _frozen(value)
+            values[option.part][option.name] = _frozen(value, option)
         method = values["general"].get("method", PROMPT_TUNING)
         return cls.defaults(method)._replaced(values)
 
@@ -137,7 +150,7 @@ class ExperimentOptions:
         for path, value in given.items():
             option = option_at(path)
             if value is not None:
-                parts[option.part][option.name] = _frozen(value)
+                parts[option.part][option.name] = _frozen(value, option)
         return self._replaced(parts)
 
     def value(self, path: str) -> Any:
@@ -181,6 +194,22 @@ class ExperimentOptions:
         # It understands PEFT's words for values, too.
         lora = LoraConfig.from_mapping(parts["lora"], defaults=self.lora)
         return dataclasses.replace(self, **changed, lora=lora)
+
+    def require_named(self, *, has_result: bool = True) -> None:
+        """Refuse a tuning of which it is not said what is tuned, on what, and under which name.
+
+        Args:
+            has_result: Whether a model is made, which wants a name.
+
+        Raises:
+            InvalidInputError: Naming the option by its path.
+        """
+        name = ("general.model_name",) if has_result else ()
+        for path in (*name, "general.base_model", "dataset.train_dataframe"):
+            if not self.value(path):
+                raise InvalidInputError(f"'{path}' is missing")
+        if has_result:
+            check_name(self.general.model_name, what="general.model_name")
 
     def validate(self, limits: TrainingLimits = UNLIMITED) -> None:
         """Refuse options that cannot be meant; changes nothing.
@@ -250,8 +279,12 @@ def _has_use(part: str, method: str) -> bool:
     return True
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _frozen(value: Any, option: Option) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    # LoraConfig knows which single words stand for more than themselves.
+    is_one = isinstance(value, str) and option.setting.kind in _LIST_KINDS
+    return (value,) if is_one and option.part != "lora" else value
 
 
 def _plain(value: Any) -> Any:

@@ -117,7 +117,7 @@ def dry_run(options: ExperimentOptions, *, num_measured: int = NUM_MEASURED) -> 
     Raises:
         LuthierError: If the training would fail before its first update, or in one of those.
     """
-    with open_experiment(options) as experiment:
+    with open_experiment(options, has_result=False) as experiment:
         training = experiment.options.training
         data, validation = read_data(
             experiment.base_model,

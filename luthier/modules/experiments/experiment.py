@@ -32,8 +32,6 @@ from luthier.data_model.options.prompt_words import (
     parse_output_model_types,
 )
 from luthier.data_model.options.run_options import FULL_FINE_TUNING, LORA
-from luthier.errors import InvalidInputError
-from luthier.files.names import check_name
 from luthier.modules.environment import Environment, environment
 from luthier.modules.judging import judge_with, require_judge
 from luthier.modules.planning.generating import generate_with
@@ -75,20 +73,18 @@ METRICS_NAME = "metrics.jsonl"
 TunedModel: TypeAlias = LoraTuning | PeftPromptTuning | TextGeneration
 
 
-def require_runnable(options: ExperimentOptions) -> None:
+def require_runnable(options: ExperimentOptions, *, has_result: bool = True) -> None:
     """Refuse what cannot be run; looks at no file.
 
     Args:
         options: Of a caller on this machine: no server limits hold.
+        has_result: Whether a model is made, which wants a name.
 
     Raises:
         InvalidInputError: Naming the option by its path.
     """
-    for path in ("general.model_name", "general.base_model", "dataset.train_dataframe"):
-        if not options.value(path):
-            raise InvalidInputError(f"'{path}' is missing")
+    options.require_named(has_result=has_result)
     options.validate()
-    check_name(options.general.model_name, what="general.model_name")
 
 
 def training_device(options: ExperimentOptions) -> torch.device:
@@ -241,11 +237,12 @@ class Experiment:
 
 
 @contextmanager
-def open_experiment(options: ExperimentOptions) -> Iterator[Experiment]:
+def open_experiment(options: ExperimentOptions, *, has_result: bool = True) -> Iterator[Experiment]:
     """Read data and base model, and make the adapter.
 
     Args:
         options: Of a caller on this machine, who may name any file.
+        has_result: Whether a model is made, which wants a name.
 
     Yields:
         The experiment; its base model is given back afterwards.
@@ -253,7 +250,7 @@ def open_experiment(options: ExperimentOptions) -> Iterator[Experiment]:
     Raises:
         LuthierError: If an option, a file or a row is wrong.
     """
-    require_runnable(options)
+    require_runnable(options, has_result=has_result)
     here = environment()
     resume_from = options.general.resume_from
     checkpoint = None if resume_from is None else Path(resume_from)

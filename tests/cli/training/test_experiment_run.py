@@ -105,6 +105,30 @@ def test_a_dry_run_shows_rows_batch_steps_and_time(run, data, here, tiny_base_mo
     assert not (here / "models").exists()
 
 
+def test_a_dry_run_writes_no_model_and_wants_no_name_for_one(
+    run, data, here, tiny_base_models_dir
+) -> None:
+    asked = ["train", "--method", "lora", "--base-model", "tiny-causal", "--train-data", data]
+    result = run(*asked, "--dry-run", "--base-models-dir", tiny_base_models_dir)
+    assert result.code == 0, result.err
+    assert result.out.startswith("train: 10 rows of ")
+
+
+@pytest.mark.parametrize("option", ["--model-name", "--base-model", "--train-data"])
+def test_what_is_missing_is_said_before_a_process_is_started(
+    option: str, run, here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*_: object, **__: object) -> None:
+        pytest.fail("a process was started")
+
+    monkeypatch.setattr("luthier.cli.training.experiment_run.run_in_child", started)
+    given = {"--model-name": "m", "--base-model": "b", "--train-data": "rows.csv"}
+    words = [word for name, value in given.items() if name != option for word in (name, value)]
+    result = run("train", "--method", "lora", "--num-processes", "2", *words)
+    assert result.code == 2
+    assert " is missing" in result.err
+
+
 def test_an_experiment_is_exported_in_our_words(run, data, here) -> None:
     (here / "cfg.yaml").write_text(H2O.format(data=data))
     result = run("train", "-Y", "cfg.yaml", "--export", "ours.yml", "--set", "training.epochs=7")

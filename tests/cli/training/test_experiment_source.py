@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from luthier.cli.training.experiment_source import is_experiment, read_experiment
-from luthier.errors import UnknownKeyError
+from luthier.errors import NotSupportedError, UnknownKeyError
 
 OURS = "general: {method: lora, model_name: m}\ntraining: {num_epochs: 2}\n"
 H2O = (
@@ -51,6 +52,21 @@ def test_validation_data_of_a_flat_run_is_what_is_held_out() -> None:
     assert options.dataset.validation_strategy == "custom"
     assert options.dataset.validation_dataframe == "v.csv"
     assert options.training.num_epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("general: {method: head}\n", {}),
+        ("method: head\nlabels: [a, b]\n", {}),
+        (OURS, {"method": "head"}),
+        (OURS, {"general.method": "head"}),
+        (FLAT, {"method": "head", "labels": ["a", "b"]}),
+    ],
+)
+def test_a_head_is_refused_by_its_name(text: str, given: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(NotSupportedError, match=r"'general\.method' head is not for experiments"):
+        read_experiment(write(tmp_path, text), None, given)
 
 
 def test_another_method_keeps_what_was_said_and_has_its_own_defaults(tmp_path: Path) -> None:

@@ -7,7 +7,12 @@ import pytest
 from luthier.data_model.options.experiment import ExperimentOptions
 from luthier.data_model.options.limits import TrainingLimits
 from luthier.data_model.options.run_options import METHODS
-from luthier.errors import InvalidInputError, UnknownKeyError
+from luthier.errors import (
+    InvalidInputError,
+    NameNotAllowedError,
+    NotSupportedError,
+    UnknownKeyError,
+)
 
 GIVEN: dict[str, Any] = {
     "general": {"method": "lora", "model_name": "m", "base_model": "b"},
@@ -37,6 +42,38 @@ def test_what_is_not_given_is_the_methods_default(method: str) -> None:
     assert options == ExperimentOptions.defaults(method)
     epochs = {"lora": 3, "full_fine_tuning": 5}.get(method, 20)
     assert options.training.num_epochs == epochs
+
+
+def test_one_name_is_a_list_of_one_where_a_list_is_wanted() -> None:
+    changes = {
+        "dataset": {**GIVEN["dataset"], "prompt_column": "q"},
+        "prediction": {"metrics": "loss"},
+    }
+    options = ExperimentOptions.from_dict({**GIVEN, **changes})
+    options.validate()
+    assert options.dataset.prompt_column == ("q",)
+    assert options.training.metrics == ("loss",)
+    assert options.lora.target_modules is None  # PEFT's word for all of them
+    again = options.laid_over({"dataset.prompt_column": "p", "dataset.answer_column": "q"})
+    assert (again.dataset.prompt_column, again.dataset.answer_column) == (("p",), "q")
+
+
+def test_what_a_tuning_is_called_and_stands_on_must_be_named() -> None:
+    options = ExperimentOptions.from_dict(GIVEN)
+    options.require_named()
+    nameless = options.laid_over({"general.model_name": ""})
+    nameless.require_named(has_result=False)
+    with pytest.raises(InvalidInputError, match=r"'general\.model_name' is missing"):
+        nameless.require_named()
+    with pytest.raises(InvalidInputError, match=r"'general\.base_model' is missing"):
+        options.laid_over({"general.base_model": ""}).require_named(has_result=False)
+    with pytest.raises(NameNotAllowedError, match="model_name"):
+        options.laid_over({"general.model_name": "../m"}).require_named()
+
+
+def test_a_head_is_refused_with_the_ways_to_tune_one() -> None:
+    with pytest.raises(NotSupportedError, match="'luthier train --method head' tunes one"):
+        ExperimentOptions.from_dict({"general": {"method": "head"}})
 
 
 @pytest.mark.parametrize("is_complete", [True, False])
