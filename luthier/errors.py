@@ -169,7 +169,8 @@ class EngineError(LuthierError, RuntimeError):
 
 
 class EngineDownError(EngineError):
-    """An inference engine does not serve now: a step of it hangs, or its process has died.
+    """An inference engine does not serve now: a step of it hangs, its process has died, or an
+    adapter cannot be read.
 
     Args:
         message: What hangs, or what it died of.

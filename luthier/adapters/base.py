@@ -50,6 +50,11 @@ class Adapter(ABC):
     method: ClassVar[str]
     _hashed: tuple[object, str] | None = None
 
+    @property
+    def label(self) -> str:
+        """What messages call it: its method, unless it has a name."""
+        return self.method
+
     @abstractmethod
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What training may change, by stable name. The base model's own are never among them,

@@ -97,6 +97,11 @@ class StoredAdapter(Adapter):
         self._lock = threading.Lock()
 
     @property
+    def label(self) -> str:
+        """Its folder and the one around it, whose name is a served model's id."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
     def is_in_memory(self) -> bool:
         """Whether the tensors are in memory, on this object's account or another's."""
         return self._kept() is not None

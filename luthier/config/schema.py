@@ -134,6 +134,7 @@ class AdaptersConfig:
 
     max_device_bytes: PositiveInt
     max_host_bytes: CountOrZero
+    max_load_seconds: SecondsOrZero
     merge_after_steps: CountOrZero
     max_merged_bytes: CountOrZero
 

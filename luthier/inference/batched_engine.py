@@ -92,6 +92,7 @@ class BatchedEngine(Engine):
             self._runner.deltas,
             max_device_bytes=self._options.max_adapter_bytes,
             max_host_bytes=self._options.max_host_adapter_bytes,
+            max_load_seconds=self._options.max_load_seconds,
             when_ready=self._arrive,
         )
         self._snapshots = Snapshots()

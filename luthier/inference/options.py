@@ -63,6 +63,8 @@ class EngineOptions:
             device, in bytes.
         max_host_adapter_bytes: Those kept in host memory for the next time, in bytes; not used
             where the device is the CPU.
+        max_load_seconds: Longest that an adapter may take to be read before its requests end with
+            ``EngineDownError``; 0 is for ever.
         merge_after_steps: Steps in a row whose rows all have one LoRA after which it is merged, and
             without it after which the merged copy is dropped; 0 merges none.
         max_merged_bytes: Of the merged copy of the layers that it changes, in bytes; one that would
@@ -92,6 +94,7 @@ class EngineOptions:
     max_prefix_bytes: int = 2**29
     max_adapter_bytes: int = 2**30
     max_host_adapter_bytes: int = 2**32
+    max_load_seconds: float = 120.0
     merge_after_steps: int = 128
     max_merged_bytes: int = 2**30
     max_step_tokens: int | None = None

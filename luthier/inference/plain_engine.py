@@ -4,6 +4,9 @@ Whose request is next is the fair queue's to say: tenants take turns by weight, 
 The first request of an adapter of a tenant waits at most ``(F // N + 1) · L`` forward passes of a
 row: N are the threads, F the adapters of all tenants with requests, L the passes of the longest.
 
+A row whose forward pass hangs ends alone, and its thread is replaced as long as there are fewer than
+2 N of them, those that hang included. While all of them hang, requests are refused.
+
 It is the reference that faster engines are tested against, and the one for models they do not
 know. Rows share nothing but the frozen weights, so what one answers never depends on the others.
 """
@@ -105,21 +108,20 @@ class PlainEngine(Engine):
             ageing_steps=rules.ageing_steps, weight_of=rules.weight_of
         )
         self._running: set[_Row] = set()
+        self._hanging: set[_Row] = set()  # of those; each keeps a thread
         self._snapshots = Snapshots()
         self._is_closed = False
         self._failure = ""
         self._watch: StepWatch[_Row] = StepWatch(
             self._options.max_step_seconds, on_hang=self._end_while_hanging
         )
-        num_threads = max(1, min(self._options.num_threads, self._options.max_running))
+        self._num_threads = max(1, min(self._options.num_threads, self._options.max_running))
+        self._max_threads = 2 * self._num_threads
         if positions_change_with_length(base_model.model):
-            num_threads = 1
-        self._threads = [
-            threading.Thread(target=self._work, name=f"plain-engine-{index}", daemon=True)
-            for index in range(num_threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+            self._num_threads = self._max_threads = 1
+        self._threads: list[threading.Thread] = []
+        with self._state:
+            self._start_threads()
 
     def submit(self, request: Request) -> TokenStream:
         """Accept a request; see ``Engine``."""
@@ -139,7 +141,9 @@ class PlainEngine(Engine):
     def status(self) -> EngineStatus:
         """How the engine is doing; see ``Engine``."""
         with self._state:
-            detail = self._failure or ("closed" if self._is_closed else self._watch.problem())
+            detail = self._failure or ("closed" if self._is_closed else "")
+            if not self._num_serving:
+                detail = detail or self._watch.problem()
             return EngineStatus(
                 is_healthy=not detail,
                 num_running=len(self._running),
@@ -155,10 +159,23 @@ class PlainEngine(Engine):
             self._state.notify_all()
         for row in waiting:
             row.end(FinishReason.CANCELLED)
-        for thread in self._threads:
+        for thread in list(self._threads):
             if thread is not threading.current_thread():
                 self._watch.join(thread)
         self._watch.close()
+
+    @property
+    def _num_serving(self) -> int:
+        """Threads that do not hang."""
+        return len(self._threads) - len(self._hanging)
+
+    def _start_threads(self) -> None:
+        """Let as many serve as the options say, where those that hang leave room for them."""
+        while self._num_serving < self._num_threads and len(self._threads) < self._max_threads:
+            name = f"plain-engine-{len(self._threads)}"
+            thread = threading.Thread(target=self._work, name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def _sequence(self, request: Request) -> RowSequence:
         if isinstance(request, ClassificationRequest):
@@ -178,7 +195,8 @@ class PlainEngine(Engine):
             raise EngineError(f"the engine has stopped: {self._failure}")
         if self._is_closed:
             raise EngineError("the engine is closed")
-        self._watch.check()
+        if not self._num_serving:
+            self._watch.check()
         self._options.check_waiting(
             len(self._waiting),
             num_of_tenant=self._waiting.num_of(tenant),
@@ -213,6 +231,7 @@ class PlainEngine(Engine):
                 self._run(row)
                 with self._state:
                     self._running.discard(row)
+                    self._hanging.discard(row)
         except BaseException as error:
             failure = f"a worker thread died of {type(error).__name__}: {error}"
             log.error("Engine worker died", exc_info=True)
@@ -223,6 +242,9 @@ class PlainEngine(Engine):
     def _next_row(self) -> _Row | None:
         with self._state:
             while not self._is_closed:
+                if self._num_serving > self._num_threads:
+                    self._threads.remove(threading.current_thread())  # it hung, and was replaced
+                    return None
                 self._forget_cancelled()
                 row = self._waiting.next()
                 if row is None:
@@ -300,9 +322,12 @@ class PlainEngine(Engine):
         return row.sequence.is_finished
 
     def _end_while_hanging(self, hanging: Collection[_Row], problem: str) -> None:
-        """Leave nobody waiting for a thread that hangs; others end what they have begun."""
+        """End a row whose thread hangs; others wait for it only if no thread is left."""
         with self._state:
-            lost = [*hanging, *self._take_waiting()]
+            self._hanging |= self._running.intersection(hanging)  # it may just have come back
+            if not self._is_closed:
+                self._start_threads()
+            lost = [*hanging, *([] if self._num_serving else self._take_waiting())]
         for row in lost:
             row.channel.fail(EngineError(f"the engine does not answer: {problem}"))
 
@@ -310,6 +335,7 @@ class PlainEngine(Engine):
         with self._state:
             self._failure = failure
             self._running.discard(row)
+            self._hanging.discard(row)
             lost = [row, *self._take_waiting()]
             self._state.notify_all()
         for each in lost:

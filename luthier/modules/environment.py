@@ -156,6 +156,7 @@ def _engine_options(config: Config) -> EngineOptions:
         max_step_seconds=inference.max_step_seconds,
         max_adapter_bytes=inference.adapters.max_device_bytes,
         max_host_adapter_bytes=inference.adapters.max_host_bytes,
+        max_load_seconds=inference.adapters.max_load_seconds,
         merge_after_steps=inference.adapters.merge_after_steps,
         max_merged_bytes=inference.adapters.max_merged_bytes,
         process=_process_options(config),

@@ -95,6 +95,7 @@ BROAD_HANDLERS = {
     "inference/batched_engine.py": "engine step",
     "inference/sampling/step_answers.py": "engine step",
     "inference/deltas/adapter_pool.py": "background task",
+    "inference/deltas/adapter_readers.py": "background task",
     "inference/engine_process/child.py": "engine step",
     "inference/engine_process/child_process.py": "background task",
     "inference/engine_process/host.py": "request handler",

@@ -20,7 +20,7 @@ from luthier.adapters.lora.lora import LoraAdapter
 from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.sampling import SAMPLING, SamplingParams
 from luthier.errors import ConflictError, EngineError
-from luthier.inference.base import Engine, FinishReason, GenerationRequest
+from luthier.inference.base import Engine, FinishReason, GenerationRequest, TokenStream
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.deltas.adapter_pool import AdapterPool
 from luthier.inference.deltas.layer_changes import changes_of
@@ -190,7 +190,7 @@ def test_an_adapter_that_cannot_be_loaded_ends_its_rows_alone(
     answers: list[list[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pool_threads = lambda *_: threading.current_thread().name == "adapter-pool"  # noqa: E731
+    pool_threads = lambda *_: threading.current_thread().name.startswith("adapter-")  # noqa: E731
     method = getattr(LoraAdapter, name)
     monkeypatch.setattr(LoraAdapter, name, breaking(method, pool_threads))
     adapter = make_lora(causal_base)
@@ -213,7 +213,7 @@ def test_a_row_that_waits_for_an_adapter_may_leave_while_nothing_runs(
     deltas = LoraAdapter.linear_deltas
 
     def slow(self: LoraAdapter) -> Any:
-        if threading.current_thread().name == "adapter-pool":
+        if threading.current_thread().name.startswith("adapter-reader"):
             assert is_read.wait(60)
         return deltas(self)
 
@@ -245,6 +245,17 @@ def killing(
     return kill
 
 
+def submit_together(
+    engine: BatchedEngine, requests: list[GenerationRequest], patch: pytest.MonkeyPatch
+) -> list[TokenStream]:
+    """All of them before any is planned."""
+    have_come, plan = threading.Event(), Scheduler.plan
+    patch.setattr(Scheduler, "plan", lambda self: plan(self) if have_come.is_set() else [])
+    streams = [engine.submit(request) for request in requests]
+    have_come.set()
+    return streams
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "error"),
     [
@@ -265,7 +276,7 @@ def test_a_broken_engine_tells_who_runs_and_who_waits_and_turns_red(
 ) -> None:
     endless = GenerationRequest((5, 6), SamplingParams(max_new_tokens=300, min_new_tokens=300))
     monkeypatch.setattr(owner, name, killing(error, getattr(owner, name), num_well=10))
-    streams = [engine.submit(endless) for _ in range(6)]
+    streams = submit_together(engine, [endless] * 6, monkeypatch)
     for stream in streams:
         with pytest.raises(EngineError, match="the engine has stopped"):
             list(stream)
@@ -285,7 +296,7 @@ def test_what_goes_wrong_while_the_engine_ends_keeps_nobody_waiting(
     monkeypatch.setattr(Scheduler, "take_all", killing(AssertionError("freed twice?")))
     plan = killing(RuntimeError("no plan"), Scheduler.plan, num_well=10)
     monkeypatch.setattr(Scheduler, "plan", plan)
-    streams = [engine.submit(endless) for _ in range(6)]
+    streams = submit_together(engine, [endless] * 6, monkeypatch)
     for stream in streams:
         with pytest.raises(EngineError, match="the engine has stopped"):
             list(stream)

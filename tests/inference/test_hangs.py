@@ -12,6 +12,7 @@ import pytest
 
 from luthier.data_model.sampling import SamplingParams
 from luthier.errors import EngineDownError, EngineError
+from luthier.inference import plain_engine
 from luthier.inference.base import Engine, GenerationRequest, TokenStream
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.options import EngineOptions
@@ -40,13 +41,13 @@ class Stuck:
     def __init__(self, engine: Any, owner: type, name: str, patch: pytest.MonkeyPatch) -> None:
         self.engine: Engine = engine
         self.now = 1000.0
-        self.has_begun, self.may_end = threading.Event(), threading.Event()
+        self.begun, self.may_end = threading.Semaphore(0), threading.Event()
         self._watch = engine._watch
         self._watch._clock = lambda: self.now
         compute = getattr(owner, name)
 
         def slow(*arguments: Any, **named: Any) -> Any:
-            self.has_begun.set()
+            self.begun.release()
             assert self.may_end.wait(60)
             return compute(*arguments, **named)
 
@@ -55,8 +56,16 @@ class Stuck:
     def begin(self) -> list[TokenStream]:
         """Requests of which the first is in a step that does not go on."""
         streams = [self.engine.submit(request) for request in REQUESTS]
-        assert self.has_begun.wait(60)
+        assert self.begun.acquire(timeout=60)
         return streams
+
+    def hangs(self) -> None:
+        """Let each step that the engine can begin last for too long."""
+        self.lasts(301)
+        if isinstance(self.engine, PlainEngine):  # which has a second thread for the next row
+            assert self.begun.acquire(timeout=60)
+            assert self.engine.status().is_healthy
+            self.lasts(301)
 
     def lasts(self, seconds: float) -> None:
         """Let time pass, and the watch look."""
@@ -101,12 +110,12 @@ def test_a_step_that_hangs_is_told_to_all_and_one_that_ends_is_forgotten(
     engine = stuck.engine
     monkeypatch.setattr(info, "engines", lambda: [engine])
     streams = stuck.begin()
-    stuck.lasts(301)
+    stuck.hangs()
     for stream in streams:
         with pytest.raises(EngineError, match=r"does not answer: step \d+ with") as caught:
             list(stream)
         assert caught.value.code == "engine_failed"
-    assert "has lasted 301 s, at most 300 s are allowed" in InfoService().problem()
+    assert "s, at most 300 s are allowed" in InfoService().problem()
     assert engine.status().detail == InfoService().problem()
     with pytest.raises(EngineDownError, match=r"does not answer: step \d+"):
         engine.submit(REQUESTS[0])
@@ -132,9 +141,101 @@ def test_a_long_step_that_ends_in_time_is_no_matter(stuck: Stuck, answers: list[
 
 def test_an_engine_that_hangs_can_be_closed(stuck: Stuck) -> None:
     streams = stuck.begin()
-    stuck.lasts(301)
+    stuck.hangs()
     stuck.engine.close()
     assert stuck.engine.status().detail == "closed"
     for stream in streams:
         with pytest.raises(EngineError):
             list(stream)
+
+
+@pytest.fixture
+def victims(causal_base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stuck]:
+    """A plain engine of one thread that hangs in the rows of one prompt."""
+    engine = PlainEngine(replace(causal_base), EngineOptions(max_step_seconds=300, num_threads=1))
+    step = CausalRowForward.step
+    made = Stuck(engine, CausalRowForward, "step", monkeypatch)
+    slow, prefill = CausalRowForward.step, CausalRowForward.prefill
+    is_victims: set[Any] = set()
+
+    def marked(self: Any, prompt: Any, **named: Any) -> Any:
+        if prompt.token_ids == VICTIM.input_ids:
+            is_victims.add(self)
+        return prefill(self, prompt, **named)
+
+    def some(self: Any, token_id: int) -> Any:
+        return (slow if self in is_victims else step)(self, token_id)
+
+    monkeypatch.setattr(CausalRowForward, "prefill", marked)
+    monkeypatch.setattr(CausalRowForward, "step", some)
+    yield made
+    made.may_end.set()
+    engine.close()
+
+
+VICTIM = GenerationRequest((99, 98, 97), SamplingParams(max_new_tokens=6))
+
+
+def test_a_plain_row_that_hangs_ends_alone_and_its_thread_is_replaced(
+    victims: Stuck, answers: list[list[int]]
+) -> None:
+    engine = victims.engine
+    assert isinstance(engine, PlainEngine)
+    lost = engine.submit(VICTIM)
+    assert victims.begun.acquire(timeout=60)
+    waiting = [engine.submit(request) for request in REQUESTS]
+    victims.lasts(301)
+    with pytest.raises(
+        EngineError, match=r"does not answer: step 2 with 1 row\(s\) has lasted 301"
+    ):
+        list(lost)
+    assert [tokens_of(stream) for stream in waiting] == answers
+    assert engine.status().is_healthy
+    assert [tokens_of(engine.submit(request)) for request in REQUESTS] == answers
+    assert len(engine._threads) == 2
+    victims.may_end.set()
+    wait_for(lambda: len(engine._threads) == 1)
+    assert [tokens_of(engine.submit(request)) for request in REQUESTS] == answers
+
+
+def test_threads_that_hang_are_bounded_and_the_engine_refuses_while_none_is_left(
+    victims: Stuck, answers: list[list[int]]
+) -> None:
+    engine = victims.engine
+    assert isinstance(engine, PlainEngine)
+    for _ in range(2):
+        assert engine.status().is_healthy
+        lost = engine.submit(VICTIM)
+        assert victims.begun.acquire(timeout=60)
+        waiting = engine.submit(REQUESTS[0])
+        victims.lasts(301)
+        with pytest.raises(EngineError):
+            list(lost)
+    with pytest.raises(EngineError, match="does not answer"):
+        list(waiting)
+    assert not engine.status().is_healthy
+    assert len(engine._threads) == 2
+    with pytest.raises(EngineDownError):
+        engine.submit(REQUESTS[0])
+    victims.may_end.set()
+    wait_for(lambda: engine.status().is_healthy)
+    assert tokens_of(engine.submit(REQUESTS[0])) == answers[0]
+    wait_for(lambda: len(engine._threads) == 1)
+
+
+def test_a_thread_is_not_replaced_where_rows_must_not_run_side_by_side(
+    causal_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain_engine, "positions_change_with_length", lambda model: True)
+    engine = PlainEngine(replace(causal_base), EngineOptions(max_step_seconds=300))
+    stuck = Stuck(engine, CausalRowForward, "step", monkeypatch)
+    streams = stuck.begin()
+    stuck.lasts(301)
+    for stream in streams:
+        with pytest.raises(EngineError, match="does not answer"):
+            list(stream)
+    with pytest.raises(EngineDownError):
+        engine.submit(REQUESTS[0])
+    assert len(engine._threads) == 1
+    stuck.may_end.set()
+    engine.close()

@@ -66,6 +66,7 @@ def test_every_option_of_an_engine_can_be_set_from_outside():
         "INFERENCE_NUM_THREADS": "2",
         "INFERENCE_ADAPTERS_MAX_DEVICE_BYTES": "2000",
         "INFERENCE_ADAPTERS_MAX_HOST_BYTES": "3000",
+        "INFERENCE_ADAPTERS_MAX_LOAD_SECONDS": "70",
         "INFERENCE_ADAPTERS_MERGE_AFTER_STEPS": "6",
         "INFERENCE_ADAPTERS_MAX_MERGED_BYTES": "4000",
         "INFERENCE_PROCESS_ENABLED": "true",

@@ -24,6 +24,7 @@ class Arrivals:
         tables: Of the runner; None if it adds no deltas.
         max_device_bytes: Of what adapters have on the device.
         max_host_bytes: Of what is kept of them in host memory beside it.
+        max_load_seconds: Longest that one may take to be read; 0 is for ever.
         when_ready: Called with a row that had to wait, and the error that it must end with, if
             any; from another thread, without the lock.
     """
@@ -34,6 +35,7 @@ class Arrivals:
         *,
         max_device_bytes: int,
         max_host_bytes: int,
+        max_load_seconds: float = 0.0,
         when_ready: Callable[[BatchRow, LuthierError | None], None],
     ) -> None:
         self._tables = tables
@@ -45,7 +47,10 @@ class Arrivals:
             None
             if tables is None
             else AdapterPool(
-                tables, max_device_bytes=max_device_bytes, max_host_bytes=max_host_bytes
+                tables,
+                max_device_bytes=max_device_bytes,
+                max_host_bytes=max_host_bytes,
+                max_load_seconds=max_load_seconds,
             )
         )
 
@@ -83,6 +88,7 @@ class Arrivals:
 
         Raises:
             EngineError: If the engine is closed.
+            EngineDownError: If the adapter must be read, and cannot be now.
             ReplacedError: Without an adapter, if it was dropped since ``keeps`` said yes.
         """
         assert self.pool is not None
@@ -94,7 +100,7 @@ class Arrivals:
 
     @property
     def failure(self) -> str:
-        """Why no adapter can be brought any more, or ""."""
+        """Why no adapter can be brought now, or ""."""
         return "" if self.pool is None else self.pool.failure
 
     def arrive(self, row: BatchRow) -> bool:

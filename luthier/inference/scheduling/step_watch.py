@@ -35,6 +35,7 @@ class _Step(Generic[Row]):
     number: int
     rows: Collection[Row]
     started: float
+    thread: threading.Thread
     is_told: bool = False
 
 
@@ -68,7 +69,7 @@ class StepWatch(Generic[Row]):
             rows: That it works at; may change meanwhile.
         """
         number = next(self._numbers)
-        step = self._steps[number] = _Step(number, rows, self._clock())
+        step = self._steps[number] = _Step(number, rows, self._clock(), threading.current_thread())
         try:
             yield
         finally:
@@ -108,7 +109,7 @@ class StepWatch(Generic[Row]):
                 self._on_hang(step.rows, problem)
 
     def join(self, thread: threading.Thread) -> bool:
-        """Wait for the end of a thread that runs steps, unless one of them hangs.
+        """Wait for the end of a thread that runs steps, unless the one that it runs hangs.
 
         Args:
             thread: The engine's.
@@ -117,7 +118,7 @@ class StepWatch(Generic[Row]):
             False if it was left running.
         """
         while thread.is_alive():
-            if self.problem():
+            if any(step.thread is thread for step in self._hanging()):
                 self.look()  # who waits for the step must be told before nobody looks any more
                 log.warning("A thread of an engine does not end, and is left alone")
                 return False

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,11 +15,13 @@ from luthier.errors import (
     ArtifactError,
     CapacityError,
     ConflictError,
+    EngineDownError,
     EngineError,
     LuthierError,
     ReplacedError,
 )
 from luthier.inference.deltas.adapter_pool import AdapterPool, Pin
+from luthier.inference.deltas.adapter_readers import MAX_READERS
 from luthier.inference.deltas.delta_tables import DeltaTables
 
 SIZE = 8
@@ -39,15 +42,20 @@ class GivenDeltas(Adapter):
         self.hash = name
         self.error = error
         self.num_reads = 0
-        self.gate = threading.Event()
+        self.has_begun, self.gate = threading.Event(), threading.Event()
         self.gate.set()
 
     def linear_deltas(self) -> Mapping[str, LoraFactors]:
         self.num_reads += 1
+        self.has_begun.set()
         assert self.gate.wait(WAIT_SECONDS)
         if self.error is not None:
             raise self.error
         return {"layer": LoraFactors(self.lora_a, self.lora_b, scaling=1.0)}
+
+    @property
+    def label(self) -> str:
+        return f"models/{self.hash}"
 
     def content_hash(self) -> str:
         return self.hash
@@ -88,6 +96,13 @@ class Answer:
         return self.error
 
 
+def wait_for(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
 @pytest.fixture
 def tables() -> DeltaTables:
     layers = {"layer": nn.Linear(SIZE, SIZE)}
@@ -98,8 +113,8 @@ def tables() -> DeltaTables:
 def make_pool(tables: DeltaTables) -> Iterator[Callable[..., AdapterPool]]:
     made: list[AdapterPool] = []
 
-    def make(**limits: int) -> AdapterPool:
-        made.append(AdapterPool(tables, **limits))
+    def make(**limits: float) -> AdapterPool:
+        made.append(AdapterPool(tables, **limits))  # type: ignore[arg-type]
         return made[-1]
 
     yield make
@@ -289,3 +304,139 @@ def test_host_memory_saves_the_way_to_the_disk(
     assert pool.status().host_bytes == 2 * ROW
     content = tables.by_path["layer"].content
     assert torch.equal(content.a[content.rows["a"].start], adapters["a"].lora_a[0])
+
+
+class Stuck:
+    """A pool whose disk does not answer for some adapters, and the clock that says how long."""
+
+    def __init__(self, pool: AdapterPool) -> None:
+        self.pool, self.now = pool, 1000.0
+        pool._readers.clock = lambda: self.now
+        self.adapters: list[GivenDeltas] = []
+
+    def ask(self, name: str) -> Answer:
+        """Ask for one that is not read before ``answer`` says so."""
+        adapter, answer = GivenDeltas(name), Answer()
+        adapter.gate.clear()
+        self.adapters.append(adapter)
+        self.pool.pin(name, adapter, answer)
+        assert adapter.has_begun.wait(WAIT_SECONDS)
+        return answer
+
+    def lasts(self, seconds: float) -> None:
+        """Let time pass, and the pool look."""
+        self.now += seconds
+        self.pool.look()
+
+    def answer(self) -> None:
+        """The disk is there again."""
+        for adapter in self.adapters:
+            adapter.gate.set()
+
+
+@pytest.fixture
+def stuck(make_pool: Callable[..., AdapterPool]) -> Iterator[Stuck]:
+    made = Stuck(make_pool(max_device_bytes=10 * ROW, max_load_seconds=120))
+    yield made
+    made.answer()
+
+
+def test_who_waits_for_an_adapter_that_is_not_read_in_time_is_told_which_and_others_are_read(
+    stuck: Stuck,
+) -> None:
+    pool, answer = stuck.pool, stuck.ask("a")
+    stuck.lasts(119)
+    assert not answer.has_come
+    bring(pool, GivenDeltas("b"))  # it is slow, so others need not wait for its end
+    stuck.lasts(2)
+    error = answer.wait()
+    assert isinstance(error, EngineDownError)
+    assert "adapter 'models/a' could not be read in 120 s" in str(error)
+    assert error.retry_after_seconds > 0
+    bring(pool, GivenDeltas("c"))
+    assert pool.failure == "", "three more threads may hang"
+    # Nobody waits for the same disk again, nor spends a thread on it.
+    with pytest.raises(EngineDownError, match="'models/a'"):
+        pool.pin("a", GivenDeltas("a"), Answer())
+    assert not pool.keeps("a")
+    assert pool.pin("b", GivenDeltas("b"), Answer()).is_ready
+
+
+def test_one_that_is_read_after_all_is_asked_for_anew(stuck: Stuck, tables: DeltaTables) -> None:
+    answer = stuck.ask("a")
+    stuck.lasts(121)
+    assert isinstance(answer.wait(), EngineDownError)
+    stuck.answer()
+    wait_for(lambda: stuck.pool._readers.overdue("a") is None)
+    assert not tables.has("a"), "what came too late is dropped"
+    bring(stuck.pool, GivenDeltas("a"))
+    assert tables.has("a")
+    assert stuck.pool.status().num_loads == 1
+
+
+def test_threads_that_hang_are_bounded_and_health_says_so_until_one_comes_back(
+    stuck: Stuck,
+) -> None:
+    pool = stuck.pool
+    there = bring(pool, GivenDeltas("there"))
+    answers = []
+    for index in range(MAX_READERS):
+        answers.append(stuck.ask(f"{index}"))
+        stuck.lasts(2)
+    waiting = Answer()
+    pool.pin("waiting", GivenDeltas("waiting"), waiting)
+    assert pool.failure == ""
+    stuck.lasts(121)
+    for index, answer in enumerate(answers):
+        assert f"'models/{index}'" in str(answer.wait())
+    text = "no adapter can be read: 4 threads have been reading 'models/0', 'models/1', 'models/2'"
+    assert text in pool.failure
+    assert isinstance(waiting.wait(), EngineDownError)
+    with pytest.raises(EngineDownError, match="no adapter can be read"):
+        pool.pin("new", GivenDeltas("new"), Answer())
+    assert pool.pin("there", None, Answer()).is_ready, "what is there needs no disk"
+    there.release()
+    stuck.answer()
+    wait_for(lambda: pool.failure == "")
+    bring(pool, GivenDeltas("new"))
+
+
+def test_an_adapter_is_given_up_in_time_while_another_waits_for_room(stuck: Stuck) -> None:
+    pool = stuck.pool
+    held = bring(pool, GivenDeltas("held", rank=10))
+    answer, large = stuck.ask("a"), Answer()
+    stuck.lasts(2)
+    pool.pin("large", GivenDeltas("large", rank=10), large)
+    stuck.lasts(119)
+    assert isinstance(answer.wait(), EngineDownError)
+    assert not large.has_come, "waiting for room is no fault of the disk"
+    held.release()
+    assert large.wait() is None
+
+
+def test_a_pool_whose_disk_hangs_can_be_closed(stuck: Stuck) -> None:
+    overdue = stuck.ask("a")
+    stuck.lasts(121)
+    waiting = stuck.ask("b")
+    stuck.pool.close()
+    assert isinstance(overdue.wait(), EngineDownError)
+    assert "closed" in str(waiting.wait())
+
+
+def test_without_a_limit_a_disk_may_take_its_time(make_pool: Callable[..., AdapterPool]) -> None:
+    stuck = Stuck(make_pool(max_device_bytes=10 * ROW, max_load_seconds=0))
+    answer = stuck.ask("a")
+    stuck.lasts(10**9)
+    assert not answer.has_come
+    stuck.answer()
+    assert answer.wait() is None
+
+
+def test_what_the_pool_did_can_be_told(make_pool: Callable[..., AdapterPool]) -> None:
+    pool = make_pool(max_device_bytes=2 * ROW)
+    for name in "abca":
+        bring(pool, GivenDeltas(name)).release()
+    bring(pool, GivenDeltas("c")).release()
+    status = pool.status()
+    assert status.on_device == ("models/a", "models/c")
+    assert (status.num_loads, status.num_hits, status.num_dropped) == (4, 1, 2)

@@ -20,7 +20,7 @@ from luthier.adapters.lora_factors import LoraFactors
 from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.sampling import SAMPLING as DRAWN
 from luthier.data_model.sampling import SamplingParams
-from luthier.errors import ArtifactError, CapacityError, EngineError
+from luthier.errors import ArtifactError, CapacityError, EngineDownError, EngineError
 from luthier.inference.base import FinishReason, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.options import EngineOptions
@@ -36,9 +36,11 @@ class SlowLora(LoraAdapter):
     """A LoRA whose tensors come when the test says so."""
 
     gate: threading.Event
+    has_begun: threading.Event
     error: ArtifactError | None = None
 
     def linear_deltas(self) -> Mapping[str, LoraFactors]:
+        self.has_begun.set()
         assert self.gate.wait(WAIT_SECONDS)
         if self.error is not None:
             raise self.error
@@ -60,7 +62,7 @@ def make_lora(base: BaseModel, *, seed: int, rank: int = 4) -> LoraAdapter:
 def make_slow(base: BaseModel, *, seed: int) -> SlowLora:
     adapter: Any = make_lora(base, seed=seed)
     adapter.__class__ = SlowLora
-    adapter.gate = threading.Event()
+    adapter.gate, adapter.has_begun = threading.Event(), threading.Event()
     return adapter  # type: ignore[no-any-return]
 
 
@@ -104,6 +106,31 @@ def test_an_adapter_that_cannot_be_read_ends_its_own_stream(
         list(stream)
     assert len(generate(engine, None)) == 6
     assert engine.status().num_waiting == 0
+
+
+def test_rows_of_an_adapter_whose_disk_hangs_are_told_and_all_others_go_on(
+    engine: BatchedEngine, causal_base: BaseModel
+) -> None:
+    other = make_lora(causal_base, seed=1)
+    readers = engine._arrivals.pool._readers  # type: ignore[union-attr]
+    now = 1000.0
+    readers.clock = lambda: now
+    slow = make_slow(causal_base, seed=2)
+    request = GenerationRequest((5, 6, 7), SAMPLING, slow)
+    streams = [engine.submit(request) for _ in range(2)]
+    assert slow.has_begun.wait(WAIT_SECONDS)
+    now += 121
+    engine._arrivals.pool.look()  # type: ignore[union-attr]
+    for stream in streams:
+        with pytest.raises(EngineDownError, match="adapter 'lora' could not be read in 120 s"):
+            list(stream)
+    with pytest.raises(EngineDownError, match="'lora'"):
+        engine.submit(request)
+    status = engine.status()
+    assert (status.is_healthy, status.num_running, status.num_waiting) == (True, 0, 0)
+    assert generate(engine, other) != generate(engine, None), "it was read meanwhile"
+    engine.close()
+    slow.gate.set()
 
 
 def test_closing_ends_a_row_that_waits_for_its_adapter(causal_base: BaseModel) -> None:

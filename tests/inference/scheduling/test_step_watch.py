@@ -99,13 +99,23 @@ def test_it_looks_by_itself() -> None:
 
 
 def test_a_thread_is_waited_for_unless_its_step_hangs(watch: Callable[[float], Watched]) -> None:
-    watched, may_end = watch(10), threading.Event()
-    thread = threading.Thread(target=may_end.wait)
+    watched, has_begun, may_end = watch(10), threading.Event(), threading.Event()
+
+    def live() -> None:
+        with watched.watch.step(["a"]):
+            has_begun.set()
+            may_end.wait()
+
+    thread, other = threading.Thread(target=live), threading.Thread(target=lambda: None)
     thread.start()
-    with watched.watch.step(["a"]):
-        watched.now += 11
-        assert not watched.watch.join(thread)
-        # Nobody may look again, so who waits for the step has been told by now.
-        assert [rows for rows, _ in watched.told] == [["a"]]
+    assert has_begun.wait(60)
+    other.start()
+    watched.now += 11
+    assert watched.watch.join(other), "its own step does not hang"
+    assert watched.told == []
+    assert not watched.watch.join(thread)
+    # Nobody may look again, so who waits for the step has been told by now.
+    assert [rows for rows, _ in watched.told] == [["a"]]
     may_end.set()
+    thread.join(60)
     assert watched.watch.join(thread)
