@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from luthier.adapters.lora.building import create_lora
-from luthier.data_model.dataset import Dataset, load_dataset
+from luthier.data_model.datasets.dataset import Dataset, load_dataset
 from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.options.training_options import TrainingOptions

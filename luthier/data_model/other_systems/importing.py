@@ -22,7 +22,7 @@ from luthier.data_model.other_systems.foreign_setting import (
     Unneeded,
     Values,
 )
-from luthier.data_model.other_systems.h2o_settings import (
+from luthier.data_model.other_systems.h2o.settings import (
     H2O_SETTINGS,
     OTHER_PROBLEM_TYPES,
     SEQ2SEQ,

@@ -21,7 +21,7 @@ from luthier.adapters.prompts.source_prompt import (
     read_source_prompt,
     resolve_source_prompt,
 )
-from luthier.data_model.dataset import Dataset, load_dataset
+from luthier.data_model.datasets.dataset import Dataset, load_dataset
 from luthier.data_model.options.experiment import ExperimentOptions
 from luthier.data_model.options.lora_starts import LOFTQ_INIT
 from luthier.data_model.options.prompt_encoder import encoder_options

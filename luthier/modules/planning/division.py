@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from luthier.data_model.datasets.splitting import Units, hold_out, sample
 from luthier.data_model.options.dataset_options import DatasetOptions
-from luthier.data_model.splitting import Units, hold_out, sample
 from luthier.data_model.streams import StreamRecord
 from luthier.errors import InvalidInputError
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from luthier.data_model.conversations import ChatTrainRecord
+from luthier.data_model.datasets.renaming import NewNames
+from luthier.data_model.datasets.shapes import DatasetRow
 from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.records import ClassificationTrainRecord, to_generation_record
-from luthier.data_model.renaming import NewNames
-from luthier.data_model.shapes import DatasetRow
 from luthier.data_model.streams import StreamLimits, StreamRecord, read_train_records
 from luthier.errors import (
     InvalidInputError,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from luthier.data_model.dataset import load_dataset
+from luthier.data_model.datasets.dataset import load_dataset
 from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.errors import InvalidInputError

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from luthier.data_model.options.option_table import is_option
-from luthier.data_model.other_systems.h2o_data_settings import H2O_DATA_SETTINGS
+from luthier.data_model.other_systems.h2o.data_settings import H2O_DATA_SETTINGS
 
 GROUPS = {"dataset", "tokenizer", "augmentation"}
 

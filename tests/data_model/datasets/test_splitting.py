@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luthier.data_model.datasets.splitting import hold_out, sample
 from luthier.data_model.options.dataset_options import DatasetOptions
-from luthier.data_model.splitting import hold_out, sample
 from luthier.errors import TrainingDataError
 
 

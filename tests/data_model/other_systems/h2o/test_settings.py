@@ -8,7 +8,7 @@ from fixtures.reference_settings import reference_rows
 
 from luthier.config.yaml_text import parse_yaml
 from luthier.data_model.other_systems.foreign_setting import ABSENT, ForeignSetting, Status
-from luthier.data_model.other_systems.h2o_settings import H2O_SETTINGS
+from luthier.data_model.other_systems.h2o.settings import H2O_SETTINGS
 
 BY_NAME = {setting.name: setting for setting in H2O_SETTINGS}
 #: Their defaults are a model or a folder of their own, or belong to other kinds of problem.

@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 
 from luthier.data_model.conversations import ChatTrainRecord, TextTrainRecord, Turn
+from luthier.data_model.datasets.shapes import DatasetRow
 from luthier.data_model.records import GenerationTrainRecord
-from luthier.data_model.shapes import DatasetRow
 
 _ASSISTANTS = (
     *("Open Assistant", "Open-Assistant", "open-assistant", "OpenAssistant", "open assistant"),

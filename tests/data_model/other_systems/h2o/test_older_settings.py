@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from luthier.data_model.other_systems.foreign_setting import ABSENT, Status
-from luthier.data_model.other_systems.h2o_older_settings import H2O_OLDER_SETTINGS
+from luthier.data_model.other_systems.h2o.older_settings import H2O_OLDER_SETTINGS
 from luthier.data_model.other_systems.importing import Fate, System, import_experiment
 
 

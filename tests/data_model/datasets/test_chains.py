@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data_model.chains import find_parents, group_turns, join_turns
 from luthier.data_model.conversations import Turn
+from luthier.data_model.datasets.chains import find_parents, group_turns, join_turns
 from luthier.errors import TrainingDataError
 
 

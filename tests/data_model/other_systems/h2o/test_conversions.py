@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from luthier.data_model.other_systems import h2o_conversions
 from luthier.data_model.other_systems.foreign_setting import Refusal
+from luthier.data_model.other_systems.h2o import conversions
 
 VALUES: dict[str, Any] = {
     "training.lora": True,
@@ -47,11 +47,11 @@ VALUES: dict[str, Any] = {
     ],
 )
 def test_a_value_becomes_ours(name: str, value: Any, expected: Any) -> None:
-    assert getattr(h2o_conversions, name)(value, VALUES) == expected
+    assert getattr(conversions, name)(value, VALUES) == expected
 
 
 @pytest.mark.parametrize(("name", "value"), [("loss", "DPOLoss"), ("metric", "Grit")])
 def test_what_cannot_be_expressed_says_why(name: str, value: Any) -> None:
-    refusal = getattr(h2o_conversions, name)(value, VALUES)
+    refusal = getattr(conversions, name)(value, VALUES)
     assert isinstance(refusal, Refusal)
     assert value in refusal.reason

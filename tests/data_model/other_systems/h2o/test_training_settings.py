@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from luthier.data_model.options.option_table import is_option
-from luthier.data_model.other_systems.h2o_training_settings import H2O_TRAINING_SETTINGS
+from luthier.data_model.other_systems.h2o.training_settings import H2O_TRAINING_SETTINGS
 
 #: Options that settings would become, and that this build does not have. May only shrink.
 NOT_BUILT = {"architecture.attention_implementation"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from luthier.data_model.other_systems.foreign_setting import ForeignSetting, Status, always, only
-from luthier.data_model.other_systems.h2o_conversions import (
+from luthier.data_model.other_systems.h2o.conversions import (
     columns,
     decoded_text,
     id_column,

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from luthier.data_model.conversations import ChatTrainRecord, TextTrainRecord, Turn
+from luthier.data_model.datasets.shapes import DatasetRow, columns_of, shape_of
 from luthier.data_model.formats.row import Row
 from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.records import GenerationTrainRecord
-from luthier.data_model.shapes import DatasetRow, columns_of, shape_of
 from luthier.errors import TrainingDataError
 
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]

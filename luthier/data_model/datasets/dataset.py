@@ -14,20 +14,20 @@ from typing import TypeAlias
 
 import alog
 
-from luthier.data_model.chains import find_parents, group_turns, join_turns
 from luthier.data_model.conversations import (
     ChatTrainRecord,
     TextTrainRecord,
     Turn,
     conversation_of,
 )
+from luthier.data_model.datasets.chains import find_parents, group_turns, join_turns
+from luthier.data_model.datasets.renaming import NewNames
+from luthier.data_model.datasets.shapes import DatasetRow, Shape, columns_of, shape_of
+from luthier.data_model.datasets.splitting import Units, hold_out, sample
 from luthier.data_model.formats.files import read_rows
 from luthier.data_model.formats.opening import StreamLimits
 from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.records import GenerationTrainRecord
-from luthier.data_model.renaming import NewNames
-from luthier.data_model.shapes import DatasetRow, Shape, columns_of, shape_of
-from luthier.data_model.splitting import Units, hold_out, sample
 from luthier.errors import InvalidInputError, TrainingDataError
 
 log = alog.use_channel(__name__)

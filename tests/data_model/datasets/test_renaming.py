@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from luthier.data_model.conversations import ChatTrainRecord
-from luthier.data_model.dataset import load_dataset
+from luthier.data_model.datasets.dataset import load_dataset
+from luthier.data_model.datasets.renaming import NewNames
 from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.records import GenerationTrainRecord
-from luthier.data_model.renaming import NewNames
 
 NAMES = NewNames("Fiddle", "the Workshop")
 

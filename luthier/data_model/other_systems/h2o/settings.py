@@ -6,13 +6,15 @@ Names and defaults are those of version 1.14, and of what older versions had bes
 from __future__ import annotations
 
 from luthier.data_model.other_systems.foreign_setting import ForeignSetting, Status
-from luthier.data_model.other_systems.h2o_data_settings import (
+from luthier.data_model.other_systems.h2o.data_settings import (
     CAUSAL,
     H2O_DATA_SETTINGS,
     SEQ2SEQ,
 )
-from luthier.data_model.other_systems.h2o_older_settings import H2O_OLDER_SETTINGS
-from luthier.data_model.other_systems.h2o_training_settings import H2O_TRAINING_SETTINGS
+from luthier.data_model.other_systems.h2o.environment_settings import H2O_ENVIRONMENT_SETTINGS
+from luthier.data_model.other_systems.h2o.older_settings import H2O_OLDER_SETTINGS
+from luthier.data_model.other_systems.h2o.prediction_settings import H2O_PREDICTION_SETTINGS
+from luthier.data_model.other_systems.h2o.training_settings import H2O_TRAINING_SETTINGS
 
 __all__ = ["CAUSAL", "H2O_SETTINGS", "OTHER_PROBLEM_TYPES", "SEQ2SEQ"]
 
@@ -26,5 +28,7 @@ OTHER_PROBLEM_TYPES = {
 H2O_SETTINGS: tuple[ForeignSetting, ...] = (
     *H2O_DATA_SETTINGS,
     *H2O_TRAINING_SETTINGS,
+    *H2O_PREDICTION_SETTINGS,
+    *H2O_ENVIRONMENT_SETTINGS,
     *H2O_OLDER_SETTINGS,
 )

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from luthier.data_model.conversations import ChatTrainRecord
-from luthier.data_model.dataset import Dataset, DatasetRecord, load_dataset
+from luthier.data_model.datasets.dataset import Dataset, DatasetRecord, load_dataset
 from luthier.data_model.formats.opening import StreamLimits
 from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.records import GenerationTrainRecord

@@ -1,0 +1,1 @@
+"""The settings of H2O LLM Studio, and what becomes of each here."""
