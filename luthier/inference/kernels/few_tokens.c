@@ -95,9 +95,9 @@ static void block(const struct product *p, long first, long last, long end) {
         return;
     }
     long num_tiles = (p->num_tokens + MAX_TOKENS - 1) / MAX_TOKENS;
-    // Lines for each vector, so that the next block is there when this one is done.
-    long needed = (OUTPUTS * LANES * 4 / BYTES_PER_LINE + num_tiles - 1) / num_tiles;
-    int ahead = needed > 2 ? 4 : needed > 1 ? 2 : 1;
+    // Lines for each vector: with them the next block is there when this one is done, or nearly.
+    int ahead = OUTPUTS * LANES * 4 / BYTES_PER_LINE / (num_tiles < 3 ? (int)num_tiles : OUTPUTS);
+    if (ahead < 1) ahead = 1;
     long bytes_per_tile = p->num_inputs / LANES * ahead * BYTES_PER_LINE;
     const char *next = (const char *)(p->weight + last * p->num_inputs);
     long next_last = last + OUTPUTS_PER_BLOCK < end ? last + OUTPUTS_PER_BLOCK : end;

@@ -67,4 +67,67 @@ INLINE float sum(vec values) {
     return sums[0];
 }
 
+// The first `count` lanes, 0 < count < LANES, the others 0: nothing behind them is read.
+#if defined(__AVX512F__)
+INLINE vec load_first(const float *from, long count) {
+    return _mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), from);
+}
+
+INLINE void store_first(float *to, vec values, long count) {
+    _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), values);
+}
+#elif defined(__AVX2__)
+INLINE __m256i lanes_before(long count) {
+    __m256i numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), numbers);
+}
+
+INLINE vec load_first(const float *from, long count) {
+    return _mm256_maskload_ps(from, lanes_before(count));
+}
+
+INLINE void store_first(float *to, vec values, long count) {
+    _mm256_maskstore_ps(to, lanes_before(count), values);
+}
+#else
+INLINE vec load_first(const float *from, long count) {
+    vec values = zeros();
+    for (long i = 0; i < count; i++) values[i] = from[i];
+    return values;
+}
+
+INLINE void store_first(float *to, vec values, long count) {
+    for (long i = 0; i < count; i++) to[i] = values[i];
+}
+#endif
+
+INLINE vec load_up_to(const float *from, long count) {
+    return count >= LANES ? load(from) : load_first(from, count);
+}
+
+INLINE void store_up_to(float *to, vec values, long count) {
+    if (count >= LANES)
+        store(to, values);
+    else
+        store_first(to, values, count);
+}
+
+typedef int int_vec __attribute__((vector_size(4 * LANES)));
+
+INLINE vec choose(int_vec where, vec a, vec b) {
+    return (vec)((where & (int_vec)a) | (~where & (int_vec)b));
+}
+
+// The first where it is larger, else, also where either is no number, the second.
+INLINE vec maximum(vec a, vec b) { return choose(a > b, a, b); }
+
+// The second where it is smaller, else, also where either is no number, the first.
+INLINE vec minimum(vec a, vec b) { return choose(b < a, b, a); }
+
+INLINE float max_of(vec values) {
+    float most = values[0];
+    for (int i = 1; i < LANES; i++) most = values[i] > most ? values[i] : most;
+    return most;
+}
+
 #endif
