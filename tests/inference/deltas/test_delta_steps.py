@@ -9,11 +9,18 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.adapters.lora.layers import LoraLinear
 from luthier.adapters.lora_factors import LoraFactors
+from luthier.inference.deltas import delta_steps
 from luthier.inference.deltas.delta_steps import AdapterSpan, choose_spans, plan_step
 from luthier.inference.deltas.delta_tables import DeltaTables
 from luthier.inference.deltas.layer_changes import LayerChanges
 
 IN, OUT = 10, 7
+
+
+@pytest.fixture(params=["our kernel", "pytorch"])
+def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "pytorch":
+        monkeypatch.setattr(delta_steps, "delta_kernel", lambda dtype, device: None)
 
 
 def make_factors(seed: int, dtype: torch.dtype) -> LoraFactors:
@@ -28,6 +35,7 @@ def make_factors(seed: int, dtype: torch.dtype) -> LoraFactors:
     return LoraFactors(draw(rank, IN), draw(OUT, rank), scaling=0.7, magnitude=magnitude)
 
 
+@pytest.mark.usefixtures("_both_ways")
 @pytest.mark.parametrize("kind", ["linear", "without_bias", "conv1d"])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4), (torch.bfloat16, 0.15)]
@@ -79,6 +87,7 @@ def test_layers_without_any_of_the_adapters_get_no_step() -> None:
     assert plan_step(tables, spans, num_tokens=3).keys() == {"one"}
 
 
+@pytest.mark.usefixtures("_both_ways")
 @pytest.mark.parametrize("is_gathered", [True, False])
 @torch.no_grad()
 def test_numbers_that_are_not_finite_stay_with_their_own_token(is_gathered: bool) -> None:
@@ -95,6 +104,7 @@ def test_numbers_that_are_not_finite_stay_with_their_own_token(is_gathered: bool
     assert output[1:].isfinite().all()
 
 
+@pytest.mark.usefixtures("_both_ways")
 @torch.no_grad()
 def test_numbers_that_were_not_finite_are_gone_in_the_next_pass_of_the_same_plan() -> None:
     layer = nn.Linear(IN, OUT)

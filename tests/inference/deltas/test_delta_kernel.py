@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from luthier.inference.deltas.delta_kernel import KernelSpans, delta_kernel
+from luthier.inference.deltas.delta_tables import DeltaRows, TableContent, rescaled
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.skipif(
+    delta_kernel(torch.float32, CPU) is None, reason="no kernels for this machine"
+)
+
+
+def make_table(num_inputs: int, num_outputs: int, *, num_rows: int = 400) -> TableContent:
+    return TableContent(torch.randn(num_rows, num_inputs), torch.randn(num_rows, num_outputs) * 0.1)
+
+
+def make_rows(ranks: list[int], *, scaled: frozenset[int] = frozenset()) -> list[DeltaRows]:
+    """One after the other, with gaps, the last adapter's first."""
+    rows, start = [], 3
+    for index, rank in reversed(list(enumerate(ranks))):
+        rows.append(DeltaRows(start, rank, has_scale=index in scaled))
+        start = rows[-1].stop + index % 3
+    return rows[::-1]
+
+
+def make_spans(counts: list[int], rows: list[DeltaRows | None]) -> KernelSpans:
+    add = delta_kernel(torch.float32, CPU)
+    assert add is not None
+    return KernelSpans(add, counts, rows)
+
+
+def exactly(
+    output: torch.Tensor,
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+    table: TableContent,
+    counts: list[int],
+    rows: list[DeltaRows | None],
+) -> torch.Tensor:
+    """Adapter by adapter in double precision."""
+    result, wide = output.double(), None if bias is None else bias.double()
+    first = 0
+    for count, each in zip(counts, rows, strict=True):
+        own = slice(first, first + count)
+        first += count
+        if each is None:
+            continue
+        if each.has_scale:
+            result[own] = rescaled(result[own], table.b[each.stop - 1].double(), wide)
+        factors = slice(each.start, each.start + each.rank)
+        a, b = table.a[factors].double(), table.b[factors].double()
+        result[own] += x[own].double() @ a.T @ b
+    return result
+
+
+@pytest.mark.parametrize("num_inputs", [1, 7, 16, 48, 65, 576])
+@pytest.mark.parametrize("num_outputs", [1, 8, 31, 64, 193])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_deltas_are_those_of_double_precision(
+    num_inputs: int, num_outputs: int, has_bias: bool
+) -> None:
+    torch.manual_seed(num_inputs)
+    rng = random.Random(num_outputs)
+    table = make_table(num_inputs, num_outputs)
+    bias = torch.randn(num_outputs) if has_bias else None
+    ranks = [1, 2, 3, 4, 5, 6, 7, 8, 11, 16, 33, 64, 0, 4, 4]
+    counts = [rng.choice([1, 1, 1, 2, 3, 4, 5, 6, 7, 13, 40]) for _ in ranks]
+    rows: list[DeltaRows | None] = [*make_rows(ranks, scaled=frozenset({1, 3, 9, 12}))]
+    rows[13] = None
+    num_tokens = sum(counts) + 3
+    x, output = torch.randn(num_tokens, num_inputs), torch.randn(num_tokens, num_outputs)
+    before = output.clone()
+    make_spans(counts, rows).add(output, x, bias, table)
+    expected = exactly(before, x, bias, table, counts, rows)
+    torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-4)
+    assert torch.equal(output[-3:], before[-3:])
+
+
+def test_what_a_token_gets_does_not_depend_on_those_beside_it() -> None:
+    torch.manual_seed(0)
+    table = make_table(75, 45)
+    rows: list[DeltaRows | None] = [*make_rows([6, 20], scaled=frozenset({1}))]
+    x, output, bias = torch.randn(20, 75), torch.randn(20, 45), torch.randn(45)
+    together = output.clone()
+    make_spans([4, 16], rows).add(together, x, bias, table)
+    for first in range(4, 20):
+        for stop in range(first + 1, 21):
+            part = output[first:stop].clone()
+            make_spans([stop - first], rows[1:]).add(part, x[first:stop], bias, table)
+            assert torch.equal(part, together[first:stop])
+
+
+@pytest.mark.parametrize("num_threads", [2, 3])
+def test_several_threads_give_the_same_bits(num_threads: int) -> None:
+    torch.manual_seed(0)
+    table = make_table(96, 203)
+    rows: list[DeltaRows | None] = [*make_rows([5, 64, 8], scaled=frozenset({2}))]
+    x, output = torch.randn(20, 96), torch.randn(20, 203)
+    spans, before = make_spans([1, 13, 6], rows), torch.get_num_threads()
+    results = []
+    try:
+        for number in (1, num_threads):
+            torch.set_num_threads(number)
+            results.append(output.clone())
+            spans.add(results[-1], x, None, table)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
+def test_any_order_of_inputs_and_outputs() -> None:
+    torch.manual_seed(0)
+    table, counts = make_table(32, 24), [2, 3]
+    rows: list[DeltaRows | None] = [*make_rows([4, 9])]
+    inputs = [torch.randn(5, 40)[:, :32], torch.randn(5, 64)[:, ::2], torch.randn(32, 5).t()]
+    for x in [*inputs, torch.randn(1, 32).expand(5, 32)]:
+        for output in (torch.randn(5, 30)[:, 3:27], torch.randn(24, 5).t()):
+            expected = exactly(output, x, None, table, counts, rows)
+            make_spans(counts, rows).add(output, x, None, table)
+            torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_what_is_not_finite_stays_with_its_adapters_tokens() -> None:
+    torch.manual_seed(0)
+    table = make_table(32, 24)
+    good, bad = make_rows([4, 4])
+    table.b[bad.start + 1] = torch.nan
+    x, output = torch.randn(4, 32), torch.randn(4, 24)
+    spans = make_spans([1, 1, 1], [good, bad, good])
+    spans.add(output, x, None, table)
+    assert output[1].isnan().all()
+    assert output[[0, 2, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_precisions_are_left_to_pytorch(dtype: torch.dtype) -> None:
+    assert delta_kernel(dtype, CPU) is None
+    assert delta_kernel(torch.float32, torch.device("meta")) is None
