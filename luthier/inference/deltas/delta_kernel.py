@@ -60,16 +60,15 @@ class KernelSpans:
             bias: The layer's, [out].
             table: Its deltas, in one piece.
         """
-        if output.stride(1) != 1:
-            in_order = output.contiguous()
-            self.add(in_order, x, bias, table)
-            output.copy_(in_order)
+        if not _fits(output):
+            fitting = output.float().contiguous()
+            self.add(fitting, x, bias, table)
+            output.copy_(fitting)
             return
-        if x.stride(1) != 1:
-            x = x.contiguous()
+        if not _fits(x):
+            x = x.float().contiguous()
         if bias is not None:
-            bias = bias.contiguous()
-        assert output.dtype == x.dtype == table.a.dtype == torch.float32
+            bias = bias.float().contiguous()
         self._add(
             x.data_ptr(),
             output.data_ptr(),
@@ -85,3 +84,8 @@ class KernelSpans:
             output.stride(0),
             torch.get_num_threads(),
         )
+
+
+def _fits(tokens: torch.Tensor) -> bool:
+    """Whether the kernel can read a [N, ...] tensor: any distance between rows, none within."""
+    return tokens.dtype == torch.float32 and tokens.stride(1) == 1

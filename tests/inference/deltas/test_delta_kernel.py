@@ -112,13 +112,13 @@ def test_several_threads_give_the_same_bits(num_threads: int) -> None:
     assert torch.equal(*results)
 
 
-def test_any_order_of_inputs_and_outputs() -> None:
+def test_any_order_and_precision_of_inputs_and_outputs() -> None:
     torch.manual_seed(0)
     table, counts = make_table(32, 24), [2, 3]
     rows: list[DeltaRows | None] = [*make_rows([4, 9])]
     inputs = [torch.randn(5, 40)[:, :32], torch.randn(5, 64)[:, ::2], torch.randn(32, 5).t()]
-    for x in [*inputs, torch.randn(1, 32).expand(5, 32)]:
-        for output in (torch.randn(5, 30)[:, 3:27], torch.randn(24, 5).t()):
+    for x in [*inputs, torch.randn(1, 32).expand(5, 32), torch.randn(5, 32).double()]:
+        for output in (torch.randn(5, 30)[:, 3:27], torch.randn(24, 5).t(), torch.randn(5, 24)):
             expected = exactly(output, x, None, table, counts, rows)
             make_spans(counts, rows).add(output, x, None, table)
             torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-4)
