@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 import luthier
-from luthier.cli.classify import classify
-from luthier.cli.doctor import doctor
-from luthier.cli.generate import generate
-from luthier.cli.jobs import app as jobs
-from luthier.cli.models import app as models
-from luthier.cli.serve import serve
-from luthier.cli.train import train
+from luthier.cli.commands.classify import classify
+from luthier.cli.commands.doctor import doctor
+from luthier.cli.commands.generate import generate
+from luthier.cli.commands.jobs import app as jobs
+from luthier.cli.commands.models import app as models
+from luthier.cli.commands.serve import serve
+from luthier.cli.commands.train import train
 
 app = typer.Typer(
     name="luthier",

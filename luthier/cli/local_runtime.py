@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from luthier.cli.serve import RUNTIME_MODULE, add_settings
+from luthier.cli.child_settings import RUNTIME_MODULE, add_settings
 from luthier.client import Client
 from luthier.errors import LuthierError
 

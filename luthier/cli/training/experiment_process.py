@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from luthier.cli.child_settings import add_settings
 from luthier.cli.local_runtime import stop_with_parent, wait_or_kill
-from luthier.cli.serve import add_settings
 from luthier.errors import LuthierError, error_class
 
 WORKER_MODULE = "luthier.modules.experiments.worker"

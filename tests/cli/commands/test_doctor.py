@@ -77,7 +77,7 @@ def test_torch_is_probed_in_a_process_of_its_own(run) -> None:
 
 
 def test_missing_package_fails(run, monkeypatch) -> None:
-    monkeypatch.setattr("luthier.cli.doctor.PACKAGES", ("httpx", "no-such-package"))
+    monkeypatch.setattr("luthier.cli.commands.doctor.PACKAGES", ("httpx", "no-such-package"))
     result = run("doctor", "--quick")
     assert result.code == 1
     assert "missing: no-such-package" in result.out
