@@ -15,10 +15,10 @@ from transformers.pytorch_utils import Conv1D
 from luthier.adapters.wrapped_linear import WrappedLinear
 from luthier.inference.batch_rows import RowInput, RowSlice
 from luthier.inference.deltas.delta_steps import AdapterSpan, LayerStep, choose_spans, plan_step
-from luthier.inference.deltas.delta_tables import DeltaTables
+from luthier.inference.deltas.delta_tables import DeltaTables, Product
 from luthier.inference.deltas.merged_adapter import HotAdapter, MergedLayer, MergeOptions
 from luthier.inference.deltas.pass_watch import PassWatch
-from luthier.inference.deltas.whole_modules import OwnSpan, SpanLayer, WholeStep
+from luthier.inference.deltas.whole_modules import LoneStep, OwnSpan, SpanLayer, WholeStep
 from luthier.resources.quantised_layers import QuantisedLinear
 
 #: Tokens of one row in a pass.
@@ -32,13 +32,13 @@ class DeltaLinear(WrappedLinear):
         base: ``nn.Linear`` or ``Conv1D``; kept, shared, not changed.
 
     Shape:
-        forward: [1, N, in] -> [1, N, out].
+        forward: [1, N, in] -> [1, N, out]; of a lone row [..., in] -> [..., out].
     """
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__(base)
-        self.step: LayerStep | MergedLayer | None = None
-        self.whole: WholeStep | None = None
+        self.step: LayerStep | MergedLayer | Product | None = None
+        self.whole: WholeStep | LoneStep | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The base layer's output with the step's deltas, or those of adapters' own layers."""
@@ -47,6 +47,9 @@ class DeltaLinear(WrappedLinear):
         output: torch.Tensor = layer(x) if whole is None else whole.run(layer, x)
         if isinstance(step, LayerStep):
             step.add(output[0], x[0], self.bias)
+        elif isinstance(step, Product):
+            tokens = x.reshape(-1, x.shape[-1])
+            step.add(output.view(-1, output.shape[-1]), tokens, self.bias)
         return output
 
 
@@ -103,15 +106,41 @@ class DeltaLayers:
         watch = PassWatch({**self._layers, **others})
         with watch.watching():
             yield found
-        for path, layer in self._layers.items():
-            if watch.rows_seen(path, num_tokens):
-                self._hosted[path] = layer.base
-                found.add(path)
-                if _is_readable(layer.base, self.tables.dtype):
-                    self._usable[path] = layer.base
-        seen = {path for path in others if watch.takes_each_token(path, num_tokens)}
-        self._hosted.update((path, others[path]) for path in seen)
-        found |= seen
+        found |= {path for path in self._layers if watch.rows_seen(path, num_tokens)}
+        found |= {path for path in others if watch.takes_each_token(path, num_tokens)}
+        self._learn(found, others)
+
+    @contextmanager
+    def watching_lone(self, part: nn.Module) -> Iterator[set[str]]:
+        """Learn from a pass what can be changed where ``adding_to_all`` is all there is.
+
+        There a layer may see tokens in any shape or number: all are of one row. So every linear one
+        qualifies, whether it is called or not, and every other that is called with a tensor.
+
+        Args:
+            part: Of the network; only its passes are like that.
+
+        Yields:
+            As ``watching``.
+        """
+        found: set[str] = set()
+        members = set(part.modules()) - {self._model.get_input_embeddings()}
+        inside = {path for path, layer in self._model.named_modules() if layer in members}
+        others = {path: each for path, each in self._other_layers().items() if path in inside}
+        watch = PassWatch(others)
+        with watch.watching():
+            yield found
+        found |= self._layers.keys() & inside
+        found |= {path for path in others if watch.was_called(path)}
+        self._learn(found, others)
+
+    def _learn(self, found: Collection[str], others: Mapping[str, nn.Module]) -> None:
+        """Let adapters do something to the layers found, those found before included."""
+        for path in found:
+            layer = self._layers[path].base if path in self._layers else others[path]
+            self._hosted[path] = layer
+            if path in self._layers and _is_readable(layer, self.tables.dtype):
+                self._usable[path] = layer
         dtype, device = self.tables.dtype, self.tables.device
         head = self._hosted.get(self._head_path)
         takes_delta = isinstance(head, nn.Linear | Conv1D) and _is_readable(head, dtype)
@@ -178,6 +207,36 @@ class DeltaLayers:
             for path in replaced:
                 self._restore(path)
 
+    @contextmanager
+    def adding_to_all(self, key: str, paths: Collection[str]) -> Iterator[None]:
+        """Let the layers do what one adapter does to all tokens of the passes made meanwhile.
+
+        Args:
+            key: The adapter's; nothing is done if it is not stored.
+            paths: The layers that see these tokens.
+        """
+        wholes = {
+            path: LoneStep(layer)
+            for path, layer in self.tables.whole.of(key).items()
+            if path in paths
+        }
+        products = {
+            path: table.content.products[key]
+            for path, table in self.tables.by_path.items()
+            if path in paths and key in table.content.products
+        }
+        for path, product in products.items():
+            self._layers[path].step = product
+        try:
+            for path, step in wholes.items():
+                self._replace(path, step)
+            yield
+        finally:
+            for path in products:
+                self._layers[path].step = None
+            for path in wholes:
+                self._restore(path)
+
     def close(self) -> None:
         """Let a merged copy go. No pass may run meanwhile."""
         self._hot.close()
@@ -203,7 +262,7 @@ class DeltaLayers:
             for path, each in own.items()
         }
 
-    def _replace(self, path: str, step: WholeStep) -> None:
+    def _replace(self, path: str, step: WholeStep | LoneStep) -> None:
         if path in self._layers:
             self._layers[path].whole = step
             return

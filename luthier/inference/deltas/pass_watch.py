@@ -48,6 +48,11 @@ class PassWatch:
         x = self._only_input(path)
         return x is not None and x.ndim == 3 and tuple(x.shape[:2]) == (1, num_tokens)
 
+    def was_called(self, path: str) -> bool:
+        """Whether a layer was called at all, each time with one tensor and nothing else."""
+        inputs = self._inputs.get(path, [])
+        return bool(inputs) and all(x is not None for x in inputs)
+
     def takes_each_token(self, path: str, num_tokens: int) -> bool:
         """Whether a layer got every token once, and gives each what it gives it alone.
 

@@ -176,6 +176,30 @@ class WholeStep:
         return (first, last) if first < last else (0, 0)
 
 
+@dataclass(frozen=True)
+class LoneStep:
+    """The layer of an adapter's own that all of a pass goes through in one place.
+
+    Args:
+        layer: The adapter's.
+    """
+
+    layer: nn.Module
+
+    def run(self, base: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        """What the layer gives.
+
+        Args:
+            base: Not used.
+            x: What the layer reads, of any shape.
+
+        Returns:
+            Of the layer's shape.
+        """
+        output: torch.Tensor = self.layer(x)
+        return output
+
+
 class SpanLayer(nn.Module):
     """Stands in the place of a layer for the length of a pass.
 
@@ -184,13 +208,13 @@ class SpanLayer(nn.Module):
         name: The layer's, in it.
 
     Shape:
-        forward: [1, N, ...] -> [1, N, ...].
+        forward: [1, N, ...] -> [1, N, ...], or whatever a layer of a lone row takes and gives.
     """
 
     def __init__(self, parent: nn.Module, name: str) -> None:
         super().__init__()
         self.base: nn.Module = parent.get_submodule(name)
-        self.step: WholeStep | None = None
+        self.step: WholeStep | LoneStep | None = None
         self._place = (parent._modules, name)
 
     def __getattr__(self, name: str) -> Any:
@@ -200,7 +224,7 @@ class SpanLayer(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("base"), name)
 
-    def enter(self, step: WholeStep) -> None:
+    def enter(self, step: WholeStep | LoneStep) -> None:
         """Take the place.
 
         Args:

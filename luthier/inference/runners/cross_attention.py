@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
 
@@ -59,6 +60,45 @@ class AttentionStep(ABC):
         """
 
 
+class CurrentStep:
+    """Which step a network is in.
+
+    Many models hand nothing on to their attention layers, so these are told where to look.
+
+    Args:
+        network: Its layers attend by ``encoder_decoder_attention`` or alike.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._step: AttentionStep | None = None
+        module: Any
+        for module in network.modules():
+            module.current_step = self
+
+    def set(self, step: AttentionStep) -> None:
+        """Say what the next forward pass is."""
+        self._step = step
+
+    @staticmethod
+    def of(module: Any) -> AttentionStep:
+        """The step that a layer is in.
+
+        Args:
+            module: An attention layer.
+
+        Returns:
+            What was set last for its network.
+
+        Raises:
+            NotSupportedError: If nothing was.
+        """
+        told = getattr(module, "current_step", None)
+        step = told._step if isinstance(told, CurrentStep) else None
+        if step is None:
+            raise NotSupportedError(f"{type(module).__name__} is not told which rows it is given")
+        return step
+
+
 def encoder_decoder_attention(
     module: Any,
     query: torch.Tensor,
@@ -66,7 +106,6 @@ def encoder_decoder_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    packed_batch: AttentionStep | None = None,
     scaling: float | None = None,
     position_bias: torch.Tensor | None = None,
     **others: Any,
@@ -74,12 +113,12 @@ def encoder_decoder_attention(
     """The attention function that transformers calls.
 
     Args:
-        module: The attention layer; its ``layer_idx`` says which.
+        module: The attention layer; its ``layer_idx`` says which, its network's ``CurrentStep``
+            who sees whom.
         query: [1, H, N, Dh].
         key: [1, H, N, Dh], or what the cache gave.
         value: As ``key``.
         attention_mask: Not used: the step says who sees what.
-        packed_batch: The step; None if the model does not hand it on.
         scaling: Of the scores.
         position_bias: Not used, since it counts packed tokens: the step has its own.
         **others: Further features of the model; refused if they would matter.
@@ -91,11 +130,10 @@ def encoder_decoder_attention(
         NotSupportedError: If the model asks for what this attention does not do.
     """
     refuse_unknown(module, others)
-    if packed_batch is None:
-        raise NotSupportedError(f"{type(module).__name__} is not told which rows it is given")
-    if getattr(module, "has_relative_attention_bias", False) and not packed_batch.biases:
+    step = CurrentStep.of(module)
+    if getattr(module, "has_relative_attention_bias", False) and not step.biases:
         raise NotSupportedError(f"{type(module).__name__} adds biases that packed rows lack")
-    return packed_batch.attend(module.layer_idx, query, key, value, scaling), None
+    return step.attend(module.layer_idx, query, key, value, scaling), None
 
 
 @dataclass(frozen=True)

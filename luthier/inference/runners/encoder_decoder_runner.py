@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
+import alog
 import torch
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import MoEModelOutput
 
 from luthier.errors import NotSupportedError
 from luthier.inference.batch_rows import RowInput, RowSlice, SliceLogits
@@ -20,13 +20,23 @@ from luthier.inference.memory.kv_memory import KvMemory
 from luthier.inference.runners.base import Runner, RunnerLimits
 from luthier.inference.runners.cross_attention import (
     NAME,
+    CurrentStep,
     DecoderStep,
-    EncoderStep,
     ReadingStep,
     encoder_decoder_attention,
     reading_cache,
     stand_in_cache,
 )
+from luthier.inference.runners.encoders import (
+    Encoder,
+    EncoderInput,
+    LoneEncoder,
+    OwnAttentionType,
+    PackedEncoder,
+    give_own_attention,
+)
+from luthier.inference.runners.expert_capacity import drops_tokens, let_experts_take_all
+from luthier.inference.runners.own_cross_attention import replace_own_attention
 from luthier.inference.runners.packed_attention import PackedRow, with_packed_attention
 from luthier.inference.runners.packed_positions import PackedPositions
 from luthier.inference.runners.relative_positions import RelativePositions
@@ -34,7 +44,10 @@ from luthier.inference.runners.row_forward import (
     decoder_start_token_id,
     positions_change_with_length,
 )
+from luthier.inference.runners.seq2seq_reference import logits_of, shape_of
 from luthier.resources.base_model import BaseModel
+
+log = alog.use_channel(__name__)
 
 _PROBE_INPUTS = (5, 3)
 _PROBE_OUTPUTS = (4, 2)
@@ -48,14 +61,6 @@ _FOREIGN_ERRORS = (
     TypeError,
     ValueError,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Input:
-    """Encoder input of one row: [E, D], and where what is read of it starts in the arena."""
-
-    embeddings: torch.Tensor
-    kv_start: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +83,9 @@ class _Part:
 class EncoderDecoderRunner(Runner):
     """Runs a seq2seq model on rows laid end to end: encoders of new rows, decoders of all.
 
-    Works for any model that takes its attention from outside and keeps what the encoder said in an
-    ``EncoderDecoderCache``; whether it gives the model's own logits is measured when it is made.
+    Works for any model whose decoder takes its attention from outside and keeps what the encoder
+    said in an ``EncoderDecoderCache``; whether it gives the model's own logits is measured when it
+    is made. If those of its encoder on packed rows are others, rows are encoded one by one.
 
     Args:
         base_model: A seq2seq one. Its weights are shared, not copied.
@@ -97,20 +103,43 @@ class EncoderDecoderRunner(Runner):
                 f"base model {base_model.name!r} encodes positions by the longest row"
             )
         self._device, self._dtype = base_model.device, base_model.dtype
+        try:
+            self._set_up(base_model, limits, is_lone=drops_tokens(base_model.model))
+        except NotSupportedError as reason:
+            try:
+                self._set_up(base_model, limits, is_lone=True)
+            except NotSupportedError:
+                raise reason from None
+            log.info("Encoders of base model %s read row by row: %s", base_model.name, reason)
+        #: Low-rank deltas that rows may use, by the adapter's key.
+        self.deltas = self._delta_layers.tables
+
+    def _set_up(self, base_model: BaseModel, limits: RunnerLimits, *, is_lone: bool) -> None:
+        """Make the network and try it."""
         self._model = with_packed_attention(
             base_model.model, name=NAME, attention=encoder_decoder_attention
         )
+        encoder, self._decoder = self._model.get_encoder(), self._model.get_decoder()
+        if is_lone:
+            give_own_attention(encoder, base_model.model.get_encoder())
+        packed = self._decoder if is_lone else self._model
+        replace_own_attention(packed)
+        let_experts_take_all(packed)
         quicken_few_tokens(self._model)
         self._delta_layers = DeltaLayers(self._model, limits.merging)
         self._reading_layers: set[str] = set()
         self._embed = self._model.get_input_embeddings()
-        self._encoder, self._decoder = self._model.get_encoder(), self._model.get_decoder()
-        self._positions = PackedPositions(self._model)
-        self._encoder_biases = RelativePositions(self._encoder)
-        self._decoder_biases = RelativePositions(self._decoder)
+        self._step, self._positions = CurrentStep(packed), PackedPositions(packed)
+        self._encoder: Encoder = (
+            LoneEncoder(encoder, self._delta_layers)
+            if is_lone
+            else PackedEncoder(encoder, self._delta_layers, self._step, self._positions)
+        )
+        self._biases = RelativePositions(self._decoder)
+        kept = OwnAttentionType(base_model.model.get_encoder()).kept(max(_PROBE_INPUTS))
         try:
-            with torch.inference_mode():
-                shape = _shape_of(base_model)
+            with torch.inference_mode(), kept:
+                shape = shape_of(base_model)
                 self._make_room(base_model, shape, limits)
                 self._probe(base_model)
                 self._learn_layers()
@@ -120,8 +149,6 @@ class EncoderDecoderRunner(Runner):
             raise NotSupportedError(
                 f"base model {base_model.name!r} does not run packed rows: {error}"
             ) from error
-        #: Low-rank deltas that rows may use, by the adapter's key.
-        self.deltas = self._delta_layers.tables
 
     def begin(self, slices: Sequence[RowSlice]) -> None:
         """Run the encoder for rows that are new, all at once; see ``Runner``."""
@@ -142,7 +169,8 @@ class EncoderDecoderRunner(Runner):
                 virtual = row.sequence.prompt.soft_prompt.encoder
                 if virtual is not None:
                     embeddings = torch.cat([virtual, embeddings])
-                inputs.append(_Input(embeddings, row.encoded.kv.start))
+                start = row.encoded.kv.start
+                inputs.append(EncoderInput(embeddings, start, row.adapter_key))
             self._read(inputs, spans)
         for row in new:
             row.encoded.is_read = True
@@ -195,37 +223,32 @@ class EncoderDecoderRunner(Runner):
         first = row.encoded.kv.start
         return _Part(embeddings, each.start, row.kv.start, (first, first + row.num_encoder))
 
-    def _read(self, inputs: Sequence[_Input], spans: Sequence[AdapterSpan] = ()) -> None:
+    def _read(self, inputs: Sequence[EncoderInput], spans: Sequence[AdapterSpan] = ()) -> None:
         """Encode rows and store what the decoder's layers make of it."""
-        num_tokens = sum(len(each.embeddings) for each in inputs)
-        with self._delta_layers.adding(spans, num_tokens=num_tokens, paths=self._reading_layers):
-            self._read_all(inputs)
+        self._take_in(self._encoder.encode(inputs, spans), inputs, spans)
 
-    def _read_all(self, inputs: Sequence[_Input]) -> None:
-        counts = [len(each.embeddings) for each in inputs]
-        firsts = itertools.accumulate(counts, initial=0)
-        self._positions.set([i for count in counts for i in range(count)], self._device)
-        encoded = self._encoder(
-            inputs_embeds=torch.cat([each.embeddings for each in inputs])[None],
-            return_dict=True,
-            packed_batch=EncoderStep(
-                tuple(zip(firsts, counts, strict=False)), self._encoder_biases
-            ),
-        ).last_hidden_state
+    def _take_in(
+        self,
+        encoded: torch.Tensor,
+        inputs: Sequence[EncoderInput],
+        spans: Sequence[AdapterSpan] = (),
+    ) -> None:
+        """Store what the decoder's layers make of encoded rows, [1, N, D]."""
         slots = [
             slot
-            for each, count in zip(inputs, counts, strict=True)
-            for slot in range(each.kv_start, each.kv_start + count)
+            for each in inputs
+            for slot in range(each.kv_start, each.kv_start + len(each.embeddings))
         ]
         where = torch.tensor(slots, dtype=torch.long, device=self._device)
         self._positions.set([0], self._device)
-        self._decoder(
-            inputs_embeds=self._nothing,
-            encoder_hidden_states=encoded,
-            past_key_values=reading_cache(self.memory.arena, where),
-            use_cache=True,
-            packed_batch=ReadingStep(self._decoder_biases),
-        )
+        self._step.set(ReadingStep(self._biases))
+        with self._delta_layers.adding(spans, num_tokens=len(slots), paths=self._reading_layers):
+            self._decoder(
+                inputs_embeds=self._nothing,
+                encoder_hidden_states=encoded,
+                past_key_values=reading_cache(self.memory.arena, where),
+                use_cache=True,
+            )
 
     def _decode(self, parts: Sequence[_Part]) -> torch.Tensor:
         """Logits of the step's tokens, [N, V]."""
@@ -243,21 +266,22 @@ class EncoderDecoderRunner(Runner):
             slots.extend(range(each.kv_start + each.start, each.kv_start + stop))
             positions.extend(range(each.start, stop))
         self._positions.set(positions, self._device)
-        step = DecoderStep(
-            self.memory.arena,
-            torch.tensor(slots, dtype=torch.long, device=self._device),
-            tuple(rows),
-            tuple(each.encoder_span for each in parts),
-            self._decoder_biases,
-            self._stand_in,
+        self._step.set(
+            DecoderStep(
+                self.memory.arena,
+                torch.tensor(slots, dtype=torch.long, device=self._device),
+                tuple(rows),
+                tuple(each.encoder_span for each in parts),
+                self._biases,
+                self._stand_in,
+            )
         )
         output = self._model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=self._nothing),
+            encoder_outputs=MoEModelOutput(last_hidden_state=self._nothing),
             decoder_inputs_embeds=torch.cat([each.embeddings for each in parts])[None],
             past_key_values=self._cache,
             use_cache=True,
             return_dict=True,
-            packed_batch=step,
         )
         logits: torch.Tensor = output.logits[0]
         return logits
@@ -265,8 +289,11 @@ class EncoderDecoderRunner(Runner):
     def _learn_layers(self) -> None:
         """See which linear layers see what the encoder reads, and which the decoder's tokens."""
         two = self._nothing[0].expand(2, -1)
+        inputs = [EncoderInput(two, 0)]
+        self._encoder.learn_layers(inputs)
+        encoded = self._encoder.encode(inputs, ())
         with self._delta_layers.watching(2) as found:
-            self._read([_Input(two, 0)])
+            self._take_in(encoded, inputs)
         self._reading_layers = found
         with self._delta_layers.watching(2):
             self._decode([_Part(two, 0, 16, (0, 2))])
@@ -288,9 +315,8 @@ class EncoderDecoderRunner(Runner):
                 f"model {base_model.name!r}, at least {32 * len(rows)} are needed"
             )
         inputs = [row[0] for row in rows]
-        self._read(
-            [_Input(self._embed(ids), start) for ids, (start, _) in zip(inputs, spans, strict=True)]
-        )
+        pairs = zip(inputs, spans, strict=True)
+        self._read([EncoderInput(self._embed(ids), start) for ids, (start, _) in pairs])
         got: list[list[torch.Tensor]] = [[], []]
         for is_last in (False, True):
             parts = []
@@ -302,32 +328,10 @@ class EncoderDecoderRunner(Runner):
             for found, logits in zip(got, self._decode(parts).split(counts), strict=True):
                 found.append(logits)
         for (read, written), found in zip(rows, got, strict=True):
-            expected = base_model.model(
-                input_ids=read[None], decoder_input_ids=written[None], use_cache=False
-            ).logits[0]
+            expected = logits_of(base_model, read.tolist(), written.tolist())
             difference = ((torch.cat(found) - expected).abs().max() / expected.abs().max()).item()
             if not difference < max(1e-3, 16 * torch.finfo(self._dtype).eps):
                 raise NotSupportedError(
                     f"packed rows give base model {base_model.name!r} other logits than its own: "
                     f"they differ by {difference:.2g} of their size"
                 )
-
-
-def _shape_of(base_model: BaseModel) -> KvShape:
-    """What a token takes, of the decoder's own and of the encoder's alike."""
-    ids = torch.zeros(1, 1, dtype=torch.long, device=base_model.device)
-    cache = base_model.model(input_ids=ids, decoder_input_ids=ids, use_cache=True).past_key_values
-    halves = [getattr(cache, f"{name}_attention_cache", None) for name in ("self", "cross")]
-    shapes = {
-        tuple(tensor.shape)
-        for half in halves
-        for layer in getattr(half, "layers", [None])
-        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
-        if tensor is not None
-    }
-    if None in halves or len(shapes) != 1:
-        raise NotSupportedError(
-            f"the decoder layers of base model {base_model.name!r} differ in what they keep"
-        )
-    ((_, num_heads, _, head_dim),) = shapes
-    return KvShape(len(cache.self_attention_cache.layers), num_heads, head_dim)

@@ -224,7 +224,8 @@ def refuse_unknown(module: Any, others: dict[str, Any]) -> None:
         NotSupportedError: If any of it would matter.
     """
     for name, value in others.items():
-        if value is not None and name not in _HARMLESS:
+        is_declined = name == "output_attentions" and value is False
+        if value is not None and name not in _HARMLESS and not is_declined:
             raise NotSupportedError(
                 f"{type(module).__name__} asks its attention for {name!r}, which packed rows lack"
             )

@@ -197,6 +197,11 @@ class Seq2SeqRowForward(RowForward):
         self._encoded: Any = None
         self._encoder_mask: torch.Tensor | None = None
 
+    @property
+    def cache(self) -> Any:
+        """What the model keeps of the tokens so far, in its own form; None before any."""
+        return self._cache
+
     def prefill(self, prompt: Prompt, *, wants_prompt_logits: bool) -> torch.Tensor:
         """Run the encoder and the decoder's start; prompt tokens of an encoder have no logits."""
         inputs = prepare_inputs(

@@ -28,6 +28,7 @@ from luthier.inference.base import GenerationChunk, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.deltas import delta_steps
 from luthier.inference.deltas.delta_layers import DeltaLayers
+from luthier.inference.deltas.layer_changes import changes_of
 from luthier.inference.linear.int8_weights import multiplies_exactly
 from luthier.inference.options import EngineOptions
 from luthier.resources.base_model import BaseModel
@@ -323,3 +324,32 @@ def test_layers_that_see_only_some_tokens_take_no_deltas() -> None:
         "model.layers.0.input_layernorm",
         "model.layers.0.post_attention_layernorm",
     }, "neither the experts nor what chooses between them"
+
+
+def test_what_is_done_to_lone_rows_is_done_to_tokens_of_any_shape() -> None:
+    """The reference is the adapter's own network."""
+    config = LoraConfig(
+        rank=3,
+        use_dora=True,
+        layers_to_transform=(1,),
+        modules_to_save=("layers.1.mlp.down_proj", "layers.1.input_layernorm"),
+    )
+    model, network = make_llama(), make_llama()
+    adapter = create_lora(model, config, seed=1)
+    disturb(adapter, seed=1, by=0.1)
+    ids = torch.arange(5, 17).view(3, 4)
+    layers = DeltaLayers(network)
+    with torch.no_grad():
+        before = network(input_ids=ids).logits
+        with layers.watching_lone(network.model.layers[1]) as found:
+            network(input_ids=ids[:1, :1])
+        assert all(path.startswith("model.layers.1.") for path in found)
+        changes = changes_of(adapter)
+        assert layers.tables.takes(frozenset(changes.deltas), frozenset(changes.modules))
+        layers.tables.place("a", changes)
+        with layers.adding_to_all("a", found):
+            got = network(input_ids=ids).logits
+        torch.testing.assert_close(got, adapter.tuned_model(model)(input_ids=ids).logits)
+        assert not torch.allclose(got, before)
+        with layers.adding_to_all("a", ()), layers.adding_to_all("unknown", found):
+            assert torch.equal(network(input_ids=ids).logits, before)

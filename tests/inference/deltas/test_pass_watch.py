@@ -83,3 +83,14 @@ def test_a_layer_is_left_as_it_was() -> None:
         pass
     layer(tokens(N, D))
     assert not watch.rows_seen("layer", N), "nobody watched"
+
+
+def test_a_layer_was_called_if_it_was_given_a_tensor_each_time() -> None:
+    layers = {name: nn.Linear(D, 3) for name in ("often", "never", "by name")}
+    watch = PassWatch(layers)
+    with watch.watching():
+        layers["often"](tokens(N, D)[0])
+        layers["often"](tokens(3, N, D))
+        layers["by name"](tokens(N, D))
+        layers["by name"](input=tokens(N, D))
+    assert [watch.was_called(name) for name in layers] == [True, False, False]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +10,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from luthier.errors import NotSupportedError
 from luthier.inference.memory.kv_cache import KvArena, KvShape
 from luthier.inference.runners.cross_attention import (
+    AttentionStep,
+    CurrentStep,
     DecoderStep,
     EncoderStep,
     encoder_decoder_attention,
@@ -21,12 +22,21 @@ from luthier.inference.runners.packed_attention import PackedRow
 from luthier.inference.runners.relative_positions import RelativePositions
 
 HEADS, DIM = 2, 4
-LAYER = SimpleNamespace(layer_idx=1)
 NO_BIASES = RelativePositions(nn.Identity())
 
 
 def random(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def layer_in(step: AttentionStep | None, index: int = 1) -> nn.Module:
+    """An attention layer of a network that is in a step."""
+    layer: Any = nn.Identity()
+    layer.layer_idx = index
+    told = CurrentStep(layer)
+    if step is not None:
+        told.set(step)
+    return layer
 
 
 def made_arena() -> KvArena:
@@ -37,7 +47,7 @@ def made_arena() -> KvArena:
 def test_rows_of_an_encoder_see_all_of_themselves_and_nothing_else() -> None:
     query, key, value = random(3, 1, HEADS, 7, DIM).unbind(0)
     step = EncoderStep(((0, 4), (4, 3)), NO_BIASES)
-    got, _ = encoder_decoder_attention(LAYER, query, key, value, None, packed_batch=step)
+    got, _ = encoder_decoder_attention(layer_in(step), query, key, value, None)
     for span in (slice(0, 4), slice(4, 7)):
         torch.testing.assert_close(
             got[:, span],
@@ -60,9 +70,7 @@ def test_what_was_read_is_what_a_step_looks_at_row_by_row() -> None:
     step = DecoderStep(
         arena, torch.tensor([0, 32, 33]), rows, ((16, 19), (40, 42)), NO_BIASES, stand_in
     )
-    got, _ = encoder_decoder_attention(
-        LAYER, query, layer.keys, layer.values, None, packed_batch=step
-    )
+    got, _ = encoder_decoder_attention(layer_in(step), query, layer.keys, layer.values, None)
     for tokens, read in ((slice(0, 1), slice(0, 3)), (slice(1, 3), slice(3, 5))):
         expected = scaled_dot_product_attention(
             query[:, :, tokens], keys[:, :, read], values[:, :, read]
@@ -76,14 +84,15 @@ def test_a_feature_that_would_matter_is_refused(feature: str) -> None:
     step = EncoderStep(((0, 1),), NO_BIASES)
     asked: dict[str, Any] = {feature: True}
     with pytest.raises(NotSupportedError, match=feature):
-        encoder_decoder_attention(LAYER, empty, empty, empty, None, packed_batch=step, **asked)
+        encoder_decoder_attention(layer_in(step), empty, empty, empty, None, **asked)
 
 
-def test_a_model_that_hands_nothing_on_and_biases_of_an_unknown_sort_are_refused() -> None:
+def test_a_layer_that_was_told_nothing_and_biases_of_an_unknown_sort_are_refused() -> None:
     empty = torch.zeros(1, HEADS, 1, DIM)
-    with pytest.raises(NotSupportedError, match="not told"):
-        encoder_decoder_attention(LAYER, empty, empty, empty, None)
-    biased = SimpleNamespace(layer_idx=0, has_relative_attention_bias=True)
-    step = EncoderStep(((0, 1),), NO_BIASES)
+    for layer in (layer_in(None), nn.Identity()):
+        with pytest.raises(NotSupportedError, match="not told"):
+            encoder_decoder_attention(layer, empty, empty, empty, None)
+    biased: Any = layer_in(EncoderStep(((0, 1),), NO_BIASES))
+    biased.has_relative_attention_bias = True
     with pytest.raises(NotSupportedError, match="biases"):
-        encoder_decoder_attention(biased, empty, empty, empty, None, packed_batch=step)
+        encoder_decoder_attention(biased, empty, empty, empty, None)

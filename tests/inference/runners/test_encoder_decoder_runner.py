@@ -9,8 +9,6 @@ import torch
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
-    LEDConfig,
-    LEDForConditionalGeneration,
     M2M100Config,
     M2M100ForConditionalGeneration,
     MarianConfig,
@@ -22,6 +20,8 @@ from transformers import (
     PegasusConfig,
     PegasusForConditionalGeneration,
     PreTrainedModel,
+    ProphetNetConfig,
+    ProphetNetForConditionalGeneration,
     UMT5Config,
     UMT5ForConditionalGeneration,
 )
@@ -204,21 +204,20 @@ def test_weights_are_shared_and_the_base_model_is_left_as_it_was(seq2seq_base: B
     ("make", "reason"),
     [
         (
-            lambda: LEDForConditionalGeneration(
-                LEDConfig(
+            lambda: ProphetNetForConditionalGeneration(
+                ProphetNetConfig(
                     vocab_size=400,
-                    d_model=32,
-                    encoder_layers=1,
-                    decoder_layers=1,
-                    encoder_attention_heads=4,
-                    decoder_attention_heads=4,
+                    hidden_size=32,
+                    num_encoder_layers=1,
+                    num_decoder_layers=1,
+                    num_encoder_attention_heads=4,
+                    num_decoder_attention_heads=4,
                     encoder_ffn_dim=48,
                     decoder_ffn_dim=48,
-                    attention_window=8,
                     decoder_start_token_id=2,
                 )
             ),
-            "other logits than its own",
+            "does not run packed rows",
         ),
     ],
 )

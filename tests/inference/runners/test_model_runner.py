@@ -13,12 +13,12 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
-    GPTNeoConfig,
-    GPTNeoForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
     OPTConfig,
     OPTForCausalLM,
     Phi3Config,
@@ -214,14 +214,8 @@ def test_where_every_layer_has_a_window_no_row_holds_much_more(
     ("model", "reason"),
     [
         (
-            lambda: GPTNeoForCausalLM(
-                GPTNeoConfig(
-                    vocab_size=400,
-                    hidden_size=16,
-                    num_layers=2,
-                    num_heads=2,
-                    attention_types=[[["global", "local"], 1]],
-                )
+            lambda: OpenAIGPTLMHeadModel(
+                OpenAIGPTConfig(vocab_size=400, n_embd=16, n_layer=1, n_head=2)
             ),
             "does not let its attention be replaced",
         ),
