@@ -32,11 +32,11 @@ from machine import describe_machine
 
 from luthier.config import load_config
 from luthier.data_model.generation import (
-    FinishReason,
     GeneratedTextResult,
     GeneratedTextStreamResult,
     TokenizationResults,
     TokenStreamDetails,
+    WireFinishReason,
 )
 from luthier.modules.service_package import service_packages
 from luthier.runtime.server import Runtime
@@ -71,7 +71,7 @@ class Nothing:
             if number:
                 await asyncio.sleep(self._pace)
             details = TokenStreamDetails(
-                finish_reason=FinishReason.NOT_FINISHED, generated_tokens=number + 1
+                finish_reason=WireFinishReason.NOT_FINISHED, generated_tokens=number + 1
             )
             yield GeneratedTextStreamResult(generated_text="word ", details=details)
 
