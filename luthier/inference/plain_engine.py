@@ -4,8 +4,8 @@ Whose request is next is the fair queue's to say: tenants take turns by weight, 
 The first request of an adapter of a tenant waits at most ``(F // N + 1) · L`` forward passes of a
 row: N are the threads, F the adapters of all tenants with requests, L the passes of the longest.
 
-A row whose forward pass hangs ends alone, and its thread is replaced as long as there are fewer than
-2 N of them, those that hang included. While all of them hang, requests are refused.
+A row whose forward pass hangs ends alone, and its thread is replaced as long as there are fewer
+than 2 N of them, those that hang included. While all of them hang, requests are refused.
 
 It is the reference that faster engines are tested against, and the one for models they do not
 know. Rows share nothing but the frozen weights, so what one answers never depends on the others.

@@ -1,8 +1,9 @@
 """Which rows run in the next step, and how much of each.
 
 Rows that decode go first, one token each; what is left of the step's token budget goes to prompts,
-so a long prompt is computed over several steps and stalls nobody. Rows join and leave between any
-two steps.
+so a long prompt is computed over several steps and stalls nobody. The last tokens of prompts that
+are all but done may come on top, a quarter of the budget in all: a pass of their own would cost
+more. Rows join and leave between any two steps.
 
 Nobody's flood keeps another waiting. A *flow* is one adapter of one tenant. Slots, and the prompt
 tokens of a step, are shared by tenants (by weight), within a tenant by its adapters, within a flow
@@ -52,7 +53,7 @@ class SchedulingRules:
         max_rows: Rows that run at the same time, at most; each beam is one.
         max_beam_rows: Those of beam searches among them, at most.
         max_step_tokens: Tokens of one step; two for each row at least are used, so that no prompt
-            stands still beside rows that decode.
+            stands still beside rows that decode. The ends of prompts may add a quarter.
         turn_tokens: Tokens a row generates before it may have to make way for a flow that has none
             running.
         ageing_steps: Steps of waiting that count as one priority.
@@ -175,7 +176,17 @@ class Scheduler:
                 counts[row] = count
                 self._owed[row] -= count
                 budget -= count
+        self._stretch(counts)
         return [RowSlice(row, row.num_computed, counts[row]) for row in rows if row in counts]
+
+    def _stretch(self, counts: dict[BatchRow, int]) -> None:
+        """Let prompts end in this step that would need a small pass more; takes from nobody."""
+        spare = self._max_step_tokens // 4
+        for row, count in counts.items():
+            rest = row.num_pending - count
+            if 0 < rest <= spare:
+                counts[row] += rest
+                spare -= rest
 
     def _admit(self) -> None:
         """Let rows in while there is room, or while there are flows that must make way."""

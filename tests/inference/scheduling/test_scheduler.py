@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import random
 
+import pytest
 from fixtures.fake_rows import FakeRunner, check_ranges, come_and_go, fake_memory, fake_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,6 +46,55 @@ def test_a_step_never_exceeds_its_token_budget_and_decoding_comes_first() -> Non
         assert sum(each.count for each in slices) <= 32
         runner.run(slices)
     assert long.num_computed >= 100, "31 tokens of it beside every step of the other"
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "steps"), [(128, [128]), (140, [140]), (160, [160]), (161, [128, 33])]
+)
+def test_the_last_few_tokens_of_a_prompt_need_no_step_of_their_own(
+    num_tokens: int, steps: list[int]
+) -> None:
+    memory = fake_memory()
+    scheduler, runner = scheduler_of(memory, max_step_tokens=128), FakeRunner(memory)
+    add(scheduler, fake_row(num_tokens))
+    counts = []
+    for _ in steps:
+        slices = scheduler.plan()
+        counts += [each.count for each in slices]
+        runner.run(slices)
+    assert counts == steps
+
+
+@settings(max_examples=40, derandomize=True)
+@given(seed=st.integers(0, 10**6))
+def test_ends_of_prompts_add_a_quarter_to_a_step_at_most_and_take_from_nobody(seed: int) -> None:
+    rng = random.Random(seed)
+    memory = fake_memory(8192)
+    max_rows = rng.randint(1, 9)
+    scheduler = scheduler_of(memory, max_rows=max_rows, max_step_tokens=rng.randint(1, 150))
+    most, runner = scheduler._max_step_tokens, FakeRunner(memory)
+    stretch, before = scheduler._stretch, dict[BatchRow, int]()
+
+    def noting(counts: dict[BatchRow, int]) -> None:
+        before.update(counts)
+        stretch(counts)
+
+    scheduler._stretch = noting  # type: ignore[method-assign]
+    for index in range(80):
+        if rng.random() < 0.4:
+            length = rng.randint(1, 250)
+            adapter, tenant = f"{rng.randrange(3)}", f"{rng.randrange(2)}"
+            add(scheduler, fake_row([index] * length, key=adapter, tenant=tenant))
+        before.clear()
+        slices = scheduler.plan()
+        assert sum(each.count for each in slices) <= most + most // 4
+        for each in slices:
+            count = before.get(each.row, 1)
+            assert each.count == count or (each.reaches_end and each.count > count)
+        assert sum(before.get(each.row, 1) for each in slices) <= most
+        for row in runner.run(slices):
+            if len(row.sequence.token_ids) >= 20:
+                scheduler.release(row)
 
 
 def test_a_small_budget_still_moves_every_prompt_beside_rows_that_decode() -> None:
