@@ -25,12 +25,8 @@ from luthier.runtime.services.inference import InferenceService
 from luthier.runtime.services.info import InfoService
 from luthier.runtime.services.models import ModelsService
 from luthier.runtime.services.prediction_jobs import PredictionJobsService
-from luthier.runtime.services.training import (
-    JOBS_FOLDER,
-    TrainingChecks,
-    TrainingPlaces,
-    TrainingService,
-)
+from luthier.runtime.services.training import TrainingChecks, TrainingService
+from luthier.runtime.services.training_request import JOBS_FOLDER, TrainingPlaces
 from luthier.runtime.training_checks import check_training
 
 

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from luthier.errors import InvalidInputError
-from luthier.runtime.services.training import TrainingRequest
+from luthier.runtime.services.training_request import TrainingRequest
 
 TRAIN_STREAM = "train_stream"
 VALIDATION_STREAM = "val_stream"

@@ -15,7 +15,7 @@ from luthier.runtime import assembly
 from luthier.runtime.jobs.base import Job, JobState, TrainingSpec
 from luthier.runtime.jobs.job_folder import JobFolder
 from luthier.runtime.jobs.memory_store import MemoryJobStore
-from luthier.runtime.services.training import TrainingRequest
+from luthier.runtime.services.training_request import TrainingRequest
 
 RECORDS = [{"input": "a", "output": "b"}]
 

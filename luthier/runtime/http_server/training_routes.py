@@ -21,7 +21,7 @@ from luthier.runtime.http_server.shapes import Schema
 from luthier.runtime.jobs.base import Job
 from luthier.runtime.messages import training_request
 from luthier.runtime.services.bundle import Services
-from luthier.runtime.services.training import as_status
+from luthier.runtime.services.training_status import as_status
 
 
 class TrainingRoutes:
