@@ -705,7 +705,8 @@ def test_a_full_queue_refuses_and_recovers(
     engine = make_engine(base_model, max_running=1, num_threads=1, max_waiting=2)
     request = ask(base_model, "hello", max_new_tokens=900, min_new_tokens=900)
     running = engine.submit(request)
-    next(iter(running))
+    chunks = iter(running)  # held: who drops it cancels the row
+    next(chunks)
     waiting = [engine.submit(request) for _ in range(2)]
     with pytest.raises(CapacityError, match="at most 2 may") as refusal:
         engine.submit(request)
@@ -723,7 +724,8 @@ def test_a_tenant_that_floods_is_refused_alone(
     request = ask(base_model, "hello", max_new_tokens=900, min_new_tokens=900)
     flood = replace(request, tenant="flood")
     running = engine.submit(request)
-    next(iter(running))
+    chunks = iter(running)  # held: who drops it cancels the row
+    next(chunks)
     # The engine may take a waiting one in between, so that one more is accepted.
     waiting = []
     with pytest.raises(CapacityError, match="2 requests of tenant 'flood' wait"):
