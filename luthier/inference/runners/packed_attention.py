@@ -2,7 +2,8 @@
 
 transformers lets a model take its attention from outside (``AttentionInterface``). Ours stores the
 new keys and values in the arena and attends row by row to the row's own range, so no row ever
-sees, waits for or is padded to another.
+sees, waits for or is padded to another. On a CPU one kernel does so for all rows
+(``row_attention``); elsewhere PyTorch's attention is called for each.
 
 ```
     tokens of a step, [1, N]:  | A: one new token | B: one | C: 40 tokens of its prompt | D: one |
@@ -14,6 +15,7 @@ sees, waits for or is padded to another.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from luthier.errors import NotSupportedError
 from luthier.inference.memory.kv_cache import KvArena
+from luthier.inference.runners.row_attention import attend_rows, has_row_attention
 from luthier.inference.runners.score_attention import ScoreOptions, score_attention
 
 NAME = "luthier_packed"
@@ -80,6 +83,12 @@ class PackedBatch:
     slots: torch.Tensor
     rows: tuple[PackedRow, ...]
     _windowed: dict[tuple[int, int], PackedRow] = field(default_factory=dict)
+
+    @functools.cached_property
+    def table(self) -> torch.Tensor:
+        """The rows as numbers, [R, 4]: first, count, kv_start, kv_end."""
+        numbers = [(row.first, row.count, row.kv_start, row.kv_end) for row in self.rows]
+        return torch.tensor(numbers, dtype=torch.long)
 
     def rows_within(self, window: int | None) -> tuple[PackedRow, ...]:
         """The rows as a layer sees them whose tokens look back at ``window`` tokens at most.
@@ -168,6 +177,16 @@ def packed_attention(
         packed_batch.windows[module.layer_idx] = sliding_window
         out = _several(query, key, value, None, scaling=scaling, options=options)
         return out.transpose(1, 2), None
+    if has_row_attention(query, key, value):
+        mixed = attend_rows(
+            query[0],
+            (key[0], value[0]),
+            packed_batch.arena.read(module.layer_idx),
+            packed_batch.table,
+            options=options or ScoreOptions(scaling=scaling),
+            window=sliding_window,
+        )
+        return mixed[None], None
     keys, values = packed_batch.arena.write(module.layer_idx, packed_batch.slots, key[0], value[0])
     _, num_heads, num_tokens, head_dim = query.shape
     num_kv_heads = key.shape[1]
