@@ -99,6 +99,7 @@ BROAD_HANDLERS = {
     "inference/engine_process/child.py": "engine step",
     "inference/engine_process/child_process.py": "background task",
     "inference/engine_process/host.py": "request handler",
+    "inference/engine_process/logs.py": "background task",
     "inference/engine_process/supervisor.py": "background task",
 }
 

@@ -33,10 +33,17 @@ class LogSender(logging.Handler):
         root.setLevel(level)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send a record; its traceback becomes part of its message."""
-        text = record.getMessage()
-        if record.exc_info:
-            text += "\n" + logging.Formatter().formatException(record.exc_info)
+        """Send a record; its traceback becomes part of its message.
+
+        One whose arguments do not fit its message is told to standard error, as logging does.
+        """
+        try:
+            text = record.getMessage()
+            if record.exc_info:
+                text += "\n" + logging.Formatter().formatException(record.exc_info)
+        except Exception:  # noqa: BLE001  handleError says what and where
+            self.handleError(record)
+            return
         self._records.put(["log", record.name, record.levelno, text])
 
     def start(self, send: Callable[[list[Any]], None]) -> None:

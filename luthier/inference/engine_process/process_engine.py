@@ -17,6 +17,7 @@ import logging
 import os
 import tempfile
 import weakref
+from collections import OrderedDict
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ from luthier.resources.shared_tensors import SharedTensors
 
 #: By which a process may be silent for longer than a step may last.
 _MARGIN_SECONDS = 30.0
+#: Choices of layers of which it is remembered whether the process keeps what is done to them.
+_MAX_KEPT_LAYERS = 256
 
 
 class _Row:
@@ -107,7 +110,7 @@ class ProcessEngine(Engine):
         self._numbers = itertools.count()
         self._rows: dict[int, _Row] = {}
         self._questions: dict[int, Future[bool]] = {}
-        self._kept_layers: dict[tuple[frozenset[str], frozenset[str]], bool] = {}
+        self._kept_layers: OrderedDict[tuple[frozenset[str], frozenset[str]], bool] = OrderedDict()
         self._forget_process()
         self._supervisor = Supervisor(
             self._start,
@@ -164,12 +167,18 @@ class ProcessEngine(Engine):
             return False
         with self._state:
             if layers in self._kept_layers:
+                self._kept_layers.move_to_end(layers)
                 return self._kept_layers[layers]
             number = next(self._numbers)
             answer = Future[bool]()
             self._supervisor.living().say(["keeps", number, *map(sorted, layers)])
             self._questions[number] = answer
-        return self._kept_layers.setdefault(layers, answer.result())
+        is_kept = answer.result()
+        with self._state:
+            self._kept_layers[layers] = is_kept
+            if len(self._kept_layers) > _MAX_KEPT_LAYERS:
+                self._kept_layers.popitem(last=False)
+        return is_kept
 
     def close(self) -> None:
         """End every stream and the process; see ``Engine``."""

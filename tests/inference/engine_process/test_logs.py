@@ -39,6 +39,25 @@ def test_records_are_sent_those_from_before_the_start_too() -> None:
     assert late[3].endswith("ValueError: a reason")
 
 
+@pytest.mark.usefixtures("_root_as_before")
+def test_a_malformed_call_is_told_where_logging_tells_it_and_harms_nobody(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sent: list[list[Any]] = []
+    sender = LogSender()
+    sender.install(level=logging.INFO)
+    sender.start(sent.append)
+    channel = logging.getLogger("luthier.some.channel")
+    number: Any = "three"
+    channel.warning("n=%d", number)
+    channel.warning("n=%s", number)
+    sender.finish()
+    assert [each[3] for each in sent] == ["n=three"]
+    told = capsys.readouterr().err
+    assert "--- Logging error ---" in told
+    assert "n=%d" in told
+
+
 def test_what_came_is_written_under_its_channel_and_level(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

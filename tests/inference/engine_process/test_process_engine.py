@@ -132,6 +132,20 @@ def test_it_tells_which_deltas_are_kept(
     assert not engine.is_rounded
 
 
+def test_what_it_remembers_of_kept_deltas_is_bounded(
+    engine: ProcessEngine, causal_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_engine_file, "_MAX_KEPT_LAYERS", 3)
+    engine._kept_layers.clear()
+    paths = [
+        "0.self_attn.q_proj", "0.self_attn.k_proj", "0.self_attn.v_proj", "0.mlp.up_proj",
+        "0.mlp.down_proj",
+    ]  # fmt: skip
+    for path in [*paths, *paths]:
+        assert engine.keeps_deltas(lora(causal_base, seed=1, target_modules=(path,)))
+    assert len(engine._kept_layers) == 3
+
+
 def test_an_adapter_that_changed_in_place_is_another_one(
     engine: ProcessEngine, thread_engine: BatchedEngine, causal_base: BaseModel, make_prompt: Any
 ) -> None:
