@@ -54,7 +54,7 @@ def write_folder_atomically(target: Path, *, overwrite: bool = False) -> Iterato
     partial.mkdir()
     try:
         yield partial
-        _fsync_tree(partial)
+        fsync_tree(partial)
         _refuse_existing(target, overwrite=overwrite)
         _move_into_place(partial, target)
     except BaseException:
@@ -87,7 +87,7 @@ def write_file_atomically(target: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)
-        _fsync(target.parent)
+        fsync(target.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -170,7 +170,7 @@ def _move_into_place(partial: Path, target: Path) -> None:
         old = target.parent / f".{target.name[:100]}-{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
         target.rename(old)
     partial.rename(target)
-    _fsync(target.parent)
+    fsync(target.parent)
     if old is not None:
         if old.is_dir() and not old.is_symlink():
             shutil.rmtree(old, ignore_errors=True)
@@ -178,14 +178,16 @@ def _move_into_place(partial: Path, target: Path) -> None:
             old.unlink()
 
 
-def _fsync_tree(folder: Path) -> None:
+def fsync_tree(folder: Path) -> None:
+    """Wait until a folder and all that is in it is on the disk; links are not followed."""
     for path in folder.rglob("*"):
         if not path.is_symlink():
-            _fsync(path)
-    _fsync(folder)
+            fsync(path)
+    fsync(folder)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

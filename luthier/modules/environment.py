@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from luthier.config import Config, load_config
 from luthier.config.caikit_bridge import apply_to_caikit
@@ -21,6 +22,8 @@ from luthier.inference.options import EngineOptions, ProcessOptions
 from luthier.modules.judging import JudgeEndpoint
 from luthier.resources.names import BaseModelSources
 from luthier.resources.store import BaseModelStore
+
+Limits = TypeVar("Limits", SamplingLimits, StreamLimits, TrainingLimits)
 
 _lock = threading.RLock()
 _current: Environment | None = None
@@ -110,10 +113,14 @@ def _from_config(config: Config) -> Environment:
     return Environment(
         base_models=BaseModelStore(_sources(config)),
         engine_options=_engine_options(config),
-        sampling_limits=_sampling_limits(config),
+        sampling_limits=_limits(SamplingLimits, config.inference.limits),
         max_prompt_tokens=config.inference.limits.max_prompt_tokens,
-        training_limits=_training_limits(config),
-        stream_limits=_stream_limits(config),
+        training_limits=_limits(TrainingLimits, config.training.limits),
+        stream_limits=_limits(
+            StreamLimits,
+            config.training.limits,
+            data_roots=tuple(Path(root) for root in config.data_roots),
+        ),
         source_prompt_base=Path(config.source_prompt_base) if config.source_prompt_base else None,
         verbalizers=config.verbalizers,
         allow_request_verbalizers=config.allow_request_verbalizers,
@@ -168,35 +175,7 @@ def _process_options(config: Config) -> ProcessOptions | None:
     return ProcessOptions(**settings) if settings.pop("enabled") else None
 
 
-def _sampling_limits(config: Config) -> SamplingLimits:
-    limits = config.inference.limits
-    return SamplingLimits(
-        max_new_tokens=limits.max_new_tokens,
-        max_stop_sequences=limits.max_stop_sequences,
-        max_stop_sequence_chars=limits.max_stop_sequence_chars,
-        max_time_seconds=limits.max_time_seconds,
-        max_n=limits.max_n,
-        max_beams=limits.max_beams,
-    )
-
-
-def _stream_limits(config: Config) -> StreamLimits:
-    """``data_roots``, and those keys of ``training.limits`` that have the same name."""
-    names = {field.name for field in dataclasses.fields(StreamLimits)} - {"data_roots"}
-    limits = {name: getattr(config.training.limits, name) for name in names}
-    return StreamLimits(data_roots=tuple(Path(root) for root in config.data_roots), **limits)
-
-
-def _training_limits(config: Config) -> TrainingLimits:
-    limits = config.training.limits
-    return TrainingLimits(
-        max_epochs=limits.max_epochs,
-        max_batch_size=limits.max_batch_size,
-        max_accumulate_steps=limits.max_accumulate_steps,
-        max_processes=limits.max_processes,
-        max_source_length=limits.max_source_length,
-        max_target_length=limits.max_target_length,
-        max_virtual_tokens=limits.max_virtual_tokens,
-        max_lora_rank=limits.max_lora_rank,
-        max_classes=limits.max_classes,
-    )
+def _limits(kind: type[Limits], keys: object, **others: Any) -> Limits:
+    """Limits that are keys of the same names in a group of the config, but for ``others``."""
+    names = {field.name for field in dataclasses.fields(kind)} - others.keys()
+    return kind(**{name: getattr(keys, name) for name in names}, **others)

@@ -10,6 +10,8 @@ import sys
 import uuid
 from pathlib import Path
 
+from luthier.files.atomic_folder import fsync, fsync_tree
+
 #: Names that start like this are never models; half-made and dying folders have them.
 HIDDEN_PREFIX = "."
 
@@ -28,7 +30,7 @@ def publish_folder(staged: Path, final: Path) -> None:
         final: Where it shall be. Its parent is made if need be.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    _sync_tree(staged)
+    fsync_tree(staged)
     if not final.exists():
         try:
             staged.rename(final)
@@ -38,7 +40,7 @@ def publish_folder(staged: Path, final: Path) -> None:
             _replace(staged, final)
     else:
         _replace(staged, final)
-    _sync(final.parent)
+    fsync(final.parent)
 
 
 def remove_folder(folder: Path) -> None:
@@ -76,18 +78,3 @@ def _exchange(one: Path, other: Path) -> bool:
     if number in (errno.ENOSYS, errno.EINVAL):
         return False
     raise OSError(number, os.strerror(number), str(other))
-
-
-def _sync_tree(folder: Path) -> None:
-    for parent, _, files in os.walk(folder):
-        for name in files:
-            _sync(Path(parent, name))
-        _sync(Path(parent))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,7 @@ from typing import Any
 from luthier.cli.child_settings import add_settings
 from luthier.cli.local_runtime import stop_with_parent, wait_or_kill
 from luthier.errors import LuthierError, error_class
+from luthier.exit_status import cause_of_death
 
 WORKER_MODULE = "luthier.modules.experiments.worker"
 
@@ -85,4 +86,4 @@ def _listen(
         if event["event"] == "error":
             raise error_class(event["code"])(event["message"])
         on_event(event)
-    raise LuthierError(f"the training's process ended with status {process.wait()}")
+    raise LuthierError(f"the training's process {cause_of_death(process.wait())}")

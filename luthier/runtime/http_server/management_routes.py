@@ -12,7 +12,7 @@ from caikit.interfaces.runtime.data_model import (
     UndeployModelRequest,
 )
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 
 from luthier.errors import InvalidInputError
 from luthier.runtime.http_server.bodies import read_body
@@ -89,15 +89,24 @@ class ManagementRoutes:
         async def models(model_ids: Annotated[list[str] | None, Query()] = None) -> Response:
             return json_response(await services.models.describe(model_ids or ()))
 
+        async def engines() -> Response:
+            return JSONResponse({"engines": await services.info.engines()})
+
+        listing: Schema = {
+            "type": "object",
+            "properties": {"engines": {"type": "array", "items": {"type": "object"}}},
+        }
+        component = self._document.component
         for path, handler, answer in (
-            ("version", version, RuntimeInfoResponse),
-            ("models", models, ModelInfoResponse),
+            ("version", version, component(RuntimeInfoResponse.get_proto_class().DESCRIPTOR)),
+            ("models", models, component(ModelInfoResponse.get_proto_class().DESCRIPTOR)),
+            ("engines", engines, listing),
         ):
             router.add_api_route(
                 f"/info/{path}",
                 guarded(handler),
                 methods=["GET"],
-                responses=self._document.responses(answer.get_proto_class().DESCRIPTOR),
+                responses=self._document.responses_of(answer),
                 operation_id=f"info-{path}",
                 summary=f"Information: {path}",
             )

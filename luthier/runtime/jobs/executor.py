@@ -15,6 +15,7 @@ from pathlib import Path
 import alog
 
 from luthier.errors import CapacityError, ConflictError, JobNotFoundError, LuthierError
+from luthier.exit_status import cause_of_death
 from luthier.runtime.jobs.base import Job, JobExecutor, JobState, JobStore
 from luthier.runtime.jobs.job_folder import JobFolder
 
@@ -199,15 +200,6 @@ def _ending(run: _Run, returncode: int) -> tuple[JobState, tuple[str, ...]]:
         return JobState.CANCELED, (run.stop_reason,)
     if outcome is not None:
         return JobState.ERRORED, (f"{outcome.word}: {outcome.message}",)
-    return JobState.ERRORED, (f"training_failed: {_death(returncode)}",)
-
-
-def _death(returncode: int) -> str:
-    if returncode >= 0:
-        return f"the training process ended with exit status {returncode} and gave no reason"
-    number = -returncode
-    name = signal.Signals(number).name if number in set(signal.Signals) else "unknown"
-    text = f"the training process was killed by signal {number} ({name})"
-    if number == signal.SIGKILL:
-        text += "; if nobody did that by hand, the machine may have run out of memory"
-    return text
+    return JobState.ERRORED, (
+        f"training_failed: the training process {cause_of_death(returncode)}",
+    )

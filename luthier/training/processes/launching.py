@@ -27,6 +27,7 @@ from luthier.errors import (
     TrainingFailedError,
     error_class,
 )
+from luthier.exit_status import cause_of_death
 from luthier.training.processes.launched_process import ANSWER, REQUEST, read_reports
 
 #: Seconds that processes have to end before they are killed, once one of them has failed.
@@ -104,9 +105,9 @@ def _first_failure(
     for process, failure in sorted(failures.items()):
         was_ended = failure.timestamp >= first_seen + _SHUTDOWN_SECONDS
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and not was_ended:
-            name = signal.Signals(-failure.exitcode).name
+            cause = cause_of_death(failure.exitcode)
             return TrainingFailedError(
-                f"process {process} of {num_processes} was killed by {name}; the others were ended"
+                f"process {process} of {num_processes} {cause}; the others were ended"
             )
     reports = read_reports(folder)
     told = [report for report in reports if report.code not in (None, CancelledError.code)]
@@ -118,7 +119,7 @@ def _first_failure(
         return TrainingFailedError(f"{where} ended by {report.type}: {report.message}")
     process, failure = min(failures.items(), key=lambda item: item[1].timestamp)
     return TrainingFailedError(
-        f"process {process} of {num_processes} ended with status {failure.exitcode} without a word"
+        f"process {process} of {num_processes} {cause_of_death(failure.exitcode)} without a word"
     )
 
 

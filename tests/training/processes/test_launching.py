@@ -30,8 +30,8 @@ def test_every_process_gets_the_request_and_the_main_one_answers() -> None:
 @pytest.mark.parametrize(
     ("behaviour", "kind", "message"),
     [
-        (("wait", "die"), TrainingFailedError, "process 1 of 2 was killed by SIGKILL"),
-        (("wait", "exit"), TrainingFailedError, "process 1 of 2 ended with status 3"),
+        (("wait", "die"), TrainingFailedError, "process 1 of 2 was killed by signal 9 .SIGKILL."),
+        (("wait", "exit"), TrainingFailedError, "process 1 of 2 ended with exit status 3"),
         (("wait", "bug"), TrainingFailedError, "process 1 of 2 ended by ZeroDivisionError: a bug"),
         (("wait", "invalid_training_data"), TrainingDataError, "^process 1 of 2: as asked$"),
         (("invalid_training_data", "wait"), TrainingDataError, "^as asked$"),
