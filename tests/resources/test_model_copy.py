@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures.tiny_models import make_tokenizer
+from fixtures.tiny_models import bart_config, make_tokenizer
 from torch import nn
 from transformers import (
-    BartConfig,
     BartForConditionalGeneration,
     BloomConfig,
     BloomForCausalLM,
@@ -70,21 +69,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
             decoder_start_token_id=0,
         )
     ),
-    "fixed positions": lambda: BartForConditionalGeneration(
-        BartConfig(
-            vocab_size=400,
-            d_model=32,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=64,
-            decoder_ffn_dim=64,
-            max_position_embeddings=64,
-            decoder_start_token_id=1,
-            **IDS,
-        )
-    ),
+    "fixed positions": lambda: BartForConditionalGeneration(bart_config(bos_token_id=2)),
 }
 
 

@@ -7,8 +7,8 @@ import torch
 from fixtures.fused_batches import make_micro_batch, require_same_as_alone
 from fixtures.fused_jobs import METHODS, PADDED_METHODS
 from fixtures.parallel_training import in_fp64
-from fixtures.tiny_models import make_tokenizer
-from transformers import BartConfig, BartForConditionalGeneration
+from fixtures.tiny_models import bart_config, make_tokenizer
+from transformers import BartForConditionalGeneration
 
 from luthier.resources.base_model import BaseModel
 
@@ -20,21 +20,7 @@ def tiny_bart() -> BaseModel:
     """Learned positions, and one table of embeddings for encoder and decoder."""
     torch.manual_seed(3)
     tokenizer = make_tokenizer()
-    config = BartConfig(
-        vocab_size=len(tokenizer),
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        eos_token_id=1,
-        decoder_start_token_id=1,
-        init_std=0.3,
-    )
+    config = bart_config(vocab_size=len(tokenizer), init_std=0.3)
     return BaseModel.from_memory(BartForConditionalGeneration(config), tokenizer, name="bart")
 
 
