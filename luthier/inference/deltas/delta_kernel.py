@@ -1,4 +1,8 @@
-"""All deltas of a step in one layer by one call of our kernel, ``kernels/lora_deltas.c``."""
+"""All deltas of a step in one layer by one call of our kernel, ``kernels/lora_deltas.c``.
+
+Between two layers little of Python and PyTorch is in a core's cache, because weights and factors
+went through it; each call costs some times what it costs elsewhere. So there are few.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +29,19 @@ def delta_kernel(dtype: torch.dtype, device: torch.device) -> Callable[..., None
 class KernelSpans:
     """Which tokens have which rows of a table, as the kernel reads it.
 
-    Made once and used by every layer whose table has the same rows for these adapters. Used by one
-    thread at a time.
+    Made once and used by every layer whose table has the same rows for these adapters.
 
     Args:
-        add: The kernel.
         counts: Tokens of each adapter; theirs are a step's first, in this order.
         rows: The adapters' in the table, None where the layer has no delta of one.
+
+    Attributes:
+        entries: The kernel's ``struct span``, [S, 6].
+        products: Room for what the kernel computes in between; for one layer at a time.
+        has_scales: Whether there is DoRA among them, for which the layer's bias matters.
     """
 
-    def __init__(
-        self, add: Callable[..., None], counts: Sequence[int], rows: Sequence[DeltaRows | None]
-    ) -> None:
-        self._add = add
+    def __init__(self, counts: Sequence[int], rows: Sequence[DeltaRows | None]) -> None:
         entries: list[tuple[int, ...]] = []
         token = num_products = 0
         for count, each in zip(counts, rows, strict=True):
@@ -46,46 +50,58 @@ class KernelSpans:
                 entries.append((token, count, each.start, each.rank, scale, num_products))
                 num_products += count * each.rank
             token += count
-        self._entries = torch.tensor(entries, dtype=torch.int64)
-        self._products = torch.empty(num_products)
+        self.entries = torch.tensor(entries, dtype=torch.int64)
+        self.products = torch.empty(num_products)
+        self.has_scales = any(each is not None and each.has_scale for each in rows)
 
-    def add(
-        self, output: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, table: TableContent
-    ) -> None:
+
+class KernelStep:
+    """What a step adds to one layer, by our kernel.
+
+    Args:
+        call: The kernel.
+        spans: Which tokens have which rows.
+        table: The layer's deltas, in one piece.
+    """
+
+    def __init__(self, call: Callable[..., None], spans: KernelSpans, table: TableContent) -> None:
+        self._call = call
+        self._held = (spans, table)  # what the addresses below are of
+        self._factors = (table.a.data_ptr(), table.b.data_ptr())
+        self._spans = (spans.products.data_ptr(), spans.entries.data_ptr(), len(spans.entries))
+        self._sizes = (table.a.shape[1], table.b.shape[1])
+        #: Whether ``add`` looks at the layer's bias.
+        self.needs_bias = spans.has_scales
+
+    def add(self, output: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> None:
         """Add the deltas.
 
         Args:
-            output: The layer's, [N, out]; changed.
-            x: Its input, [N, in].
+            output: The layer's, [N, out] or [1, N, out]; changed.
+            x: Its input, [N, in] or [1, N, in].
             bias: The layer's, [out].
-            table: Its deltas, in one piece.
         """
         if not _fits(output):
             fitting = output.float().contiguous()
-            self.add(fitting, x, bias, table)
+            self.add(fitting, x, bias)
             output.copy_(fitting)
             return
         if not _fits(x):
             x = x.float().contiguous()
         if bias is not None:
             bias = bias.float().contiguous()
-        self._add(
+        self._call(
             x.data_ptr(),
             output.data_ptr(),
-            table.a.data_ptr(),
-            table.b.data_ptr(),
+            *self._factors,
             None if bias is None else bias.data_ptr(),
-            self._products.data_ptr(),
-            self._entries.data_ptr(),
-            len(self._entries),
-            x.shape[1],
-            output.shape[1],
-            x.stride(0),
-            output.stride(0),
+            *self._spans,
+            *self._sizes,
+            *self._sizes,
             torch.get_num_threads(),
         )
 
 
 def _fits(tokens: torch.Tensor) -> bool:
-    """Whether the kernel can read a [N, ...] tensor: any distance between rows, none within."""
-    return tokens.dtype == torch.float32 and tokens.stride(1) == 1
+    """Whether the kernel can read a tensor as it is."""
+    return tokens.dtype == torch.float32 and tokens.is_contiguous()

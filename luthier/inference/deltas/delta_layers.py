@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.adapters.wrapped_linear import WrappedLinear
 from luthier.inference.batch_rows import RowInput, RowSlice
+from luthier.inference.deltas.delta_kernel import KernelStep
 from luthier.inference.deltas.delta_steps import AdapterSpan, LayerStep, choose_spans, plan_step
 from luthier.inference.deltas.delta_tables import DeltaTables, Product
 from luthier.inference.deltas.merged_adapter import HotAdapter, MergedLayer, MergeOptions
@@ -23,6 +24,8 @@ from luthier.resources.quantised_layers import QuantisedLinear
 
 #: Tokens of one row in a pass.
 Part = TypeVar("Part", bound="RowSlice | RowInput")
+#: What is done to one linear layer in a pass.
+DeltaStep = KernelStep | LayerStep | MergedLayer | Product
 
 
 class DeltaLinear(WrappedLinear):
@@ -30,23 +33,27 @@ class DeltaLinear(WrappedLinear):
 
     Args:
         base: ``nn.Linear`` or ``Conv1D``; kept, shared, not changed.
+        path: The layer's.
+        steps: What is done in the pass, by path; of all layers.
 
     Shape:
         forward: [1, N, in] -> [1, N, out]; of a lone row [..., in] -> [..., out].
     """
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base: nn.Module, path: str, steps: Mapping[str, DeltaStep]) -> None:
         super().__init__(base)
-        self.step: LayerStep | MergedLayer | Product | None = None
+        self._path, self._steps = path, steps
         self.whole: WholeStep | LoneStep | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The base layer's output with the step's deltas, or those of adapters' own layers."""
-        step, whole = self.step, self.whole
+        step, whole = self._steps.get(self._path), self.whole
         layer = step.layer if isinstance(step, MergedLayer) else self.base
         output: torch.Tensor = layer(x) if whole is None else whole.run(layer, x)
-        if isinstance(step, LayerStep):
-            step.add(output[0], x[0], self.bias)
+        if isinstance(step, KernelStep):
+            step.add(output, x, self.bias if step.needs_bias else None)
+        elif isinstance(step, LayerStep):
+            step.add(output, x, self.bias)
         elif isinstance(step, Product):
             tokens = x.reshape(-1, x.shape[-1])
             step.add(output.view(-1, output.shape[-1]), tokens, self.bias)
@@ -69,8 +76,9 @@ class DeltaLayers:
         head = model.get_output_embeddings()
         self._model = model
         self._head_path = next((path for path, each in model.named_modules() if each is head), "")
+        self._steps: dict[str, DeltaStep] = {}
         self._layers = {
-            path: DeltaLinear(layer)
+            path: DeltaLinear(layer, path, self._steps)
             for path, layer in model.named_modules()
             # The head sees only the tokens whose logits are needed.
             if isinstance(layer, nn.Linear | Conv1D) and layer is not head
@@ -85,7 +93,7 @@ class DeltaLayers:
         self._span_layers: dict[str, SpanLayer] = {}
         self._hot = HotAdapter(self._usable, self.tables, self._merging)
         self._planned_for: tuple[object, ...] = ()
-        self._plan: dict[str, LayerStep] = {}
+        self._plan: Mapping[str, KernelStep | LayerStep] = {}
 
     @contextmanager
     def watching(self, num_tokens: int) -> Iterator[set[str]]:
@@ -195,15 +203,14 @@ class DeltaLayers:
         wholes = self._whole_steps(spans, num_tokens, kept)
         used = [path for path in plan if paths is None or path in paths]
         replaced = [path for path in wholes if paths is None or path in paths]
-        for path in used:
-            self._layers[path].step = plan[path]
+        self._steps.update((path, plan[path]) for path in used)
         try:
             for path in replaced:
                 self._replace(path, wholes[path])
             yield
         finally:
             for path in used:
-                self._layers[path].step = None
+                self._steps.pop(path, None)
             for path in replaced:
                 self._restore(path)
 
@@ -225,15 +232,14 @@ class DeltaLayers:
             for path, table in self.tables.by_path.items()
             if path in paths and key in table.content.products
         }
-        for path, product in products.items():
-            self._layers[path].step = product
+        self._steps.update(products)
         try:
             for path, step in wholes.items():
                 self._replace(path, step)
             yield
         finally:
             for path in products:
-                self._layers[path].step = None
+                self._steps.pop(path, None)
             for path in wholes:
                 self._restore(path)
 
@@ -288,7 +294,9 @@ class DeltaLayers:
             and not any(True for _ in layer.children())
         }
 
-    def _plan_for(self, spans: Sequence[AdapterSpan], num_tokens: int) -> Mapping[str, LayerStep]:
+    def _plan_for(
+        self, spans: Sequence[AdapterSpan], num_tokens: int
+    ) -> Mapping[str, KernelStep | LayerStep]:
         """The last plan if it still fits: rows join and leave less often than steps are made."""
         wanted = (self.tables.version, num_tokens, *spans)
         if wanted != self._planned_for:

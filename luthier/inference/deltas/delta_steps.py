@@ -9,12 +9,12 @@ gather rows (a sampled product for A, a weighted bag of rows for B) take all the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from luthier.inference.deltas.delta_kernel import KernelSpans, delta_kernel
+from luthier.inference.deltas.delta_kernel import KernelSpans, KernelStep, delta_kernel
 from luthier.inference.deltas.delta_tables import (
     DeltaRows,
     DeltaTables,
@@ -140,14 +140,13 @@ class LayerStep:
 
     Args:
         table: The layer's deltas.
-        gather: For the first tokens of the step, if they have any here; or for all that do, where
-            our kernel adds them.
+        gather: For the first tokens of the step, if they have any here.
         sizes: Tokens in each part of the step: the gathered, each span, and all others.
         products: One for each span; None where the layer has no delta of its adapter.
     """
 
     table: TableContent
-    gather: Gather | KernelSpans | None
+    gather: Gather | None
     sizes: list[int]
     products: tuple[Product | None, ...]
 
@@ -155,10 +154,12 @@ class LayerStep:
         """Add the deltas.
 
         Args:
-            output: The layer's, [N, out]; changed.
-            x: Its input, [N, in].
+            output: The layer's, [N, out] or [1, N, out]; changed.
+            x: Its input, [N, in] or [1, N, in].
             bias: The layer's, [out].
         """
+        if output.ndim == 3:
+            output, x = output[0], x[0]
         outputs, inputs = output.split(self.sizes), x.split(self.sizes)
         if self.gather is not None:
             self.gather.add(outputs[0], inputs[0], bias, self.table)
@@ -169,7 +170,7 @@ class LayerStep:
 
 def plan_step(
     tables: DeltaTables, spans: Sequence[AdapterSpan], *, num_tokens: int
-) -> dict[str, LayerStep]:
+) -> dict[str, KernelStep] | dict[str, LayerStep]:
     """What to add where.
 
     Args:
@@ -180,13 +181,15 @@ def plan_step(
     Returns:
         By path, for the layers that have any delta of these adapters.
     """
-    add = delta_kernel(tables.dtype, tables.device)
-    gathered = [span for span in spans if span.is_gathered or add is not None]
+    call = delta_kernel(tables.dtype, tables.device)
+    if call is not None:
+        return _plan_for_kernel(call, tables, spans)
+    gathered = [span for span in spans if span.is_gathered]
     others = spans[len(gathered) :]
     sizes = [sum(span.count for span in gathered), *(span.count for span in others)]
     sizes.append(num_tokens - sum(sizes))
     counts = [span.count for span in gathered]
-    gathers: dict[tuple[object, ...], Gather | KernelSpans] = {}
+    gathers: dict[tuple[object, ...], Gather] = {}
     steps: dict[str, LayerStep] = {}
     for path, table in tables.by_path.items():
         content = table.content
@@ -196,14 +199,29 @@ def plan_step(
         if any(rows):
             known = (len(content.a), *rows)
             gather = gathers.get(known)
-            if gather is None and add is not None:
-                gather = KernelSpans(add, counts, rows)
-            elif gather is None:
+            if gather is None:
                 pairs = zip(rows, counts, strict=True)
-                gather = Gather([each for each, count in pairs for _ in range(count)], content)
-            gathers[known] = gather
+                of_tokens = [each for each, count in pairs for _ in range(count)]
+                gather = gathers[known] = Gather(of_tokens, content)
         if gather is not None or any(products):
             steps[path] = LayerStep(content, gather, sizes, products)
+    return steps
+
+
+def _plan_for_kernel(
+    call: Callable[..., None], tables: DeltaTables, spans: Sequence[AdapterSpan]
+) -> dict[str, KernelStep]:
+    """The same by our kernel, which takes all spans alike."""
+    counts = [span.count for span in spans]
+    made: dict[tuple[DeltaRows | None, ...], KernelSpans] = {}
+    steps: dict[str, KernelStep] = {}
+    for path, table in tables.by_path.items():
+        content = table.content
+        rows = tuple(content.rows.get(span.key) for span in spans)
+        if any(rows):
+            if rows not in made:
+                made[rows] = KernelSpans(counts, rows)
+            steps[path] = KernelStep(call, made[rows], content)
     return steps
 
 

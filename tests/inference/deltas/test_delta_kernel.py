@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from luthier.inference.deltas.delta_kernel import KernelSpans, delta_kernel
+from luthier.inference.deltas.delta_kernel import KernelSpans, KernelStep, delta_kernel
 from luthier.inference.deltas.delta_tables import DeltaRows, TableContent, rescaled
 
 CPU = torch.device("cpu")
@@ -27,10 +27,10 @@ def make_rows(ranks: list[int], *, scaled: frozenset[int] = frozenset()) -> list
     return rows[::-1]
 
 
-def make_spans(counts: list[int], rows: list[DeltaRows | None]) -> KernelSpans:
-    add = delta_kernel(torch.float32, CPU)
-    assert add is not None
-    return KernelSpans(add, counts, rows)
+def make_step(counts: list[int], rows: list[DeltaRows | None], table: TableContent) -> KernelStep:
+    call = delta_kernel(torch.float32, CPU)
+    assert call is not None
+    return KernelStep(call, KernelSpans(counts, rows), table)
 
 
 def exactly(
@@ -74,7 +74,7 @@ def test_deltas_are_those_of_double_precision(
     num_tokens = sum(counts) + 3
     x, output = torch.randn(num_tokens, num_inputs), torch.randn(num_tokens, num_outputs)
     before = output.clone()
-    make_spans(counts, rows).add(output, x, bias, table)
+    make_step(counts, rows, table).add(output, x, bias)
     expected = exactly(before, x, bias, table, counts, rows)
     torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-4)
     assert torch.equal(output[-3:], before[-3:])
@@ -86,11 +86,11 @@ def test_what_a_token_gets_does_not_depend_on_those_beside_it() -> None:
     rows: list[DeltaRows | None] = [*make_rows([6, 20], scaled=frozenset({1}))]
     x, output, bias = torch.randn(20, 75), torch.randn(20, 45), torch.randn(45)
     together = output.clone()
-    make_spans([4, 16], rows).add(together, x, bias, table)
+    make_step([4, 16], rows, table).add(together, x, bias)
     for first in range(4, 20):
         for stop in range(first + 1, 21):
             part = output[first:stop].clone()
-            make_spans([stop - first], rows[1:]).add(part, x[first:stop], bias, table)
+            make_step([stop - first], rows[1:], table).add(part, x[first:stop], bias)
             assert torch.equal(part, together[first:stop])
 
 
@@ -100,13 +100,13 @@ def test_several_threads_give_the_same_bits(num_threads: int) -> None:
     table = make_table(96, 203)
     rows: list[DeltaRows | None] = [*make_rows([5, 64, 8], scaled=frozenset({2}))]
     x, output = torch.randn(20, 96), torch.randn(20, 203)
-    spans, before = make_spans([1, 13, 6], rows), torch.get_num_threads()
+    step, before = make_step([1, 13, 6], rows, table), torch.get_num_threads()
     results = []
     try:
         for number in (1, num_threads):
             torch.set_num_threads(number)
             results.append(output.clone())
-            spans.add(results[-1], x, None, table)
+            step.add(results[-1], x, None)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*results)
@@ -120,7 +120,7 @@ def test_any_order_and_precision_of_inputs_and_outputs() -> None:
     for x in [*inputs, torch.randn(1, 32).expand(5, 32), torch.randn(5, 32).double()]:
         for output in (torch.randn(5, 30)[:, 3:27], torch.randn(24, 5).t(), torch.randn(5, 24)):
             expected = exactly(output, x, None, table, counts, rows)
-            make_spans(counts, rows).add(output, x, None, table)
+            make_step(counts, rows, table).add(output, x, None)
             torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-4)
 
 
@@ -130,8 +130,7 @@ def test_what_is_not_finite_stays_with_its_adapters_tokens() -> None:
     good, bad = make_rows([4, 4])
     table.b[bad.start + 1] = torch.nan
     x, output = torch.randn(4, 32), torch.randn(4, 24)
-    spans = make_spans([1, 1, 1], [good, bad, good])
-    spans.add(output, x, None, table)
+    make_step([1, 1, 1], [good, bad, good], table).add(output, x, None)
     assert output[1].isnan().all()
     assert output[[0, 2, 3]].isfinite().all()
 
