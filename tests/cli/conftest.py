@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from fixtures.fake_api import Answer, FakeApi, listening
@@ -51,3 +52,10 @@ def serve() -> Iterator[Serve]:
             return stack.enter_context(listening(api)), api
 
         yield start
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    file = tmp_path / "train.jsonl"
+    file.write_text('{"input": "a", "output": "b"}\n{"input": "c", "output": "d"}\n')
+    return file

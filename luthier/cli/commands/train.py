@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,9 +14,6 @@ from luthier.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from luthier.cli.training.experiment_source import ExperimentSource
-    from luthier.cli.training.training_run import TrainingRun
-    from luthier.client import Client, TrainingJob
-
 
 DEFAULT_OUTPUT_DIR = Path("models")
 
@@ -110,6 +103,7 @@ def train(
     """
     from luthier.cli.training.experiment_run import run_experiment
     from luthier.cli.training.experiments_run import run_experiments
+    from luthier.cli.training.flat_run import LocalRuntime, train_flat
     from luthier.cli.training.training_run import read_run
 
     given = {
@@ -162,15 +156,8 @@ def train(
     run = read_run(file, {**chosen, "tuning_config": tuning_config})
     if local and is_detached:
         raise InvalidInputError("--local and --detach exclude each other: the server would be gone")
-    if local and base_models_dir is None:
-        run, base_models_dir = _with_base_model_by_name(run)
-    with _client(url, output_dir if local else None, base_models_dir) as client:
-        job = submit(client, run)
-        if not is_detached:
-            _wait(client, job)
-    verb = "classify" if run.method == "head" else "generate"
-    path = output_dir if local else None
-    _report(job, path, verb=verb, as_json=as_json, is_detached=is_detached)
+    place = LocalRuntime(output_dir, base_models_dir) if local else url
+    train_flat(run, place, is_detached=is_detached, as_json=as_json)
 
 
 def _is_experiment(file: Path | None) -> bool:
@@ -196,98 +183,6 @@ def _experiment(
 
 def _dotted(tuning_config: Mapping[str, Any]) -> dict[str, Any]:
     return {f"tuning_config.{name}": value for name, value in tuning_config.items()}
-
-
-def submit(client: Client, run: TrainingRun) -> TrainingJob:
-    """Send a run with its data."""
-    from luthier.data_model.options.run_options import FULL_FINE_TUNING, HEAD, LORA
-
-    keeps_labels = run.method == HEAD
-    request: dict[str, Any] = {
-        "base_model": run.base_model,
-        "train_data": _read_records(run.train_data, "train_data", keeps_labels=keeps_labels),
-        **run.parameters,
-    }
-    if run.validation_data is not None:
-        request["validation_data"] = _read_records(
-            run.validation_data, "validation_data", keeps_labels=keeps_labels
-        )
-    if run.method == HEAD:
-        return client.train_head(run.model_name, **request)
-    if run.method == FULL_FINE_TUNING:
-        return client.train_full(run.model_name, **request)
-    if run.method == LORA:
-        return client.train_lora(run.model_name, **request)
-    tuning_config = dict(run.tuning_config)
-    return client.train_prompt(run.model_name, tuning_config=tuning_config, **request)
-
-
-def _read_records(file: Path, name: str, *, keeps_labels: bool) -> list[dict[str, Any]]:
-    from luthier.data_model.streams import read_train_records, record_as_json
-
-    records = read_train_records(file, name=name, keeps_labels=keeps_labels)
-    return [record_as_json(record) for record in records]
-
-
-@contextmanager
-def _client(url: str, models_dir: Path | None, base_models_dir: Path | None) -> Iterator[Client]:
-    if models_dir is None:
-        from luthier.client import Client
-
-        with Client(url) as client:
-            yield client
-    else:
-        from luthier.cli.local_runtime import private_runtime
-
-        print("starting a local runtime", file=sys.stderr, flush=True)
-        models_dir.mkdir(parents=True, exist_ok=True)
-        with private_runtime(models_dir, base_models_dir=base_models_dir) as client:
-            yield client
-
-
-def _with_base_model_by_name(run: TrainingRun) -> tuple[TrainingRun, Path | None]:
-    """A base model given as a folder of this machine, as a name and the folder that holds it.
-
-    A server takes no paths from requests; the owner of this machine may name any.
-    """
-    folder = Path(run.base_model).resolve()
-    if not folder.is_dir():
-        return run, None
-    return dataclasses.replace(run, base_model=folder.name), folder.parent
-
-
-def _wait(client: Client, job: TrainingJob) -> None:
-    from luthier.cli.training.progress import wait_with_progress
-
-    try:
-        wait_with_progress(client, job.training_id)
-    except KeyboardInterrupt:
-        client.cancel_training(job.training_id)
-        print(f"cancelled {job.training_id}", file=sys.stderr)
-        raise
-
-
-def _report(
-    job: TrainingJob, models_dir: Path | None, *, verb: str, as_json: bool, is_detached: bool
-) -> None:
-    path = None if models_dir is None else str(models_dir / job.model_name)
-    if as_json:
-        print(
-            json.dumps(
-                {
-                    "training_id": job.training_id,
-                    "model_name": job.model_name,
-                    "is_completed": not is_detached,
-                    "path": path,
-                }
-            )
-        )
-    elif is_detached:
-        print(f"accepted {job.training_id}; 'luthier jobs follow {job.training_id}' shows it")
-    elif path is not None:
-        print(f"tuned {job.model_name}: {path}")
-    else:
-        print(f"tuned {job.model_name}; 'luthier {verb} {job.model_name} TEXT' uses it")
 
 
 def _tuning_config(num_virtual_tokens: int | None, init_text: str | None) -> dict[str, Any]:
