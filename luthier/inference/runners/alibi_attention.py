@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from transformers.models.bloom.modeling_bloom import BloomAttention, BloomForCausalLM
 from transformers.models.mpt.modeling_mpt import MptAttention, MptForCausalLM
 
+from luthier.inference.runners.current_step import CurrentStep
 from luthier.inference.runners.packed_attention import PackedBatch, ShapeProbe
 
 #: Something added to scores, given how many tokens look, how many they look at, and a mask.
@@ -41,8 +42,8 @@ class AlibiAttention:
     """Attention of a network's layers on packed rows, installed when it is made.
 
     Args:
-        model: A network of its own for which ``uses_alibi`` holds; its layers are changed, and it
-            takes the step as ``packed_batch`` from now on.
+        model: A network of its own for which ``uses_alibi`` holds; its layers are changed, its
+            ``CurrentStep`` says who sees whom.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -94,9 +95,9 @@ class AlibiAttention:
     def _take_step(
         self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """These models hand nothing on to their layers, and know no positions."""
+        """These models know no positions."""
         others = dict(kwargs)
-        self._step = others.pop("packed_batch")
+        self._step = CurrentStep.of(model)
         others.pop("position_ids", None)
         if isinstance(model, MptForCausalLM):  # it must have a mask, and takes any of four axes
             others["attention_mask"] = self._no_mask

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
 
 from luthier.errors import NotSupportedError
 from luthier.inference.memory.kv_cache import KvArena
+from luthier.inference.runners.current_step import CurrentStep
 from luthier.inference.runners.packed_attention import PackedRow, refuse_unknown
 from luthier.inference.runners.relative_positions import RelativePositions
 
@@ -60,45 +60,6 @@ class AttentionStep(ABC):
         """
 
 
-class CurrentStep:
-    """Which step a network is in.
-
-    Many models hand nothing on to their attention layers, so these are told where to look.
-
-    Args:
-        network: Its layers attend by ``encoder_decoder_attention`` or alike.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        self._step: AttentionStep | None = None
-        module: Any
-        for module in network.modules():
-            module.current_step = self
-
-    def set(self, step: AttentionStep) -> None:
-        """Say what the next forward pass is."""
-        self._step = step
-
-    @staticmethod
-    def of(module: Any) -> AttentionStep:
-        """The step that a layer is in.
-
-        Args:
-            module: An attention layer.
-
-        Returns:
-            What was set last for its network.
-
-        Raises:
-            NotSupportedError: If nothing was.
-        """
-        told = getattr(module, "current_step", None)
-        step = told._step if isinstance(told, CurrentStep) else None
-        if step is None:
-            raise NotSupportedError(f"{type(module).__name__} is not told which rows it is given")
-        return step
-
-
 def encoder_decoder_attention(
     module: Any,
     query: torch.Tensor,
@@ -130,7 +91,7 @@ def encoder_decoder_attention(
         NotSupportedError: If the model asks for what this attention does not do.
     """
     refuse_unknown(module, others)
-    step = CurrentStep.of(module)
+    step: AttentionStep = CurrentStep.of(module)
     if getattr(module, "has_relative_attention_bias", False) and not step.biases:
         raise NotSupportedError(f"{type(module).__name__} adds biases that packed rows lack")
     return step.attend(module.layer_idx, query, key, value, scaling), None

@@ -20,13 +20,14 @@ from luthier.inference.memory.kv_memory import KvMemory
 from luthier.inference.runners.base import Runner, RunnerLimits
 from luthier.inference.runners.cross_attention import (
     NAME,
-    CurrentStep,
+    AttentionStep,
     DecoderStep,
     ReadingStep,
     encoder_decoder_attention,
     reading_cache,
     stand_in_cache,
 )
+from luthier.inference.runners.current_step import CurrentStep
 from luthier.inference.runners.encoders import (
     Encoder,
     EncoderInput,
@@ -129,7 +130,8 @@ class EncoderDecoderRunner(Runner):
         self._delta_layers = DeltaLayers(self._model, limits.merging)
         self._reading_layers: set[str] = set()
         self._embed = self._model.get_input_embeddings()
-        self._step, self._positions = CurrentStep(packed), PackedPositions(packed)
+        self._step: CurrentStep[AttentionStep] = CurrentStep(packed)
+        self._positions = PackedPositions(packed)
         self._encoder: Encoder = (
             LoneEncoder(encoder, self._delta_layers)
             if is_lone

@@ -25,7 +25,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from luthier.inference.deltas.delta_layers import DeltaLayers
 from luthier.inference.deltas.delta_steps import AdapterSpan
-from luthier.inference.runners.cross_attention import CurrentStep, EncoderStep
+from luthier.inference.runners.cross_attention import AttentionStep, EncoderStep
+from luthier.inference.runners.current_step import CurrentStep
 from luthier.inference.runners.packed_positions import PackedPositions
 from luthier.inference.runners.relative_positions import RelativePositions
 
@@ -83,7 +84,7 @@ class PackedEncoder(Encoder):
         self,
         encoder: PreTrainedModel,
         layers: DeltaLayers,
-        step: CurrentStep,
+        step: CurrentStep[AttentionStep],
         positions: PackedPositions,
     ) -> None:
         self._encoder = encoder

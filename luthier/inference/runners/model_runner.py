@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 
 import alog
 import torch
 from torch import nn
-from transformers import GPTNeoConfig
 
 from luthier.errors import NotSupportedError
 from luthier.inference.batch_rows import RowSlice, SliceLogits
@@ -20,20 +18,38 @@ from luthier.inference.memory.kv_cache import KvShape
 from luthier.inference.memory.kv_memory import KvMemory
 from luthier.inference.runners.alibi_attention import AlibiAttention, uses_alibi
 from luthier.inference.runners.base import Runner, RunnerLimits
+from luthier.inference.runners.current_step import CurrentStep
 from luthier.inference.runners.own_attention import OwnAttention, has_own_attention
+from luthier.inference.runners.packable import (
+    require_packable,
+    same_windows,
+    window_of_all,
+    windows_in,
+)
 from luthier.inference.runners.packed_attention import (
     PackedBatch,
     PackedRow,
     ShapeProbe,
     with_packed_attention,
 )
-from luthier.inference.runners.row_forward import positions_change_with_length
+from luthier.inference.runners.told_attention import NAME, told_attention
 from luthier.resources.base_model import BaseModel
 
 log = alog.use_channel(__name__)
 
 _PROBE_TOKENS = 6
-_FULL, _SLIDING = "full_attention", "sliding_attention"
+#: Rows that are computed together, each in two slices of so many tokens.
+_PROBE_SLICES = ((4, 2), (3, 1))
+#: What a network of another design may say to what it does not expect.
+_FOREIGN_ERRORS = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class PackedRunner(Runner):
@@ -51,9 +67,10 @@ class PackedRunner(Runner):
     """
 
     def __init__(self, base_model: BaseModel, limits: RunnerLimits) -> None:
-        _require_packable(base_model)
+        require_packable(base_model)
         self._device, self._dtype = base_model.device, base_model.dtype
-        self._model = with_packed_attention(base_model.model)
+        self._model = with_packed_attention(base_model.model, name=NAME, attention=told_attention)
+        self._step: CurrentStep[PackedBatch | ShapeProbe] = CurrentStep(self._model)
         quicken_few_tokens(self._model)
         if uses_alibi(self._model):
             AlibiAttention(self._model)
@@ -64,6 +81,20 @@ class PackedRunner(Runner):
         self._states = _HiddenStates()
         if self._model.base_model is not self._model:
             self._model.base_model.register_forward_hook(self._states)
+        try:
+            with torch.inference_mode():
+                self._set_up(base_model, limits)
+        except NotSupportedError:
+            raise
+        except _FOREIGN_ERRORS as error:
+            raise NotSupportedError(
+                f"base model {base_model.name!r} does not run packed rows: {error}"
+            ) from error
+        #: Low-rank deltas that rows may use, by the adapter's key.
+        self.deltas = self._delta_layers.tables
+
+    def _set_up(self, base_model: BaseModel, limits: RunnerLimits) -> None:
+        """Make room for keys and values, and try the network."""
         shape = self._probe(base_model)
         self.gives_hidden = self._states.take() is not None
         num_tokens = limits.max_kv_bytes // shape.bytes_per_token(self._dtype)
@@ -75,10 +106,10 @@ class PackedRunner(Runner):
             max_prefix_bytes=limits.max_prefix_bytes,
             dtype=self._dtype,
             device=self._device,
-            window=_window_of_all(base_model),
+            window=window_of_all(base_model),
         )
-        #: Low-rank deltas that rows may use, by the adapter's key.
-        self.deltas = self._delta_layers.tables
+        self._prove(base_model)
+        self._states.take()
 
     def use_int8_weights(self) -> int:
         """Multiply by int8 weights from now on; see ``Runner``."""
@@ -100,18 +131,27 @@ class PackedRunner(Runner):
         batch, ends = self._pack(slices)
         adding = self._delta_layers.adding(spans, num_tokens=len(batch.slots), kept=ends)
         with torch.inference_mode(), adding:
-            output = self._model(
-                inputs_embeds=self._embeddings(slices),
-                position_ids=self._positions(slices),
-                use_cache=False,
-                return_dict=True,
-                logits_to_keep=torch.tensor(ends, dtype=torch.long, device=self._device),
-                packed_batch=batch,
-            )
+            positions = [i for each in slices for i in range(each.start, each.stop)]
+            logits = self._forward(self._embeddings(slices), positions, batch, ends)
         measured = [each for each in slices if each.num_logits]
-        parts = output.logits[0].split([each.num_logits for each in measured]) if measured else ()
+        parts = logits.split([each.num_logits for each in measured]) if measured else ()
         results = [SliceLogits(*pair) for pair in zip(measured, parts, strict=True)]
-        return results + self._scored(slices, output.logits[0, :0])
+        return results + self._scored(slices, logits[:0])
+
+    def _forward(
+        self, embeddings: torch.Tensor, positions: list[int], batch: PackedBatch, ends: list[int]
+    ) -> torch.Tensor:
+        """Logits of the tokens ``ends`` of a step, [M, V]."""
+        self._step.set(batch)
+        output = self._model(
+            inputs_embeds=embeddings,
+            position_ids=torch.tensor([positions], dtype=torch.long, device=self._device),
+            use_cache=False,
+            return_dict=True,
+            logits_to_keep=torch.tensor(ends, dtype=torch.long, device=self._device),
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
 
     def _scored(self, slices: Sequence[RowSlice], no_logits: torch.Tensor) -> list[SliceLogits]:
         """The hidden states of the slices that want them."""
@@ -139,18 +179,17 @@ class PackedRunner(Runner):
             first = len(slots)
             slots.extend(range(start + each.start, start + each.stop))
             ends.extend(range(len(slots) - each.num_logits, len(slots)))
-            mask = self._mask(each) if each.count > 1 and each.start > 0 else None
+            mask = self._mask(each.start, each.count)
             rows.append(PackedRow(first, each.count, start, start + each.stop, mask))
         where = torch.tensor(slots, dtype=torch.long, device=self._device)
         return PackedBatch(self.memory.arena, where, tuple(rows)), ends
 
-    def _mask(self, each: RowSlice) -> torch.Tensor:
-        ones = torch.ones(each.count, each.stop, dtype=torch.bool, device=self._device)
-        return ones.tril(diagonal=each.start)
-
-    def _positions(self, slices: Sequence[RowSlice]) -> torch.Tensor:
-        flat = [position for each in slices for position in range(each.start, each.stop)]
-        return torch.tensor([flat], dtype=torch.long, device=self._device)
+    def _mask(self, start: int, count: int) -> torch.Tensor | None:
+        """What a row's tokens see, [count, start + count]; None if that is plain."""
+        if count == 1 or start == 0:
+            return None
+        ones = torch.ones(count, start + count, dtype=torch.bool, device=self._device)
+        return ones.tril(diagonal=start)
 
     def _embeddings(self, slices: Sequence[RowSlice]) -> torch.Tensor:
         ids = [i for each in slices for i in each.token_ids()]
@@ -171,25 +210,19 @@ class PackedRunner(Runner):
         """Learn the shapes, and compare logits with the model's own on a few tokens."""
         ids = torch.arange(_PROBE_TOKENS, device=self._device)[None] % base_model.vocab_size
         probe = ShapeProbe()
-        with torch.inference_mode():
-            expected = base_model.model(input_ids=ids, use_cache=False).logits
-            with self._delta_layers.watching(_PROBE_TOKENS):
-                got = self._model(
-                    inputs_embeds=self._embed(ids),
-                    position_ids=torch.arange(_PROBE_TOKENS, device=self._device)[None],
-                    use_cache=False,
-                    packed_batch=probe,
-                ).logits
-        difference = ((got - expected).abs().max() / expected.abs().max()).item()
-        if not difference < max(1e-3, 16 * torch.finfo(self._dtype).eps):
-            raise NotSupportedError(
-                f"packed rows give base model {base_model.name!r} other logits than its own: they "
-                f"differ by {difference:.2g} of their size"
-            )
+        expected = base_model.model(input_ids=ids, use_cache=False).logits
+        self._step.set(probe)
+        with self._delta_layers.watching(_PROBE_TOKENS):
+            got = self._model(
+                inputs_embeds=self._embed(ids),
+                position_ids=torch.arange(_PROBE_TOKENS, device=self._device)[None],
+                use_cache=False,
+            ).logits
+        self._require_same(base_model, got, expected)
         shapes = set(probe.by_layer.values())
         if sorted(probe.by_layer) != list(range(len(probe.by_layer))) or len(shapes) != 1:
             raise NotSupportedError(f"the layers of base model {base_model.name!r} differ")
-        if probe.windows != _windows_in(base_model):
+        if not same_windows(base_model, probe.windows, windows_in(base_model)):
             raise NotSupportedError(
                 f"the layers of base model {base_model.name!r} do not say through which window "
                 "they attend"
@@ -200,6 +233,53 @@ class PackedRunner(Runner):
                 f"base model {base_model.name!r} has keys of {key_dim} and values of {value_dim}"
             )
         return KvShape(len(probe.by_layer), num_kv_heads, key_dim)
+
+    def _prove(self, base_model: BaseModel) -> None:
+        """Compare rows computed together, in two steps, with the model's own logits of each."""
+        rows = []
+        for index, counts in enumerate(_PROBE_SLICES):
+            ids = torch.arange(sum(counts), device=self._device) * (index + 3) + index
+            rows.append(ids % base_model.vocab_size)
+        room = max(sum(counts) for counts in _PROBE_SLICES)
+        if self.memory.allocator.num_tokens < room * len(rows):
+            raise NotSupportedError(
+                f"the key-value cache holds {self.memory.allocator.num_tokens} tokens of base "
+                f"model {base_model.name!r}, at least {room * len(rows)} are needed"
+            )
+        got: list[list[torch.Tensor]] = [[] for _ in rows]
+        starts = [0] * len(rows)
+        for counts in zip(*_PROBE_SLICES, strict=True):
+            slots: list[int] = []
+            parts: list[PackedRow] = []
+            for index, (start, count) in enumerate(zip(starts, counts, strict=True)):
+                first, mask = index * room, self._mask(start, count)
+                stop = first + start + count
+                parts.append(PackedRow(len(slots), count, first, stop, mask))
+                slots.extend(range(first + start, stop))
+            batch = PackedBatch(
+                self.memory.arena, torch.tensor(slots, device=self._device), tuple(parts)
+            )
+            pairs = [(row, start, n) for row, start, n in zip(rows, starts, counts, strict=True)]
+            ids = torch.cat([row[start : start + n] for row, start, n in pairs])
+            positions = [i for _, start, n in pairs for i in range(start, start + n)]
+            ends = list(range(len(slots)))
+            logits = self._forward(self._embed(ids[None]), positions, batch, ends)
+            for found, part in zip(got, logits.split(counts), strict=True):
+                found.append(part)
+            starts = [start + n for _, start, n in pairs]
+        for row, found in zip(rows, got, strict=True):
+            expected = base_model.model(input_ids=row[None], use_cache=False).logits[0]
+            self._require_same(base_model, torch.cat(found), expected)
+
+    def _require_same(
+        self, base_model: BaseModel, got: torch.Tensor, expected: torch.Tensor
+    ) -> None:
+        difference = ((got - expected).abs().max() / expected.abs().max()).item()
+        if not difference < max(1e-3, 16 * torch.finfo(self._dtype).eps):
+            raise NotSupportedError(
+                f"packed rows give base model {base_model.name!r} other logits than its own: they "
+                f"differ by {difference:.2g} of their size"
+            )
 
 
 class _HiddenStates:
@@ -215,47 +295,3 @@ class _HiddenStates:
         """What the last pass gave, once; None if there was none or its layers were not called."""
         states, self._states = self._states, None
         return states
-
-
-def _require_packable(base_model: BaseModel) -> None:
-    model = base_model.model
-    name = f"base model {base_model.name!r}"
-    if base_model.kind != "causal":
-        raise NotSupportedError(f"{name} is no causal model")
-    is_known = uses_alibi(model) or has_own_attention(model)
-    if not (is_known or getattr(model, "_supports_attention_backend", False)):
-        raise NotSupportedError(f"{name} does not let its attention be replaced")
-    if positions_change_with_length(model):
-        raise NotSupportedError(f"{name} encodes positions by the longest row")
-    accepted = inspect.signature(model.forward).parameters
-    for argument in ("position_ids", "inputs_embeds", "logits_to_keep"):
-        if argument not in accepted and not (argument == "position_ids" and uses_alibi(model)):
-            raise NotSupportedError(f"{name} takes no {argument!r}")
-    config = model.config.get_text_config()
-    unknown = set(getattr(config, "layer_types", None) or []) - {_FULL, _SLIDING}
-    if unknown:
-        raise NotSupportedError(f"{name} has layers of sorts {sorted(unknown)}")
-    if getattr(config, "use_bidirectional_attention", None):
-        raise NotSupportedError(f"{name} attends in both directions")
-
-
-def _windows_in(base_model: BaseModel) -> dict[int, int | None]:
-    """How many tokens each layer looks back at, as the model's configuration says."""
-    config = base_model.model.config.get_text_config()
-    if isinstance(config, GPTNeoConfig):
-        return {
-            index: config.window_size if kind == "local" else None
-            for index, kind in enumerate(config.attention_layers)
-        }
-    window = getattr(config, "sliding_window", None)
-    if not getattr(config, "use_sliding_window", True):
-        window = None
-    default = [_FULL if window is None else _SLIDING] * config.num_hidden_layers
-    kinds = getattr(config, "layer_types", None) or default
-    return {index: window if kind == _SLIDING else None for index, kind in enumerate(kinds)}
-
-
-def _window_of_all(base_model: BaseModel) -> int | None:
-    """The widest window, if no layer sees all: keys and values of all layers lie together."""
-    windows = list(_windows_in(base_model).values())
-    return None if None in windows else max(window for window in windows if window is not None)

@@ -1,9 +1,8 @@
-"""Packed rows for models whose layers attend by code of their own: Falcon, GPT-J, GPT-Neo, CodeGen.
+"""Packed rows for models whose layers attend by code of their own: Falcon, GPT-J, GPT-Neo and more.
 
-They take no attention from outside, and hand nothing on to their layers, so each network is told of
-a step by a hook, and each layer's attention is replaced where its queries, keys and values are
-ready. Falcon rounds what ALiBi adds to bfloat16, at the key's position, so that is looked up by
-position here and not by distance as for Bloom (``alibi_attention``).
+They take no attention from outside, so that of each layer is replaced where its queries, keys and
+values are ready. Falcon rounds what ALiBi adds to bfloat16, at the key's position, so that is
+looked up by position here and not by distance as for Bloom (``alibi_attention``).
 """
 
 from __future__ import annotations
@@ -22,12 +21,20 @@ from transformers.models.falcon.modeling_falcon import (
 )
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoForCausalLM, GPTNeoSelfAttention
 from transformers.models.gptj.modeling_gptj import GPTJAttention, GPTJForCausalLM
+from transformers.models.xglm.modeling_xglm import XGLMAttention, XGLMForCausalLM
 
 from luthier.inference.runners.alibi_attention import attend_with_bias, causal_bias
-from luthier.inference.runners.packed_attention import PackedBatch, ShapeProbe, packed_attention
+from luthier.inference.runners.current_step import CurrentStep
+from luthier.inference.runners.packed_attention import packed_attention
 
 _SMALLEST_TABLE = 256
-_KNOWN = (FalconForCausalLM, GPTJForCausalLM, GPTNeoForCausalLM, CodeGenForCausalLM)
+_KNOWN = (
+    CodeGenForCausalLM,
+    FalconForCausalLM,
+    GPTJForCausalLM,
+    GPTNeoForCausalLM,
+    XGLMForCausalLM,
+)
 
 
 def has_own_attention(model: PreTrainedModel) -> bool:
@@ -40,19 +47,19 @@ class OwnAttention:
 
     Args:
         model: A network of its own for which ``has_own_attention`` holds; its layers are changed,
-            and it takes the step as ``packed_batch`` from now on.
+            its ``CurrentStep`` says who sees whom.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._step: PackedBatch | ShapeProbe = ShapeProbe()
         self._biases: torch.Tensor | None = None
         self._device = model.device
-        model.register_forward_pre_hook(self._take_step, with_kwargs=True)
         for module in model.modules():
             if isinstance(module, FalconAttention):
                 module.forward = functools.partial(_falcon_forward, module, self)
             elif isinstance(module, GPTJAttention | CodeGenAttention):
                 module._attn = functools.partial(self._attend_headwise, module)
+            elif isinstance(module, XGLMAttention):
+                module.forward = functools.partial(_xglm_forward, module, self)
             elif isinstance(module, GPTNeoSelfAttention):
                 module.layer_idx = module.layer_id
                 window = module.config.window_size if module.attention_type == "local" else None
@@ -89,7 +96,7 @@ class OwnAttention:
             key,
             value,
             None,
-            packed_batch=self._step,
+            packed_batch=CurrentStep.of(layer),
             scaling=query.shape[3] ** -0.5 if scaling is None else scaling,
             sliding_window=window,
         )
@@ -101,7 +108,8 @@ class OwnAttention:
         """The same, each key's share of the scores added; see ``attend``."""
         scaling = query.shape[3] ** -0.5
         bias = functools.partial(self._bias, layer.num_heads, scaling, query.dtype)
-        return attend_with_bias(self._step, layer.layer_idx, query, key, value, scaling, bias)
+        step = CurrentStep.of(layer)
+        return attend_with_bias(step, layer.layer_idx, query, key, value, scaling, bias)
 
     def _attend_headwise(
         self,
@@ -132,13 +140,6 @@ class OwnAttention:
             self._biases = table = of_scores * scaling
         return causal_bias(table[None, :, None, :num_seen], num_new, num_seen, mask)
 
-    def _take_step(
-        self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        others = dict(kwargs)
-        self._step = others.pop("packed_batch")
-        return args, others
-
 
 def _falcon_forward(
     layer: Any,
@@ -158,3 +159,14 @@ def _falcon_forward(
     else:
         mixed = attention.attend_with_alibi(layer, query, key, value)
     return layer.dense(mixed.flatten(2)), None
+
+
+def _xglm_forward(
+    layer: Any, attention: OwnAttention, hidden_states: torch.Tensor, *args: Any, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    query, key, value = (
+        project(hidden_states).unflatten(2, (-1, layer.head_dim)).transpose(1, 2)
+        for project in (layer.q_proj, layer.k_proj, layer.v_proj)
+    )
+    mixed = attention.attend(layer, query, key, value, scaling=layer.scaling)
+    return layer.out_proj(mixed.flatten(2)), None

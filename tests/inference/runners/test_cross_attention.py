@@ -11,13 +11,13 @@ from luthier.errors import NotSupportedError
 from luthier.inference.memory.kv_cache import KvArena, KvShape
 from luthier.inference.runners.cross_attention import (
     AttentionStep,
-    CurrentStep,
     DecoderStep,
     EncoderStep,
     encoder_decoder_attention,
     reading_cache,
     stand_in_cache,
 )
+from luthier.inference.runners.current_step import CurrentStep
 from luthier.inference.runners.packed_attention import PackedRow
 from luthier.inference.runners.relative_positions import RelativePositions
 
@@ -33,7 +33,7 @@ def layer_in(step: AttentionStep | None, index: int = 1) -> nn.Module:
     """An attention layer of a network that is in a step."""
     layer: Any = nn.Identity()
     layer.layer_idx = index
-    told = CurrentStep(layer)
+    told: CurrentStep[AttentionStep] = CurrentStep(layer)
     if step is not None:
         told.set(step)
     return layer

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    DiffLlamaConfig,
+    DiffLlamaForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -218,6 +220,10 @@ def test_where_every_layer_has_a_window_no_row_holds_much_more(
                 OpenAIGPTConfig(vocab_size=400, n_embd=16, n_layer=1, n_head=2)
             ),
             "does not let its attention be replaced",
+        ),
+        (  # its layers attend twice, to other values
+            lambda: DiffLlamaForCausalLM(llama_like(DiffLlamaConfig)),
+            "other logits than its own",
         ),
         (
             lambda: Gemma3ForCausalLM(

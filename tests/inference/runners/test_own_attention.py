@@ -17,6 +17,8 @@ from transformers import (
     GPTNeoConfig,
     GPTNeoForCausalLM,
     PreTrainedModel,
+    XGLMConfig,
+    XGLMForCausalLM,
 )
 
 from luthier.data_model.sampling import SamplingParams
@@ -56,6 +58,18 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
             attention_types=[[["global", "local"], 2]],
             window_size=16,
             max_position_embeddings=512,
+            **IDS,
+        )
+    ),
+    "xglm": lambda: XGLMForCausalLM(
+        XGLMConfig(
+            vocab_size=400,
+            d_model=36,
+            ffn_dim=48,
+            num_layers=2,
+            attention_heads=3,
+            max_position_embeddings=512,
+            pad_token_id=0,
             **IDS,
         )
     ),
