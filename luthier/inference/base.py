@@ -182,13 +182,40 @@ class EngineStatus:
     detail: str = field(default="")
 
 
+@dataclass(frozen=True)
+class AdapterStatus:
+    """What an engine has of the adapters that it keeps, for metrics.
+
+    Args:
+        num_on_device: Adapters that steps can use now.
+        device_bytes: What they take.
+        num_on_host: Adapters kept in host memory beside the device.
+        host_bytes: What they take.
+        num_loads: Adapters brought to the device so far, repeatedly counted.
+        num_hits: Requests so far whose adapter was there when they came.
+        num_dropped: Adapters that made room for others so far.
+        on_device: What messages call those on the device, the least recently used first.
+    """
+
+    num_on_device: int = 0
+    device_bytes: int = 0
+    num_on_host: int = 0
+    host_bytes: int = 0
+    num_loads: int = 0
+    num_hits: int = 0
+    num_dropped: int = 0
+    on_device: tuple[str, ...] = ()
+
+
 class Engine(ABC):
     """Generates and classifies for one base model.
 
     Attributes:
+        base_model_name: Whose.
         is_rounded: Whether it multiplies by other numbers than the model's own, to be quicker.
     """
 
+    base_model_name: str = ""
     is_rounded: bool = False
 
     @abstractmethod
@@ -224,6 +251,15 @@ class Engine(ABC):
     @abstractmethod
     def status(self) -> EngineStatus:
         """How the engine is doing. Changes nothing; thread-safe."""
+
+    def adapter_status(self) -> AdapterStatus | None:
+        """Which adapters it keeps, and how often it had to fetch them. Changes nothing;
+        thread-safe; may take seconds.
+
+        Returns:
+            None if it keeps none, or cannot tell now.
+        """
+        return None
 
     @abstractmethod
     def close(self) -> None:

@@ -20,6 +20,7 @@ import torch
 from luthier.adapters.base import Adapter
 from luthier.errors import EngineError, LuthierError, ReplacedError
 from luthier.inference.base import (
+    AdapterStatus,
     ClassificationRequest,
     Engine,
     EngineStatus,
@@ -29,7 +30,6 @@ from luthier.inference.base import (
 )
 from luthier.inference.batch_rows import BatchRow, RowSlice, SliceLogits
 from luthier.inference.channels import ChannelStream, Item, deliver
-from luthier.inference.deltas.adapter_pool import PoolStatus
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
 from luthier.inference.runners.base import Runner, RunnerLimits
@@ -66,6 +66,7 @@ class BatchedEngine(Engine):
         self._options = options or EngineOptions()
         # A view of its own, so that the last lease can free the model while this engine lives.
         self._base_model = dataclasses.replace(base_model)
+        self.base_model_name = base_model.name
         self._owner = weakref.ref(base_model)
         runner: type[Runner] = PackedRunner if base_model.kind == "causal" else EncoderDecoderRunner
         limits = RunnerLimits(
@@ -172,8 +173,8 @@ class BatchedEngine(Engine):
         """Whether the pass adds all that the adapter does; see ``Engine``."""
         return self._arrivals.takes(adapter)
 
-    def adapter_status(self) -> PoolStatus:
-        """Which deltas are where, for metrics. Thread-safe."""
+    def adapter_status(self) -> AdapterStatus | None:
+        """Which deltas are where; see ``Engine``."""
         return self._arrivals.pool_status()
 
     def close(self) -> None:

@@ -97,6 +97,7 @@ class PlainEngine(Engine):
         # A view of its own, so that the last lease can free the model while this engine lives;
         # each stream keeps the model itself.
         self._base_model = dataclasses.replace(base_model)
+        self.base_model_name = base_model.name
         self._owner = weakref.ref(base_model)
         self._vocabulary = Vocabulary(base_model.tokenizer, frozenset(base_model.eos_token_ids))
         self._defaults = model_defaults(base_model.model)

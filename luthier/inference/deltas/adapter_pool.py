@@ -30,6 +30,7 @@ from luthier.errors import (
     LuthierError,
     ReplacedError,
 )
+from luthier.inference.base import AdapterStatus
 from luthier.inference.deltas.adapter_readers import AdapterReaders, Reading
 from luthier.inference.deltas.delta_tables import DeltaTables
 from luthier.inference.deltas.host_deltas import HostDeltas
@@ -77,31 +78,6 @@ class _Entry:
     num_bytes: int = 0
     pins: set[Pin] = field(default_factory=set)
     is_ready: bool = False
-
-
-@dataclass(frozen=True)
-class PoolStatus:
-    """A snapshot for metrics.
-
-    Args:
-        num_on_device: Adapters that steps can use now.
-        device_bytes: What they take.
-        num_on_host: Adapters kept in host memory beside the device.
-        host_bytes: What they take.
-        num_loads: Adapters brought to the device so far, repeatedly counted.
-        num_hits: Requests so far whose adapter was there when they came.
-        num_dropped: Adapters that made room for others so far.
-        on_device: What messages call those on the device, the least recently used first.
-    """
-
-    num_on_device: int = 0
-    device_bytes: int = 0
-    num_on_host: int = 0
-    host_bytes: int = 0
-    num_loads: int = 0
-    num_hits: int = 0
-    num_dropped: int = 0
-    on_device: tuple[str, ...] = ()
 
 
 class AdapterPool:
@@ -185,11 +161,11 @@ class AdapterPool:
             self._entries.move_to_end(key)
         return pin
 
-    def status(self) -> PoolStatus:
+    def status(self) -> AdapterStatus:
         """What is where. Changes nothing."""
         with self._changed:
             on_device = tuple(each.label for each in self._entries.values() if each.is_ready)
-            return PoolStatus(
+            return AdapterStatus(
                 num_on_device=len(on_device),
                 device_bytes=self._num_bytes,
                 num_on_host=len(self._host),

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ from luthier.resources.model_copy import build_base_model
 from luthier.resources.shared_tensors import TensorPlace, map_tensors
 
 log = alog.use_channel(__name__)
+
+#: How long an owner may take to die once it has closed its end of the connection.
+_DYING_SECONDS = 5.0
 
 
 def main(arguments: list[str]) -> int:
@@ -70,9 +74,17 @@ def main(arguments: list[str]) -> int:
     logs.start(host.send)
     is_asked = host.serve()
     logs.finish()
-    if not is_asked and os.getppid() != start["owner_pid"]:
+    if not is_asked and _has_lost(start["owner_pid"]):
         shutil.rmtree(start["folder"], ignore_errors=True)  # it can no longer do that itself
     return 0 if is_asked else 1
+
+
+def _has_lost(owner_pid: int) -> bool:
+    """Whether the owner has died. Its end of the connection is closed a little earlier."""
+    until = time.monotonic() + _DYING_SECONDS
+    while os.getppid() == owner_pid and time.monotonic() < until:
+        time.sleep(0.01)
+    return os.getppid() != owner_pid
 
 
 def _host(connection: Connection, start: dict[str, Any], tensors_fd: int) -> EngineHost:

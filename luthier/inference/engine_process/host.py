@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import threading
@@ -152,6 +153,8 @@ class EngineHost(Outbox):
             self._receive_adapter(*values, blobs=blobs)
         elif name == "keeps":
             self._say_if_kept(*values)
+        elif name == "adapters":
+            self._say_adapters(*values)
         elif name == "broken":
             raise decode_error(values[1:])
         elif name == "head":
@@ -169,8 +172,8 @@ class EngineHost(Outbox):
             # For the requests that are on their way; the owner sends it anew for the next ones.
             self._held[values[0]] = error
             self.send(["lost", values[0]])
-        elif name == "keeps":
-            self.send(["kept", values[0], False, *encode_error(error)])
+        elif name in ("keeps", "adapters"):
+            self.send(["answer", values[0], None, *encode_error(error)])
         else:
             raise error
 
@@ -183,7 +186,11 @@ class EngineHost(Outbox):
             delta_layers=frozenset(delta_layers),
             whole_layers=frozenset(whole_layers),
         )
-        self.send(["kept", number, self._engine.keeps_deltas(adapter)])
+        self.send(["answer", number, self._engine.keeps_deltas(adapter)])
+
+    def _say_adapters(self, number: int) -> None:
+        status = self._engine.adapter_status()
+        self.send(["answer", number, None if status is None else dataclasses.asdict(status)])
 
     def _submit(self, number: int, values: list[Any]) -> None:
         try:

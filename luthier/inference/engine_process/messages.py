@@ -9,11 +9,12 @@ Nothing is pickled.
     start    model, places, options …                    ready    whether it is rounded
     adapter  key, description                            refused  code, message, retry after
     broken   key, code, message, retry after             step     status, chunks, errors
-    head     key                                         kept     number, whether it is, any error
+    head     key                                         answer   number, what was asked, any error
     forget   key                                         lost     key of what it could not receive
     submit   number, request                             log      channel, level, message
     cancel   number                                      alive
     keeps    number, layers                              dead     why
+    adapters number
     close
 ```
 """

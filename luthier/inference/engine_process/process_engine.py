@@ -27,6 +27,7 @@ import torch
 from luthier.adapters.base import Adapter
 from luthier.errors import EngineError, LuthierError
 from luthier.inference.base import (
+    AdapterStatus,
     ClassificationRequest,
     Engine,
     EngineStatus,
@@ -63,6 +64,8 @@ from luthier.resources.shared_tensors import SharedTensors
 
 #: By which a process may be silent for longer than a step may last.
 _MARGIN_SECONDS = 30.0
+#: How long a process may take to tell what it has.
+_ANSWER_SECONDS = 5.0
 #: Choices of layers of which it is remembered whether the process keeps what is done to them.
 _MAX_KEPT_LAYERS = 256
 
@@ -102,6 +105,7 @@ class ProcessEngine(Engine):
         self.is_rounded = self._options.weights == "int8"  # until the process says so
         # A view of its own, so that the last lease can free the model while this engine lives.
         self._base_model = dataclasses.replace(base_model)
+        self.base_model_name = base_model.name
         self._owner = weakref.ref(base_model)
         self._tensors = base_model.shared or SharedTensors(model_tensors(base_model.model))
         self._folder = tempfile.TemporaryDirectory(prefix="luthier-engine-")
@@ -109,7 +113,7 @@ class ProcessEngine(Engine):
         self._snapshots = Snapshots()
         self._numbers = itertools.count()
         self._rows: dict[int, _Row] = {}
-        self._questions: dict[int, Future[bool]] = {}
+        self._questions: dict[int, Future[Any]] = {}
         self._kept_layers: OrderedDict[tuple[frozenset[str], frozenset[str]], bool] = OrderedDict()
         self._forget_process()
         self._supervisor = Supervisor(
@@ -169,16 +173,27 @@ class ProcessEngine(Engine):
             if layers in self._kept_layers:
                 self._kept_layers.move_to_end(layers)
                 return self._kept_layers[layers]
-            number = next(self._numbers)
-            answer = Future[bool]()
-            self._supervisor.living().say(["keeps", number, *map(sorted, layers)])
-            self._questions[number] = answer
-        is_kept = answer.result()
+            answer = self._ask("keeps", *map(sorted, layers))
+        is_kept = bool(answer.result())
         with self._state:
             self._kept_layers[layers] = is_kept
             if len(self._kept_layers) > _MAX_KEPT_LAYERS:
                 self._kept_layers.popitem(last=False)
         return is_kept
+
+    def adapter_status(self) -> AdapterStatus | None:
+        """Which adapters the process keeps; see ``Engine``. None while it cannot be asked."""
+        with self._state:
+            if not self._supervisor.is_ready:
+                return None
+            answer = self._ask("adapters")
+        try:
+            told = answer.result(_ANSWER_SECONDS)
+        except (EngineError, TimeoutError):
+            return None
+        if told is None:
+            return None
+        return AdapterStatus(**{**told, "on_device": tuple(told["on_device"])})
 
     def close(self) -> None:
         """End every stream and the process; see ``Engine``."""
@@ -278,18 +293,25 @@ class ProcessEngine(Engine):
             self._pass_on(*values)
         elif name == "ready":
             (self.is_rounded,) = values
-        elif name == "kept":
+        elif name == "answer":
             self._answer(*values)
         elif name == "lost":
             self._send_anew(*values)
 
-    def _answer(self, number: int, is_kept: bool, *error: Any) -> None:
-        """Tell whoever asked ``keeps_deltas``."""
+    def _ask(self, name: str, *values: Any) -> Future[Any]:
+        """Ask the process something; call it with the lock held."""
+        number, answer = next(self._numbers), Future[Any]()
+        self._supervisor.living().say([name, number, *values])
+        self._questions[number] = answer
+        return answer
+
+    def _answer(self, number: int, told: Any, *error: Any) -> None:
+        """Tell whoever asked."""
         problem = decode_error(error) if error else None
         with self._state:
             question = self._questions.pop(number)
         if problem is None:
-            question.set_result(is_kept)
+            question.set_result(told)
         else:
             question.set_exception(problem)
 

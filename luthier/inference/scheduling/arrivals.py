@@ -8,8 +8,9 @@ import alog
 
 from luthier.adapters.base import Adapter
 from luthier.errors import LuthierError
+from luthier.inference.base import AdapterStatus
 from luthier.inference.batch_rows import BatchRow
-from luthier.inference.deltas.adapter_pool import AdapterPool, Pin, PoolStatus
+from luthier.inference.deltas.adapter_pool import AdapterPool, Pin
 from luthier.inference.deltas.delta_tables import DeltaTables
 
 log = alog.use_channel(__name__)
@@ -117,9 +118,9 @@ class Arrivals:
             pin.release()
         return self.arrive(row)
 
-    def pool_status(self) -> PoolStatus:
-        """Which deltas are where. Needs no lock."""
-        return PoolStatus() if self.pool is None else self.pool.status()
+    def pool_status(self) -> AdapterStatus | None:
+        """Which deltas are where, or None if there is no place for any. Needs no lock."""
+        return None if self.pool is None else self.pool.status()
 
     def close(self) -> None:
         """Load nothing more. Call it without the engine's lock. Idempotent."""

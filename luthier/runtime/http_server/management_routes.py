@@ -20,6 +20,7 @@ from luthier.runtime.http_server.inference_routes import json_response
 from luthier.runtime.http_server.message_shapes import shape_of
 from luthier.runtime.http_server.openapi import Document
 from luthier.runtime.http_server.problems import guarded
+from luthier.runtime.http_server.shapes import Schema
 from luthier.runtime.services.bundle import Services
 
 

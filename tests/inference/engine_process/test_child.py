@@ -9,6 +9,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from luthier.inference.engine_process import child
+
 OWNER = """
 import sys, time
 from pathlib import Path
@@ -58,3 +62,14 @@ def test_an_owner_that_is_killed_leaves_neither_process_nor_folder(
         owner.kill()
     wait_until(lambda: not is_alive(pid))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_owner_may_be_there_for_a_moment_after_its_connection_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parents = iter([7, 7, 1, 1])
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    assert child._has_lost(7)
+    monkeypatch.setattr(child, "_DYING_SECONDS", 0.0)
+    monkeypatch.setattr(os, "getppid", lambda: 7)
+    assert not child._has_lost(7), "it closed the connection, and lives"

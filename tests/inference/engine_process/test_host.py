@@ -211,8 +211,8 @@ def test_requests_and_questions_that_make_no_sense_fail_alone(owner: Owner) -> N
     owner.say(["submit", 1], ["keeps", 2, 3, 4])
     (error,) = owner.answer(1)
     assert isinstance(error, EngineError)
-    number, is_kept, *values = owner.hear("kept")
-    assert (number, is_kept) == (2, False)
+    number, is_kept, *values = owner.hear("answer")
+    assert (number, is_kept) == (2, None)
     assert "'keeps' failed with TypeError" in str(decode_error(values))
     owner.submit(3, GenerationRequest((5, 6), SamplingParams(max_new_tokens=2)))
     assert owner.answer(3)[-1].is_last
@@ -239,7 +239,7 @@ def test_it_tells_which_deltas_the_engine_keeps(owner: Owner) -> None:
     ]
     for number, (deltas, whole, expected) in enumerate(asked):
         owner.say(["keeps", number, deltas, whole])
-        assert owner.hear("kept") == [number, expected]
+        assert owner.hear("answer") == [number, expected]
 
 
 def test_asked_to_close_it_ends_every_row_and_then_itself(owner: Owner) -> None:

@@ -212,15 +212,15 @@ def test_a_message_that_cannot_be_understood_lets_nobody_be_forgotten(
     assert engine._rows.pop(-1) is row
     engine._questions[-1] = Future()
     with pytest.raises(TypeError):
-        engine._hear("kept", [-1])
+        engine._hear("answer", [-1])
     assert engine._questions.pop(-1).done() is False
 
 
 def test_a_question_that_the_process_cannot_answer_fails_with_the_reason(
     engine: ProcessEngine,
 ) -> None:
-    question = engine._questions[-1] = Future[bool]()
-    engine._hear("kept", [-1, False, *encode_error(EngineError("no such layer"))])
+    question = engine._questions[-1] = Future[Any]()
+    engine._hear("answer", [-1, False, *encode_error(EngineError("no such layer"))])
     with pytest.raises(EngineError, match="no such layer"):
         question.result(0)
 

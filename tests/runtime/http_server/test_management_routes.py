@@ -7,6 +7,9 @@ import base64
 import pytest
 from fixtures.echo_runtime import RunningRuntime
 
+from luthier.inference.base import AdapterStatus, EngineStatus
+from luthier.runtime.services import info
+
 MODELS = "/management/models"
 CONFIG = b"module_id: m-1\n"
 
@@ -31,6 +34,23 @@ def test_health_is_plain_text(http):
 
 def test_versions_are_told(http):
     assert http.get("/info/version").json()["python_packages"]["caikit"] == "0.29.0"
+
+
+def test_engines_are_told(http, monkeypatch):
+    class Engine:
+        base_model_name = "base"
+
+        def status(self):
+            return EngineStatus(is_healthy=True, num_running=2)
+
+        def adapter_status(self):
+            return AdapterStatus(num_on_device=1, num_loads=5, on_device=("tickets/adapter",))
+
+    monkeypatch.setattr(info, "engines", lambda: [Engine()])
+    (told,) = http.get("/info/engines").json()["engines"]
+    assert (told["base_model"], told["num_running"], told["detail"]) == ("base", 2, "")
+    assert told["adapters"]["on_device"] == ["tickets/adapter"]
+    assert told["adapters"]["num_loads"] == 5
 
 
 def test_models_are_listed_all_or_by_name(http):

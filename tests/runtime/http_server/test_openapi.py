@@ -47,6 +47,7 @@ ROUTES = [
     ("DELETE", "/management/models"),
     ("GET", "/info/version"),
     ("GET", "/info/models"),
+    ("GET", "/info/engines"),
     ("GET", "/health"),
 ]
 
