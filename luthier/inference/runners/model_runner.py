@@ -32,6 +32,7 @@ from luthier.inference.runners.packed_attention import (
     ShapeProbe,
     with_packed_attention,
 )
+from luthier.inference.runners.rotary_attention import quicken_rotary_attention
 from luthier.inference.runners.told_attention import NAME, told_attention
 from luthier.resources.base_model import BaseModel
 
@@ -76,6 +77,7 @@ class PackedRunner(Runner):
             AlibiAttention(self._model)
         elif has_own_attention(self._model):
             OwnAttention(self._model)
+        quicken_rotary_attention(self._model)
         self._delta_layers = DeltaLayers(self._model, limits.merging)
         self._embed = self._model.get_input_embeddings()
         self._states = _HiddenStates()

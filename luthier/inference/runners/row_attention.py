@@ -69,24 +69,32 @@ def has_row_attention(*tensors: torch.Tensor) -> bool:
 
 def attend_rows(
     query: torch.Tensor,
-    new: tuple[torch.Tensor, torch.Tensor],
+    new: tuple[torch.Tensor, torch.Tensor] | None,
     stored: tuple[torch.Tensor, torch.Tensor],
     rows: torch.Tensor,
     *,
     options: ScoreOptions,
     window: int | None = None,
+    bias: torch.Tensor | None = None,
+    positions: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Store the step's keys and values, and attend to each row's own; see ``has_row_attention``.
 
     Args:
         query: [H, N, Dh].
-        new: Keys and values of the step, [K, N, Dh] each.
+        new: Keys and values of the step, [K, N, Dh] each, and a token sees its row up to itself;
+            None if all are stored, and it sees all of them.
         stored: Those of the whole arena, [K, S, Dh] each; changed where the rows' new ones go.
         rows: Each row's first token in the step, how many it has there, its first slot in the
-            arena and the slot behind its last token, [R, 4], int64. A token sees its row up to
-            itself.
+            arena and the slot behind the last, [R, 4], int64.
         options: What happens to scores.
         window: Slots that a token sees, its own included; None if it sees all before it.
+        bias: Added to the scaled scores by distance, [H, D] with D at least the slots of any row:
+            the last for a token itself, those before it for the ones before it. None if nothing is,
+            as without ``new``.
+        positions: Cosines and sines of the angles by which queries and new keys are still to be
+            turned, [.., N, R] each and contiguous, R <= Dh even: pair (i, i + R / 2) of a head's
+            numbers by angle i. None if nothing is.
 
     Returns:
         [N, H, Dh].
@@ -94,19 +102,13 @@ def attend_rows(
     attend = _kernel()
     assert attend is not None
     num_heads, num_tokens, head_dim = query.shape
-    (new_keys, new_values), (keys, values) = new, stored
+    keys, values = stored
     out = query.new_empty(num_tokens, num_heads, head_dim)
     sinks = None if options.sinks is None else options.sinks.float().contiguous()
     arguments = _Arguments(
         query=query.data_ptr(),
         query_head=query.stride(0),
         query_token=query.stride(1),
-        new_keys=new_keys.data_ptr(),
-        new_values=new_values.data_ptr(),
-        new_keys_head=new_keys.stride(0),
-        new_keys_token=new_keys.stride(1),
-        new_values_head=new_values.stride(0),
-        new_values_token=new_values.stride(1),
         keys=keys.data_ptr(),
         values=values.data_ptr(),
         kv_head=keys.stride(0),
@@ -120,9 +122,22 @@ def attend_rows(
         window=window or 0,
         scale=head_dim**-0.5 if options.scaling is None else options.scaling,
         softcap=options.softcap or 0.0,
-        is_causal=1,
+        is_causal=new is not None,
         threads=torch.get_num_threads(),
     )
+    if new is not None:
+        new_keys, new_values = new
+        arguments.new_keys, arguments.new_values = new_keys.data_ptr(), new_values.data_ptr()
+        arguments.new_keys_head, arguments.new_keys_token = new_keys.stride()[:2]
+        arguments.new_values_head, arguments.new_values_token = new_values.stride()[:2]
+    if bias is not None:
+        bias = bias.contiguous()
+        arguments.bias = bias.data_ptr()
+        arguments.bias_head, arguments.bias_origin = bias.shape[1], bias.shape[1] - 1
+    if positions is not None:
+        cosines, sines = positions
+        arguments.cosines, arguments.sines = cosines.data_ptr(), sines.data_ptr()
+        arguments.rotary_dim = cosines.shape[-1]
     attend(ctypes.byref(arguments))
     return out
 

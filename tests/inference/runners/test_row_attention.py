@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from luthier.inference.kernels import library
 from luthier.inference.kernels.library import kernels
@@ -39,9 +40,18 @@ class Step:
         *,
         options: ScoreOptions = PLAIN,
         window: int | None = None,
+        positions: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         rows = self.rows if rows is None else rows
-        return attend_rows(self.query, self.new, self.stored, rows, options=options, window=window)
+        return attend_rows(
+            self.query,
+            self.new,
+            self.stored,
+            rows,
+            options=options,
+            window=window,
+            positions=positions,
+        )
 
     def parts(self, mixed: torch.Tensor) -> Iterator[torch.Tensor]:
         for first, count, _, _ in self.rows.tolist():
@@ -149,6 +159,67 @@ def test_what_is_new_is_stored_in_its_rows_place() -> None:
             assert torch.equal(stored[:, end - count : end], new[:, first : first + count])
             old[:, end - count : end] = new[:, first : first + count]
         torch.testing.assert_close(stored, old, rtol=0, atol=0, equal_nan=True)
+
+
+@needs_kernels
+def test_scores_may_have_a_bias_for_the_distance() -> None:
+    step = make_step(3, 2, 20)
+    bias = torch.randn(6, 1100)
+    got = attend_rows(
+        step.query, step.new, step.stored, step.rows, options=PLAIN, window=700, bias=bias
+    )
+    for (first, count, start, end), part in zip(step.rows.tolist(), step.parts(got), strict=True):
+        keys, values = (each[:, start:end].double() for each in step.stored)
+        scores = step.query[:, first : first + count].double() @ keys.repeat_interleave(
+            2, 0
+        ).transpose(1, 2)
+        distances = torch.arange(end - start) - torch.arange(end - start)[-count:, None]
+        scores = scores * 20**-0.5 + bias.double()[:, (distances + 1099).clamp(max=1099)]
+        scores = scores.masked_fill((distances > 0) | (distances <= -700), float("-inf"))
+        expected = scores.softmax(2) @ values.repeat_interleave(2, 0)
+        torch.testing.assert_close(part.double(), expected.transpose(0, 1), rtol=0, atol=1e-5)
+
+
+@needs_kernels
+def test_where_nothing_is_new_a_token_sees_all_of_its_row() -> None:
+    step = make_step(2, 3, 24)
+    torch.manual_seed(1)
+    stored = torch.randn(2, 2, 50, 24)
+    rows = torch.tensor([(0, 1, 3, 20), (1, 1, 20, 21), (2, 30, 5, 8), (32, 2, 0, 50)])
+    got = attend_rows(step.query, None, (stored[0], stored[1]), rows, options=PLAIN)
+    for first, count, start, end in rows.tolist():
+        expected = scaled_dot_product_attention(
+            step.query[None, :, first : first + count],
+            stored[0][None, :, start:end],
+            stored[1][None, :, start:end],
+            enable_gqa=True,
+        )
+        torch.testing.assert_close(got[first : first + count], expected[0].transpose(0, 1))
+
+
+@needs_kernels
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(20, 20), (64, 64), (80, 32), (16, 6)])
+def test_queries_and_keys_are_turned_to_their_positions(head_dim: int, rotary_dim: int) -> None:
+    step = make_step(2, 3, head_dim)
+    angles = torch.randn(step.query.shape[1], rotary_dim // 2).repeat(1, 2)
+    cosines, sines = angles.cos() * 1.5, angles.sin() * 1.5
+
+    def turn(x: torch.Tensor) -> torch.Tensor:
+        low, high = x[..., : rotary_dim // 2], x[..., rotary_dim // 2 : rotary_dim]
+        turned = torch.cat([low, high], -1) * cosines + torch.cat([-high, low], -1) * sines
+        return torch.cat([turned, x[..., rotary_dim:]], -1)
+
+    keys, values = step.new
+    turned = replace(
+        step,
+        query=turn(step.query),
+        new=(turn(keys), values),
+        stored=(step.stored[0].clone(), step.stored[1].clone()),
+    )
+    got, expected = step.attend(positions=(cosines, sines)), turned.attend()
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    for stored, wanted in zip(step.stored, turned.stored, strict=True):
+        torch.testing.assert_close(stored, wanted, equal_nan=True)
 
 
 @needs_kernels
