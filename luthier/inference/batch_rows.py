@@ -66,7 +66,6 @@ class BatchRow:
         self.arrival = 0  # its number among all that came
         self.arrival_step = 0
         self.seen: SeenNgrams | None = None  # of prompt and answer, where tokens are guessed
-        self.max_drafted = 4  # what the next guess may have; good ones make it more
         self.leader: BatchRow | None = None  # computed what this row was to start from
         self._prefix_blocks: list[PrefixBlock] = []
 

@@ -82,11 +82,6 @@ class RowSequence:
         return 0
 
     @property
-    def is_greedy(self) -> bool:
-        """True if its tokens follow from its prompt, so that they can be guessed."""
-        return False
-
-    @property
     def num_unreported_prompt(self) -> int:
         """Prompt tokens whose log-probability is asked for and was not reported yet."""
         return 0
@@ -166,11 +161,6 @@ class GeneratedSequence(RowSequence):
         """Tokens that it may generate: as many as asked for and as there is room for."""
         room, asked = self.prompt.room, self.request.sampling.max_new_tokens
         return asked if room is None else min(asked, room)
-
-    @property
-    def is_greedy(self) -> bool:
-        """True if no token is drawn."""
-        return not self.request.sampling.is_sampling
 
     @property
     def wants_prompt_logits(self) -> bool:

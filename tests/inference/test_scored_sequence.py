@@ -45,7 +45,7 @@ def test_scores_that_are_no_numbers_are_an_error(
 def test_a_row_that_is_scored_generates_nothing(causal_base: BaseModel) -> None:
     sequence = sequence_of(causal_base)
     assert (sequence.max_new_tokens, sequence.num_unreported_prompt) == (0, 0)
-    assert not (sequence.is_overdue or sequence.is_greedy)
+    assert not sequence.is_overdue
     chunk = sequence.end(FinishReason.CANCELLED)
     assert (chunk.scores, chunk.text, chunk.is_last) == ((), "", True)
 

@@ -147,8 +147,6 @@ def _check_draft(result: SliceLogits) -> RowItems:
         if row.sequence.token_ids[-1] != drafted[place]:
             break
         row.num_computed += 1
-    # Wrong guesses cost: a text that copies nothing soon makes short ones only.
-    row.max_drafted = 1 + 2 * (row.num_computed - result.slice.start - 1)
     return items
 
 

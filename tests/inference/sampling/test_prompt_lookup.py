@@ -25,6 +25,7 @@ WAYS: tuple[dict[str, Any], ...] = (
     {"max_new_tokens": 60, "exponential_decay_length_penalty": (20, 1.2)},
     {"max_new_tokens": 60, "input_tokens": True, "token_ranks": True},
     {"max_new_tokens": 60, "decoding_method": SAMPLING, "seed": 4, "temperature": 0.3},
+    {"max_new_tokens": 60, "decoding_method": SAMPLING, "seed": 5, "repetition_penalty": 0.1},
 )
 
 
@@ -69,11 +70,13 @@ def test_tokens_texts_and_reasons_are_those_without_guesses(
     assert [told(list(stream)) for stream in streams] == expected
 
 
+@pytest.mark.parametrize("way", [{}, {"decoding_method": SAMPLING, "seed": 6}], ids=str)
 def test_a_text_that_repeats_itself_takes_fewer_steps(
     guessing: BatchedEngine,
     plain: BatchedEngine,
     causal_base: BaseModel,
     monkeypatch: pytest.MonkeyPatch,
+    way: dict[str, Any],
 ) -> None:
     slices: list[int] = []
     run = PackedRunner.run
@@ -84,13 +87,27 @@ def test_a_text_that_repeats_itself_takes_fewer_steps(
 
     monkeypatch.setattr(PackedRunner, "run", counted)
     # What was said becomes likelier, so the text is sure to repeat itself.
-    request = requests_for(causal_base, max_new_tokens=60, repetition_penalty=0.1)[0]
+    request = requests_for(causal_base, max_new_tokens=60, repetition_penalty=0.1, **way)[0]
     told_plainly = told(list(plain.submit(request)))
     num_steps = len(slices)
     assert told(list(guessing.submit(request))) == told_plainly
     num_guessing_steps = len(slices) - num_steps
     assert num_guessing_steps < num_steps / 2
     assert max(slices[num_steps + 1 :]) == 1 + 5
+
+
+def test_beside_many_rows_only_likely_tokens_are_guessed() -> None:
+    def num_guessed(num_rows: int) -> set[int]:
+        memory = fake_memory()
+        rows = [fake_row([1, 2, 3, 4, 5, 6, 2, 3]) for _ in range(num_rows)]
+        for row in rows:
+            assert memory.admit(row)
+            row.num_computed = row.num_positions - 1
+        slices = [RowSlice(row, row.num_computed, 1) for row in rows]
+        lookup = PromptLookup(memory, max_tokens=20, max_rows=num_rows)
+        return {len(each.drafted) for each in lookup.with_drafts(slices)}
+
+    assert [num_guessed(num_rows) for num_rows in (1, 8, 24)] == [{9}, {2}, {0}]
 
 
 @pytest.mark.parametrize(("max_rows", "most"), [(1, 1), (2, 4)])
