@@ -13,6 +13,9 @@ import torch
 from luthier.inference.deltas.delta_tables import DeltaRows, TableContent
 from luthier.inference.kernels.library import kernel
 
+#: What the kernel reads factors from, by its own numbers for them.
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
 
 def delta_kernel(dtype: torch.dtype, device: torch.device) -> Callable[..., None] | None:
     """The kernel, or None where PyTorch must do.
@@ -23,7 +26,17 @@ def delta_kernel(dtype: torch.dtype, device: torch.device) -> Callable[..., None
     """
     if dtype != torch.float32 or device.type != "cpu":
         return None
-    return kernel("lora_deltas", "pppppp p lllll i")
+    return kernel("lora_deltas", "pppp i ppp lllll i")
+
+
+def narrow_dtypes(dtype: torch.dtype, device: torch.device) -> tuple[torch.dtype, ...]:
+    """Precisions of 16 bits that factors may be held in: the kernel makes floats of them.
+
+    Args:
+        dtype: What deltas are computed in.
+        device: Where.
+    """
+    return (torch.bfloat16, torch.float16) if delta_kernel(dtype, device) is not None else ()
 
 
 class KernelSpans:
@@ -60,18 +73,18 @@ class KernelStep:
 
     Args:
         call: The kernel.
-        spans: Which tokens have which rows.
-        table: The layer's deltas, in one piece.
+        parts: The layer's deltas, a table in one piece for each precision, and which tokens have
+            which rows of it.
     """
 
-    def __init__(self, call: Callable[..., None], spans: KernelSpans, table: TableContent) -> None:
+    def __init__(
+        self, call: Callable[..., None], parts: Sequence[tuple[KernelSpans, TableContent]]
+    ) -> None:
         self._call = call
-        self._held = (spans, table)  # what the addresses below are of
-        self._factors = (table.a.data_ptr(), table.b.data_ptr())
-        self._spans = (spans.products.data_ptr(), spans.entries.data_ptr(), len(spans.entries))
-        self._sizes = (table.a.shape[1], table.b.shape[1])
+        self._held = parts  # what the addresses below are of
+        self._arguments = [_arguments_of(spans, table) for spans, table in parts]
         #: Whether ``add`` looks at the layer's bias.
-        self.needs_bias = spans.has_scales
+        self.needs_bias = any(spans.has_scales for spans, _ in parts)
 
     def add(self, output: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> None:
         """Add the deltas.
@@ -90,16 +103,18 @@ class KernelStep:
             x = x.float().contiguous()
         if bias is not None:
             bias = bias.float().contiguous()
-        self._call(
-            x.data_ptr(),
-            output.data_ptr(),
-            *self._factors,
-            None if bias is None else bias.data_ptr(),
-            *self._spans,
-            *self._sizes,
-            *self._sizes,
-            torch.get_num_threads(),
-        )
+        places = (x.data_ptr(), output.data_ptr())
+        bias_place = None if bias is None else bias.data_ptr()
+        for factors, others in self._arguments:
+            self._call(*places, *factors, bias_place, *others, torch.get_num_threads())
+
+
+def _arguments_of(spans: KernelSpans, table: TableContent) -> tuple[tuple[int, ...], ...]:
+    """The kernel's arguments before and after the bias that are the same in each pass."""
+    factors = (table.a.data_ptr(), table.b.data_ptr(), _KINDS[table.a.dtype])
+    lengths = (table.a.shape[1], table.b.shape[1])  # of rows, so the distances between them, too
+    entries = (spans.products.data_ptr(), spans.entries.data_ptr(), len(spans.entries))
+    return factors, (*entries, *lengths, *lengths)
 
 
 def _fits(tokens: torch.Tensor) -> bool:

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.adapters.wrapped_linear import WrappedLinear
 from luthier.inference.batch_rows import RowInput, RowSlice
-from luthier.inference.deltas.delta_kernel import KernelStep
+from luthier.inference.deltas.delta_kernel import KernelStep, narrow_dtypes
 from luthier.inference.deltas.delta_steps import AdapterSpan, LayerStep, choose_spans, plan_step
 from luthier.inference.deltas.delta_tables import DeltaTables, Product
 from luthier.inference.deltas.merged_adapter import HotAdapter, MergedLayer, MergeOptions
@@ -156,6 +156,7 @@ class DeltaLayers:
             self._usable,
             dtype=dtype,
             device=device,
+            narrow=narrow_dtypes(dtype, device),
             hosted=self._hosted,
             head=self._head_path if takes_delta else "",
         )
@@ -228,9 +229,7 @@ class DeltaLayers:
             if path in paths
         }
         products = {
-            path: table.content.products[key]
-            for path, table in self.tables.by_path.items()
-            if path in paths and key in table.content.products
+            path: product for path, product in self.tables.products(key).items() if path in paths
         }
         self._steps.update(products)
         try:

@@ -214,15 +214,15 @@ def _plan_for_kernel(
     """The same by our kernel, which takes all spans alike."""
     counts = [span.count for span in spans]
     made: dict[tuple[DeltaRows | None, ...], KernelSpans] = {}
-    steps: dict[str, KernelStep] = {}
-    for path, table in tables.by_path.items():
+    parts: dict[str, list[tuple[KernelSpans, TableContent]]] = {}
+    for path, table in tables.of_all_precisions():
         content = table.content
         rows = tuple(content.rows.get(span.key) for span in spans)
         if any(rows):
             if rows not in made:
                 made[rows] = KernelSpans(counts, rows)
-            steps[path] = KernelStep(call, made[rows], content)
-    return steps
+            parts.setdefault(path, []).append((made[rows], content))
+    return {path: KernelStep(call, each) for path, each in parts.items()}
 
 
 def _sparse(

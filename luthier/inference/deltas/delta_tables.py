@@ -2,7 +2,8 @@
 
 For low-rank deltas each linear layer has one table; an adapter takes as many of its rows as its
 rank there, in one piece. Nothing is padded to a common rank, and nothing is copied when rows join
-or leave a batch.
+or leave a batch. Where steps can compute with factors of 16 bits, those that lose nothing by it are
+held in 16, in further tables.
 
 ```
     layer's table        A, [N, in]        B, [N, out]
@@ -16,7 +17,7 @@ or leave a batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -72,7 +73,7 @@ class Product:
         """
         if self.scale is not None:
             output.copy_(rescaled(output, self.scale, bias))
-        output.addmm_(torch.mm(x, self.a_transposed), self.b)
+        output.addmm_(torch.mm(x, self.a_transposed.to(x.dtype)), self.b.to(x.dtype))
 
 
 @dataclass
@@ -109,7 +110,7 @@ class DeltaTable:
 
     Args:
         layer: ``nn.Linear`` or ``Conv1D``; read, never changed.
-        dtype: What deltas are computed in.
+        dtype: What deltas are held in.
         device: Where.
     """
 
@@ -202,6 +203,7 @@ class DeltaTables:
         layers: Linear layers that can have deltas, by path.
         dtype: What deltas are computed in.
         device: Where.
+        narrow: Precisions of 16 bits that factors may be held in which lose nothing by it.
         hosted: Layers whose place an adapter's own may take, by path.
         head: Path of the one among them that can have deltas though it is not among ``layers``,
             because it does not see all tokens; "" for none.
@@ -213,6 +215,7 @@ class DeltaTables:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        narrow: Sequence[torch.dtype] = (),
         hosted: Mapping[str, nn.Module] | None = None,
         head: str = "",
     ) -> None:
@@ -221,10 +224,28 @@ class DeltaTables:
         #: Layers of adapters' own.
         self.whole = WholeModules(hosted or {}, dtype=dtype, device=device)
         self.dtype, self.device = dtype, device
-        self.by_path: dict[str, DeltaTable] = {}
+        self._narrow = tuple(narrow)
+        self._tables: dict[torch.dtype, dict[str, DeltaTable]] = {
+            each: {} for each in (dtype, *narrow)
+        }
         #: Changes whenever a plan made before may hold on to memory that is no longer used.
         self.version = 0
         self._max_ranks: dict[str, int] = {}
+
+    @property
+    def by_path(self) -> Mapping[str, DeltaTable]:
+        """The tables in the precision that deltas are computed in."""
+        return self._tables[self.dtype]
+
+    def of_all_precisions(self) -> Iterator[tuple[str, DeltaTable]]:
+        """Each layer's tables, with its path."""
+        for tables in self._tables.values():
+            yield from tables.items()
+
+    def products(self, key: str) -> dict[str, Product]:
+        """An adapter's deltas by path; none if it is not stored."""
+        found = ((path, t.content.products.get(key)) for path, t in self.of_all_precisions())
+        return {path: product for path, product in found if product is not None}
 
     def has(self, key: str) -> bool:
         """Whether the adapter is stored."""
@@ -259,7 +280,7 @@ class DeltaTables:
             rank, in_features = each.lora_a.shape
             rank *= 2 if each.start_a is not None else 1
             size = rank + (each.magnitude is not None)
-            total += size * (in_features + each.lora_b.shape[0]) * self.dtype.itemsize
+            total += size * (in_features + each.lora_b.shape[0]) * self._held_in(each).itemsize
         return total
 
     def place(self, key: str, changes: LayerChanges) -> None:
@@ -274,7 +295,7 @@ class DeltaTables:
         """
         try:
             for path, each in changes.deltas.items():
-                if path != self._head and self._table(path).place(key, each):
+                if path != self._head and self._table(path, each).place(key, each):
                     self.version += 1
             head_delta = changes.deltas.get(self._head)
             around = {} if head_delta is None else {self._head: head_delta}
@@ -282,11 +303,7 @@ class DeltaTables:
         except BaseException:
             self.remove(key)
             raise
-        ranks = [
-            self.by_path[path].content.rows[key].rank
-            for path in changes.deltas
-            if path != self._head
-        ]
+        ranks = [len(product.b) for product in self.products(key).values()]
         self._max_ranks[key] = max(ranks, default=0)
 
     def remove(self, key: str) -> None:
@@ -294,16 +311,27 @@ class DeltaTables:
         self._max_ranks.pop(key, None)
         self.version += 1
         self.whole.remove(key)
-        for table in self.by_path.values():
+        for _, table in self.of_all_precisions():
             table.remove(key)
 
-    def _table(self, path: str) -> DeltaTable:
-        table = self.by_path.get(path)
+    def _table(self, path: str, factors: LoraFactors) -> DeltaTable:
+        dtype = self._held_in(factors)
+        table = self._tables[dtype].get(path)
         if table is None:
-            table = DeltaTable(self._layers[path], dtype=self.dtype, device=self.device)
+            table = DeltaTable(self._layers[path], dtype=dtype, device=self.device)
             # A new mapping: the engine's thread may be reading the old one.
-            self.by_path = {**self.by_path, path: table}
+            self._tables[dtype] = {**self._tables[dtype], path: table}
         return table
+
+    def _held_in(self, factors: LoraFactors) -> torch.dtype:
+        """The narrowest precision that is exact; that of DoRA's scales and of starts is."""
+        if factors.magnitude is not None or factors.start_a is not None:
+            return self.dtype
+        lora_a, lora_b = factors.lora_a.detach(), factors.lora_b.detach()
+        for dtype in self._narrow:
+            if all(_is_exact(each, dtype, factors.scaling) for each in (lora_a, lora_b)):
+                return dtype
+        return self.dtype
 
 
 def rescaled(output: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -318,6 +346,15 @@ def rescaled(output: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | Non
         [N, out].
     """
     return output * scale if bias is None else (output - bias) * scale + bias
+
+
+def _is_exact(factors: torch.Tensor, dtype: torch.dtype, scaling: float) -> bool:
+    """Whether a [N, M] matrix loses nothing in a precision, neither as it is nor scaled."""
+    for rows in (factors[:1], factors):  # one row tells most of those that do
+        for wide in (rows.float(), rows.float() * scaling):
+            if not torch.equal(wide.to(dtype).float(), wide):
+                return False
+    return True
 
 
 def _features_of(layer: nn.Module) -> tuple[int, int]:

@@ -140,7 +140,7 @@ class HotAdapter:
         is_busy = self._thread is not None and self._thread.is_alive()
         if is_busy or self._merged is not None or key == self._refused:
             return
-        products = _products_of(self._tables, key)
+        products = self._tables.products(key)
         obstacle = self._obstacle(products)
         if obstacle:
             log.debug("adapter not merged: key=%s, %s", key, obstacle)
@@ -173,15 +173,10 @@ class HotAdapter:
             self._refused = key
             return
         # Rows that were given free meanwhile may have been overwritten while they were read.
-        now = _products_of(self._tables, key)
+        now = self._tables.products(key)
         if all(now.get(path) is each for path, each in products.items()):
             self._merged = _MergedAdapter(key, layers)
             log.debug("adapter merged: key=%s, layers=%d", key, len(layers))
-
-
-def _products_of(tables: DeltaTables, key: str) -> dict[str, Product]:
-    found = {path: table.content.products.get(key) for path, table in tables.by_path.items()}
-    return {path: each for path, each in found.items() if each is not None}
 
 
 @torch.no_grad()

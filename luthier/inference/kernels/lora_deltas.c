@@ -8,7 +8,8 @@
 //
 // The low products A x of all tokens come first, in the order that rows are read in, then what B
 // makes of them. Each number is summed in the same order, whatever stands beside it and however
-// many threads there are.
+// many threads there are. Factors of 16 bits become floats in registers, so that just their bytes
+// are half.
 #include <stdint.h>
 
 #include "parallel.h"
@@ -21,32 +22,68 @@
 #define MAX_TOKENS 3
 #endif
 
+// What factors are held in.
+enum kind { FLOATS, BFLOATS, HALVES };
+
+static long size_of(enum kind kind) { return kind == FLOATS ? 4 : 2; }
+
+typedef uint16_t half_bits __attribute__((vector_size(2 * LANES)));
+typedef uint16_t unaligned_bits __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint32_t float_bits __attribute__((vector_size(4 * LANES)));
+
+INLINE vec from_bfloats(half_bits bits) {
+    return (vec)(__builtin_convertvector(bits, float_bits) << 16);
+}
+
+#if defined(__AVX512F__)
+INLINE vec from_halves(half_bits bits) { return _mm512_cvtph_ps((__m256i)bits); }
+#elif defined(__AVX2__)
+INLINE vec from_halves(half_bits bits) { return _mm256_cvtph_ps((__m128i)bits); }
+#else
+INLINE vec from_halves(half_bits bits) { return vcvt_f32_f16((float16x4_t)bits); }
+#endif
+
+// Factors `at` and those after it of a row.
+INLINE vec load_factors(enum kind kind, const void *row, long at) {
+    if (kind == FLOATS) return load((const float *)row + at);
+    half_bits bits = *(const unaligned_bits *)((const uint16_t *)row + at);
+    return kind == BFLOATS ? from_bfloats(bits) : from_halves(bits);
+}
+
+INLINE float load_factor(enum kind kind, const void *row, long at) {
+    if (kind == FLOATS) return ((const float *)row)[at];
+    half_bits bits = {((const uint16_t *)row)[at]};
+    return (kind == BFLOATS ? from_bfloats(bits) : from_halves(bits))[0];
+}
+
 // Neighbouring tokens of one adapter. `scale` is the row of B that scales the layer's own output,
-// as DoRA asks, or -1; `low` is where A x lies, [count, rank].
+// as DoRA asks of floats, or -1; `low` is where A x lies, [count, rank].
 struct span {
     int64_t token, count, row, rank, scale, low;
 };
 
 struct deltas {
-    const float *x, *a, *b, *bias;
+    const float *x, *bias;
+    const char *a, *b;
     float *y, *low;
     const struct span *spans;
     long num_spans, num_inputs, num_outputs, x_stride, y_stride;
+    enum kind kind;
 };
 
-// Four rows out of an adapter's that are read together.
+// Four rows out of an adapter's that are read together; the stride counts bytes.
 struct rows {
-    const float *first;
+    const char *first;
     long stride;
 };
 
-INLINE void prefetch_rows(const struct rows *rows, long at, int num_rows) {
-    for (int i = 0; i < num_rows; i++) prefetch((const char *)(rows->first + i * rows->stride + at));
+INLINE void prefetch_rows(const struct rows *rows, long byte, int num_rows) {
+    for (int i = 0; i < num_rows; i++) prefetch(rows->first + i * rows->stride + byte);
 }
 
 // A x for some rows of A and some tokens.
-INLINE void low_products(const struct deltas *d, const float *x, int tokens, struct rows a,
-                         int num_rows, float *low, long rank, struct rows next) {
+INLINE void low_products(const struct deltas *d, enum kind kind, const float *x, int tokens,
+                         struct rows a, int num_rows, float *low, long rank, struct rows next) {
     vec sums[STREAMS][MAX_TOKENS];
     for (int i = 0; i < STREAMS; i++)
         for (int j = 0; j < tokens; j++) sums[i][j] = zeros();
@@ -54,9 +91,9 @@ INLINE void low_products(const struct deltas *d, const float *x, int tokens, str
     for (; k + LANES <= d->num_inputs; k += LANES) {
         vec inputs[MAX_TOKENS];
         for (int j = 0; j < tokens; j++) inputs[j] = load(x + j * d->x_stride + k);
-        prefetch_rows(&next, k, num_rows);
+        prefetch_rows(&next, k * size_of(kind), num_rows);
         for (int i = 0; i < num_rows; i++) {
-            vec factors = load(a.first + i * a.stride + k);
+            vec factors = load_factors(kind, a.first + i * a.stride, k);
             for (int j = 0; j < tokens; j++) sums[i][j] += factors * inputs[j];
         }
     }
@@ -65,23 +102,25 @@ INLINE void low_products(const struct deltas *d, const float *x, int tokens, str
         store_sums(totals, sums[0][j], sums[1][j], sums[2][j], sums[3][j]);
         for (int i = 0; i < num_rows; i++) {
             for (long rest = k; rest < d->num_inputs; rest++)
-                totals[i] += a.first[i * a.stride + rest] * x[j * d->x_stride + rest];
+                totals[i] = __builtin_fmaf(load_factor(kind, a.first + i * a.stride, rest),
+                                           x[j * d->x_stride + rest], totals[i]);
             low[j * rank + i] = totals[i];
         }
     }
 }
 
 // Adds rows of B, each times its product, to columns `first` to `last` of some tokens.
-INLINE void add_rows(const struct deltas *d, float *y, int tokens, struct rows b, int num_rows,
-                     const float *low, long rank, struct rows next, long first, long last) {
+INLINE void add_rows(const struct deltas *d, enum kind kind, float *y, int tokens, struct rows b,
+                     int num_rows, const float *low, long rank, struct rows next, long first,
+                     long last) {
     vec factors[MAX_TOKENS][STREAMS];
     for (int j = 0; j < tokens; j++)
         for (int i = 0; i < num_rows; i++) factors[j][i] = broadcast(low[j * rank + i]);
     long k = first;
     for (; k + LANES <= last; k += LANES) {
         vec rows[STREAMS];
-        prefetch_rows(&next, k, num_rows);
-        for (int i = 0; i < num_rows; i++) rows[i] = load(b.first + i * b.stride + k);
+        prefetch_rows(&next, k * size_of(kind), num_rows);
+        for (int i = 0; i < num_rows; i++) rows[i] = load_factors(kind, b.first + i * b.stride, k);
         for (int j = 0; j < tokens; j++) {
             float *to = y + j * d->y_stride + k;
             vec total = load(to);
@@ -91,8 +130,11 @@ INLINE void add_rows(const struct deltas *d, float *y, int tokens, struct rows b
     }
     for (; k < last; k++)
         for (int j = 0; j < tokens; j++)
-            for (int i = 0; i < num_rows; i++)
-                y[j * d->y_stride + k] += low[j * rank + i] * b.first[i * b.stride + k];
+            for (int i = 0; i < num_rows; i++) {
+                float factor = load_factor(kind, b.first + i * b.stride, k);
+                float *to = y + j * d->y_stride + k;
+                *to = __builtin_fmaf(low[j * rank + i], factor, *to);
+            }
 }
 
 // The compiler unrolls what is done for each number of tokens.
@@ -139,7 +181,8 @@ static struct tile tile_of(const struct span *span, long index) {
     return tile;
 }
 
-static struct rows rows_of(const struct span *span, long group, const float *table, long width) {
+// `width` is that of a row in bytes.
+static struct rows rows_of(const struct span *span, long group, const char *table, long width) {
     long by_fours = span->rank / STREAMS;
     long row = is_single(span, group) ? group + (STREAMS - 1) * by_fours : group;
     struct rows rows = {table + (span->row + row) * width, by_fours * width};
@@ -148,7 +191,7 @@ static struct rows rows_of(const struct span *span, long group, const float *tab
 
 // The group that is read after this one, in whichever span; itself at the very end.
 static struct rows rows_after(const struct deltas *d, const struct span *span, long group,
-                              const float *table, long width) {
+                              const char *table, long width) {
     if (group + 1 < groups_of(span)) return rows_of(span, group + 1, table, width);
     const struct span *end = d->spans + d->num_spans;
     for (const struct span *later = span + 1; later < end; later++)
@@ -156,17 +199,36 @@ static struct rows rows_after(const struct deltas *d, const struct span *span, l
     return rows_of(span, group, table, width);
 }
 
+// Calls what is compiled for each kind of factors.
+#define FOR_KINDS(of_kind, call) \
+    switch (of_kind) { \
+        case FLOATS: { \
+            const enum kind kind = FLOATS; \
+            call break; \
+        } \
+        case BFLOATS: { \
+            const enum kind kind = BFLOATS; \
+            call break; \
+        } \
+        case HALVES: { \
+            const enum kind kind = HALVES; \
+            call break; \
+        } \
+    }
+
 static void low_group(const struct deltas *d, const struct span *span, long index, long group) {
     struct tile tile = tile_of(span, index);
     const float *x = d->x + (span->token + tile.start) * d->x_stride;
-    long rank = span->rank;
+    long rank = span->rank, width = d->num_inputs * size_of(d->kind);
     float *low = d->low + span->low + tile.start * rank + place_of(span, group);
-    struct rows a = rows_of(span, group, d->a, d->num_inputs);
-    struct rows next = rows_after(d, span, group, d->a, d->num_inputs);
+    struct rows a = rows_of(span, group, d->a, width);
+    struct rows next = rows_after(d, span, group, d->a, width);
     if (is_single(span, group))
-        FOR_TOKENS(tile.count, low_products(d, x, tokens, a, 1, low, rank, next))
+        FOR_KINDS(d->kind, FOR_TOKENS(tile.count,
+                  low_products(d, kind, x, tokens, a, 1, low, rank, next)))
     else
-        FOR_TOKENS(tile.count, low_products(d, x, tokens, a, STREAMS, low, rank, next))
+        FOR_KINDS(d->kind, FOR_TOKENS(tile.count,
+                  low_products(d, kind, x, tokens, a, STREAMS, low, rank, next)))
 }
 
 static void low_groups(long first, long last, const void *work) {
@@ -184,7 +246,7 @@ static void low_groups(long first, long last, const void *work) {
 }
 
 static void rescale(const struct deltas *d, const struct span *span, long first, long last) {
-    const float *scale = d->b + span->scale * d->num_outputs;
+    const float *scale = (const float *)d->b + span->scale * d->num_outputs;
     for (long token = span->token; token < span->token + span->count; token++) {
         float *y = d->y + token * d->y_stride;
         for (long k = first; k < last; k++) {
@@ -198,14 +260,16 @@ static void add_group(const struct deltas *d, const struct span *span, long inde
                       long first, long last) {
     struct tile tile = tile_of(span, index);
     float *y = d->y + (span->token + tile.start) * d->y_stride;
-    long rank = span->rank;
+    long rank = span->rank, width = d->num_outputs * size_of(d->kind);
     const float *low = d->low + span->low + tile.start * rank + place_of(span, group);
-    struct rows b = rows_of(span, group, d->b, d->num_outputs);
-    struct rows next = rows_after(d, span, group, d->b, d->num_outputs);
+    struct rows b = rows_of(span, group, d->b, width);
+    struct rows next = rows_after(d, span, group, d->b, width);
     if (is_single(span, group))
-        FOR_TOKENS(tile.count, add_rows(d, y, tokens, b, 1, low, rank, next, first, last))
+        FOR_KINDS(d->kind, FOR_TOKENS(tile.count,
+                  add_rows(d, kind, y, tokens, b, 1, low, rank, next, first, last)))
     else
-        FOR_TOKENS(tile.count, add_rows(d, y, tokens, b, STREAMS, low, rank, next, first, last))
+        FOR_KINDS(d->kind, FOR_TOKENS(tile.count,
+                  add_rows(d, kind, y, tokens, b, STREAMS, low, rank, next, first, last)))
 }
 
 // Parts are vectors of columns, so that each thread writes to its own.
@@ -221,14 +285,14 @@ static void add_columns(long first, long last, const void *work) {
 }
 
 // x [tokens, inputs] and y [tokens, outputs], whose strides count floats; a [rows, inputs] and
-// b [rows, outputs] in one piece, scaled already; bias [outputs] or NULL, which DoRA leaves alone;
-// low: room for the spans' products; spans: of tokens with deltas, none of them twice.
-void luthier_lora_deltas(const float *x, float *y, const float *a, const float *b,
+// b [rows, outputs] in one piece, of a `kind`, scaled already; bias [outputs] or NULL, which DoRA
+// leaves alone; low: room for the spans' products; spans: of tokens with deltas, none of them twice.
+void luthier_lora_deltas(const float *x, float *y, const void *a, const void *b, int kind,
                          const float *bias, float *low, const struct span *spans, long num_spans,
                          long num_inputs, long num_outputs, long x_stride, long y_stride,
                          int threads) {
-    struct deltas deltas = {x,     a,         b,          bias,        y,        low,
-                            spans, num_spans, num_inputs, num_outputs, x_stride, y_stride};
+    struct deltas deltas = {x,         bias,       a,           b,        y,        low,           spans,
+                            num_spans, num_inputs, num_outputs, x_stride, y_stride, (enum kind)kind};
     long num_groups = 0;
     for (long i = 0; i < num_spans; i++) num_groups += groups_of(spans + i) * tiles_of(spans + i);
     parallel_for(num_groups, threads, low_groups, &deltas);

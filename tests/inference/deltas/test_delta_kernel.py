@@ -5,7 +5,12 @@ import random
 import pytest
 import torch
 
-from luthier.inference.deltas.delta_kernel import KernelSpans, KernelStep, delta_kernel
+from luthier.inference.deltas.delta_kernel import (
+    KernelSpans,
+    KernelStep,
+    delta_kernel,
+    narrow_dtypes,
+)
 from luthier.inference.deltas.delta_tables import DeltaRows, TableContent, rescaled
 
 CPU = torch.device("cpu")
@@ -14,8 +19,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def make_table(num_inputs: int, num_outputs: int, *, num_rows: int = 400) -> TableContent:
-    return TableContent(torch.randn(num_rows, num_inputs), torch.randn(num_rows, num_outputs) * 0.1)
+def make_table(
+    num_inputs: int, num_outputs: int, *, dtype: torch.dtype = torch.float32
+) -> TableContent:
+    a, b = torch.randn(400, num_inputs), torch.randn(400, num_outputs) * 0.1
+    return TableContent(a.to(dtype), b.to(dtype))
 
 
 def make_rows(ranks: list[int], *, scaled: frozenset[int] = frozenset()) -> list[DeltaRows]:
@@ -30,7 +38,7 @@ def make_rows(ranks: list[int], *, scaled: frozenset[int] = frozenset()) -> list
 def make_step(counts: list[int], rows: list[DeltaRows | None], table: TableContent) -> KernelStep:
     call = delta_kernel(torch.float32, CPU)
     assert call is not None
-    return KernelStep(call, KernelSpans(counts, rows), table)
+    return KernelStep(call, [(KernelSpans(counts, rows), table)])
 
 
 def exactly(
@@ -78,6 +86,32 @@ def test_deltas_are_those_of_double_precision(
     expected = exactly(before, x, bias, table, counts, rows)
     torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-4)
     assert torch.equal(output[-3:], before[-3:])
+
+
+@pytest.mark.parametrize("num_inputs", [1, 7, 48, 65, 576])
+@pytest.mark.parametrize("num_outputs", [1, 31, 64, 193])
+def test_factors_of_16_bits_lose_nothing(num_inputs: int, num_outputs: int) -> None:
+    torch.manual_seed(num_inputs)
+    ranks, counts = [1, 3, 4, 7, 16, 33], [1, 6, 1, 2, 1, 14]
+    rows: list[DeltaRows | None] = [*make_rows(ranks)]
+    x, output = torch.randn(30, num_inputs), torch.randn(30, num_outputs)
+    call = delta_kernel(torch.float32, CPU)
+    assert call is not None
+    spans, expected, total = KernelSpans(counts, rows), output, output.clone()
+    parts = []
+    for dtype in (*narrow_dtypes(torch.float32, CPU), torch.float32):
+        table = make_table(num_inputs, num_outputs, dtype=dtype)
+        # Denormal numbers, infinity's neighbours and zeros are numbers like others.
+        table.a[5, 0], table.b[6, 0] = torch.finfo(dtype).tiny / 2, -0.0
+        parts.append((spans, table))
+        wide = TableContent(table.a.float(), table.b.float())
+        expected = exactly(expected, x, None, wide, counts, rows)
+        widened, narrow = output.clone(), output.clone()
+        make_step(counts, rows, wide).add(widened, x, None)
+        make_step(counts, rows, table).add(narrow, x, None)
+        assert torch.equal(narrow, widened)
+    KernelStep(call, parts).add(total, x, None)
+    torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_what_a_token_gets_does_not_depend_on_those_beside_it() -> None:
@@ -139,3 +173,4 @@ def test_what_is_not_finite_stays_with_its_adapters_tokens() -> None:
 def test_other_precisions_are_left_to_pytorch(dtype: torch.dtype) -> None:
     assert delta_kernel(dtype, CPU) is None
     assert delta_kernel(torch.float32, torch.device("meta")) is None
+    assert narrow_dtypes(dtype, CPU) == ()

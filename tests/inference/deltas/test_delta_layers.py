@@ -26,7 +26,7 @@ from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference.base import GenerationChunk, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
-from luthier.inference.deltas import delta_steps
+from luthier.inference.deltas import delta_kernel, delta_steps
 from luthier.inference.deltas.delta_layers import DeltaLayers
 from luthier.inference.deltas.layer_changes import changes_of
 from luthier.inference.linear.int8_weights import multiplies_exactly
@@ -53,6 +53,8 @@ CONFIGS: dict[str, LoraConfig] = {
     "head": LoraConfig(rank=4, target_modules=("q_proj", "lm_head")),
     "dora_head": LoraConfig(rank=2, use_dora=True, target_modules=("v_proj", "lm_head")),
 }
+#: Adapters whose factors lose nothing in 16 bits.
+NARROW = {"lora_all": torch.bfloat16, "lora_qv": torch.float16}
 #: 640 tokens of the tiny model's keys and values: rows are moved and preempted.
 SMALL = EngineOptions(max_running=6, max_kv_bytes=640 * 256, max_step_tokens=40)
 
@@ -63,6 +65,10 @@ def loras(causal_base: BaseModel) -> dict[str, LoraAdapter]:
     for seed, (name, config) in enumerate(CONFIGS.items()):
         made[name] = create_lora(causal_base.model, config, seed=seed)
         disturb(made[name], seed=seed, by=0.1)
+    for name, dtype in NARROW.items():
+        for factors in made[name].factors.values():
+            for tensor in (factors.lora_a, factors.lora_b):
+                tensor.data = tensor.data.to(dtype).float()
     return made
 
 
@@ -108,13 +114,14 @@ def test_a_batch_of_any_adapters_gives_each_row_what_peft_gives_it_alone(
     seed: int,
     min_gathered: int | None,
     monkeypatch: pytest.MonkeyPatch,
-    engine: BatchedEngine,
+    causal_base: BaseModel,
     loras: dict[str, LoraAdapter],
     peft_models: dict[str, Any],
 ) -> None:
     if min_gathered is not None:  # else our kernel, where there is one
         monkeypatch.setattr(delta_steps, "MIN_GATHERED_ADAPTERS", min_gathered)
-        monkeypatch.setattr(delta_steps, "delta_kernel", lambda dtype, device: None)
+        monkeypatch.setattr(delta_kernel, "kernel", lambda name, arguments: None)
+    engine = BatchedEngine(causal_base, SMALL)
     rng = random.Random(seed)
     names = [*loras, "", *rng.choices([*loras, ""], k=9)]
     rng.shuffle(names)
@@ -141,6 +148,7 @@ def test_a_batch_of_any_adapters_gives_each_row_what_peft_gives_it_alone(
         ours = torch.tensor([token.logprob for token in reported])
         # The last token's is taken before end-of-sequence is forbidden, as the model gives it.
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    engine.close()
 
 
 def test_loras_run_in_the_batch_and_not_beside_it(

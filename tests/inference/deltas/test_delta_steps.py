@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.adapters.lora.layers import LoraLinear
 from luthier.adapters.lora_factors import LoraFactors
-from luthier.inference.deltas import delta_steps
+from luthier.inference.deltas import delta_kernel
 from luthier.inference.deltas.delta_steps import AdapterSpan, choose_spans, plan_step
 from luthier.inference.deltas.delta_tables import DeltaTables
 from luthier.inference.deltas.layer_changes import LayerChanges
@@ -20,7 +20,7 @@ IN, OUT = 10, 7
 @pytest.fixture(params=["our kernel", "pytorch"])
 def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "pytorch":
-        monkeypatch.setattr(delta_steps, "delta_kernel", lambda dtype, device: None)
+        monkeypatch.setattr(delta_kernel, "kernel", lambda name, arguments: None)
 
 
 def make_factors(seed: int, dtype: torch.dtype) -> LoraFactors:
