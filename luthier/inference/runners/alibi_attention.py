@@ -26,6 +26,8 @@ from transformers.models.mpt.modeling_mpt import MptAttention, MptForCausalLM
 
 from luthier.inference.runners.current_step import CurrentStep
 from luthier.inference.runners.packed_attention import PackedBatch, ShapeProbe
+from luthier.inference.runners.row_attention import attend_rows, has_row_attention
+from luthier.inference.runners.score_attention import ScoreOptions
 
 #: Something added to scores, given how many tokens look, how many they look at, and a mask.
 Bias: TypeAlias = Callable[[int, int, torch.Tensor | None], torch.Tensor]
@@ -79,7 +81,9 @@ class AlibiAttention:
             [1, N, H · Dh].
         """
         bias = functools.partial(self._bias, query.dtype)
-        mixed = attend_with_bias(self._step, layer, query, key, value, scaling, bias)
+        mixed = attend_with_bias(
+            self._step, layer, query, key, value, scaling, bias, is_relative=True
+        )
         return mixed.flatten(2)
 
     def _bias(
@@ -112,6 +116,8 @@ def attend_with_bias(
     value: torch.Tensor,
     scaling: float,
     bias: Bias,
+    *,
+    is_relative: bool,
 ) -> torch.Tensor:
     """Attend row by row with something added to the scores.
 
@@ -123,6 +129,7 @@ def attend_with_bias(
         value: [1, K, N, Dh].
         scaling: Of the scores.
         bias: What is added for the last n of t tokens, given n, t and the row's mask.
+        is_relative: Whether that depends on the distance between two tokens alone.
 
     Returns:
         [1, N, H, Dh].
@@ -136,6 +143,17 @@ def attend_with_bias(
             query, key, value, attn_mask=added, scale=scaling, enable_gqa=is_grouped
         )
         return out.transpose(1, 2)
+    if is_relative and has_row_attention(query, key, value):
+        longest = max(row.kv_end - row.kv_start for row in step.rows)
+        mixed = attend_rows(
+            query[0],
+            (key[0], value[0]),
+            step.arena.read(layer),
+            step.table,
+            options=ScoreOptions(scaling=scaling),
+            bias=bias(1, longest, None)[0, :, 0],
+        )
+        return mixed[None]
     keys, values = step.arena.write(layer, step.slots, key[0], value[0])
     outputs = []
     for row in step.rows:

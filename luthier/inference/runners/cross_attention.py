@@ -15,6 +15,7 @@ instead, and attention that is given this token knows that it looks at the encod
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +27,10 @@ from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
 from luthier.errors import NotSupportedError
 from luthier.inference.memory.kv_cache import KvArena
 from luthier.inference.runners.current_step import CurrentStep
-from luthier.inference.runners.packed_attention import PackedRow, refuse_unknown
+from luthier.inference.runners.packed_attention import PackedRow, refuse_unknown, row_table
 from luthier.inference.runners.relative_positions import RelativePositions
+from luthier.inference.runners.row_attention import attend_rows, has_row_attention
+from luthier.inference.runners.score_attention import ScoreOptions
 
 NAME = "luthier_encoder_decoder"
 
@@ -182,6 +185,8 @@ class DecoderStep(AttentionStep):
         """Attend to the row's past, or to what the encoder read; see ``AttentionStep``."""
         if key is self.stand_in:
             return self._look_at_encoder(layer, query, scaling)
+        if has_row_attention(query, key, value):
+            return self._attend_by_kernel(layer, query, (key[0], value[0]), scaling)
         keys, values = self.arena.write(layer, self.slots, key[0], value[0])
         outputs = []
         for row in self.rows:
@@ -199,6 +204,10 @@ class DecoderStep(AttentionStep):
         self, layer: int, query: torch.Tensor, scaling: float | None
     ) -> torch.Tensor:
         keys, values = self.arena.read(layer)
+        if has_row_attention(query, keys):
+            options = ScoreOptions(scaling=scaling)
+            table = self._encoder_table
+            return attend_rows(query[0], None, (keys, values), table, options=options)[None]
         outputs = []
         for row, (start, end) in zip(self.rows, self.encoder_spans, strict=True):
             part = query[:, :, row.first : row.first + row.count]
@@ -208,6 +217,30 @@ class DecoderStep(AttentionStep):
                 )
             )
         return torch.cat(outputs, dim=2).transpose(1, 2)
+
+    def _attend_by_kernel(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        new: tuple[torch.Tensor, torch.Tensor],
+        scaling: float | None,
+    ) -> torch.Tensor:
+        bias = None
+        if self.biases:
+            longest = max(row.kv_end - row.kv_start for row in self.rows)
+            bias = self.biases.next_token(layer, longest)[0, :, 0]
+        options, stored = ScoreOptions(scaling=scaling), self.arena.read(layer)
+        return attend_rows(query[0], new, stored, self._table, options=options, bias=bias)[None]
+
+    @functools.cached_property
+    def _table(self) -> torch.Tensor:
+        return row_table(self.rows)
+
+    @functools.cached_property
+    def _encoder_table(self) -> torch.Tensor:
+        pairs = zip(self.rows, self.encoder_spans, strict=True)
+        numbers = [(row.first, row.count, start, end) for row, (start, end) in pairs]
+        return torch.tensor(numbers, dtype=torch.long)
 
     def _mask(self, layer: int, row: PackedRow) -> torch.Tensor | None:
         num_seen = row.start + row.count

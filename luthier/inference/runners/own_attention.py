@@ -109,7 +109,9 @@ class OwnAttention:
         scaling = query.shape[3] ** -0.5
         bias = functools.partial(self._bias, layer.num_heads, scaling, query.dtype)
         step = CurrentStep.of(layer)
-        return attend_with_bias(step, layer.layer_idx, query, key, value, scaling, bias)
+        return attend_with_bias(
+            step, layer.layer_idx, query, key, value, scaling, bias, is_relative=False
+        )
 
     def _attend_headwise(
         self,

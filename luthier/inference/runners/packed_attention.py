@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,9 +86,8 @@ class PackedBatch:
 
     @functools.cached_property
     def table(self) -> torch.Tensor:
-        """The rows as numbers, [R, 4]: first, count, kv_start, kv_end."""
-        numbers = [(row.first, row.count, row.kv_start, row.kv_end) for row in self.rows]
-        return torch.tensor(numbers, dtype=torch.long)
+        """The rows as ``row_table`` gives them."""
+        return row_table(self.rows)
 
     def rows_within(self, window: int | None) -> tuple[PackedRow, ...]:
         """The rows as a layer sees them whose tokens look back at ``window`` tokens at most.
@@ -105,6 +104,12 @@ class PackedBatch:
             if (row.first, window) not in self._windowed:
                 self._windowed[row.first, window] = _cut(row, window, self.slots.device)
         return tuple(self._windowed[row.first, window] for row in self.rows)
+
+
+def row_table(rows: Sequence[PackedRow]) -> torch.Tensor:
+    """Rows as ``attend_rows`` takes them: first, count, kv_start, kv_end of each, [R, 4]."""
+    numbers = [(row.first, row.count, row.kv_start, row.kv_end) for row in rows]
+    return torch.tensor(numbers, dtype=torch.long)
 
 
 def _cut(row: PackedRow, window: int, device: torch.device) -> PackedRow:

@@ -89,9 +89,9 @@ def attend_rows(
             arena and the slot behind the last, [R, 4], int64.
         options: What happens to scores.
         window: Slots that a token sees, its own included; None if it sees all before it.
-        bias: Added to the scaled scores by distance, [H, D] with D at least the slots of any row:
-            the last for a token itself, those before it for the ones before it. None if nothing is,
-            as without ``new``.
+        bias: Added to the scaled scores by distance, [H, D], a head's side by side, D at least the
+            slots of any row: the last for a token itself, those before it for the ones before it.
+            None if nothing is, as without ``new``.
         positions: Cosines and sines of the angles by which queries and new keys are still to be
             turned, [.., N, R] each and contiguous, R <= Dh even: pair (i, i + R / 2) of a head's
             numbers by angle i. None if nothing is.
@@ -131,9 +131,8 @@ def attend_rows(
         arguments.new_keys_head, arguments.new_keys_token = new_keys.stride()[:2]
         arguments.new_values_head, arguments.new_values_token = new_values.stride()[:2]
     if bias is not None:
-        bias = bias.contiguous()
         arguments.bias = bias.data_ptr()
-        arguments.bias_head, arguments.bias_origin = bias.shape[1], bias.shape[1] - 1
+        arguments.bias_head, arguments.bias_origin = bias.stride(0), bias.shape[1] - 1
     if positions is not None:
         cosines, sines = positions
         arguments.cosines, arguments.sines = cosines.data_ptr(), sines.data_ptr()

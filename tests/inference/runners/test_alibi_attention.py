@@ -41,6 +41,7 @@ def base_of(name: str, like: BaseModel) -> BaseModel:
     return BaseModel.from_memory(model, like.tokenizer, name=f"tiny-{name}")
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("name", MODELS)
 def test_32_requests_at_once_equal_transformers_generate(name: str, causal_base: BaseModel) -> None:
     base = base_of(name, causal_base)

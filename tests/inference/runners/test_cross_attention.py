@@ -57,6 +57,7 @@ def test_rows_of_an_encoder_see_all_of_themselves_and_nothing_else() -> None:
         )
 
 
+@pytest.mark.usefixtures("either_way")
 def test_what_was_read_is_what_a_step_looks_at_row_by_row() -> None:
     arena, stand_in = made_arena(), torch.zeros(1, HEADS, 1, DIM)
     keys, values = random(2, 1, HEADS, 5, DIM).unbind(0)

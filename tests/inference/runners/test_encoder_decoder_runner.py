@@ -125,6 +125,7 @@ def generated(base: BaseModel, request: GenerationRequest) -> list[int]:
     return output
 
 
+@pytest.mark.usefixtures("either_way")
 def test_32_requests_at_once_equal_transformers_generate(seq2seq_base: BaseModel) -> None:
     engine = BatchedEngine(seq2seq_base)
     requests = requests_of(32)

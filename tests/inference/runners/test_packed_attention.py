@@ -14,16 +14,22 @@ HEADS, KV_HEADS, DIM = 6, 2, 4
 LAYER = SimpleNamespace(layer_idx=1)
 
 
-def reference(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def reference(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, window: int | None
+) -> torch.Tensor:
     """One row with its whole past: [H, n, Dh] queries at the end of [K, t, Dh] keys."""
     count, total = query.shape[1], keys.shape[1]
     mask = torch.ones(count, total, dtype=torch.bool).tril(diagonal=total - count)
+    if window is not None:
+        mask = mask.triu(diagonal=total - count - window + 1)
     group = HEADS // KV_HEADS
     keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
     return scaled_dot_product_attention(query, keys, values, attn_mask=mask).transpose(0, 1)
 
 
-def test_rows_of_all_sorts_attend_to_their_own_past_only() -> None:
+@pytest.mark.parametrize("window", [None, 1, 3, 8])
+@pytest.mark.usefixtures("either_way")
+def test_rows_of_all_sorts_attend_to_their_own_past_only(window: int | None) -> None:
     torch.manual_seed(1)
     shape = KvShape(2, KV_HEADS, DIM)
     arena = KvArena(shape, 64, dtype=torch.float32, device=torch.device("cpu"))
@@ -46,10 +52,12 @@ def test_rows_of_all_sorts_attend_to_their_own_past_only() -> None:
         part = slice(first, first + new)
         keys = torch.cat([past[start][0], key[0, :, part]], 1)
         values = torch.cat([past[start][1], value[0, :, part]], 1)
-        expected.append(reference(query[0, :, part], keys, values))
+        expected.append(reference(query[0, :, part], keys, values, window))
         first += new
     batch = PackedBatch(arena, torch.tensor(slots), tuple(rows))
-    got, _ = packed_attention(LAYER, query, key, value, None, packed_batch=batch)
+    got, _ = packed_attention(
+        LAYER, query, key, value, None, packed_batch=batch, sliding_window=window
+    )
     torch.testing.assert_close(got[0], torch.cat(expected))
 
 
