@@ -26,7 +26,8 @@ from luthier.resources.shared_tensors import SharedTensors
 
 log = alog.use_channel(__name__)
 
-_RECURRENT_MODEL_TYPES = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"})
+#: Their state is in their modules, in kernels of their own, or nowhere.
+_KEEPS_NOTHING = frozenset({"openai-gpt", "recurrent_gemma", "xlstm"})
 
 BaseModelKind = Literal["causal", "seq2seq"]
 #: Attention by distance: these have no largest position, whatever their config says.
@@ -162,14 +163,14 @@ def kind_of(config: PretrainedConfig, *, name: str) -> BaseModelKind:
         ``causal`` or ``seq2seq``.
 
     Raises:
-        NotSupportedError: If it describes neither, such as BERT, or keeps a recurrent state, which
-            no engine here can hand from one token to the next.
+        NotSupportedError: If it describes neither, such as BERT, or hands out nothing that can be
+            handed in again with the next token.
     """
     model_type = config.model_type
-    if model_type in _RECURRENT_MODEL_TYPES:
+    if model_type in _KEEPS_NOTHING:
         raise NotSupportedError(
-            f"base model {name!r} is of type {model_type!r}, which keeps a recurrent state instead "
-            "of keys and values; attention-based language models are supported"
+            f"base model {name!r} is of type {model_type!r}, which hands out neither keys and "
+            "values nor a state that it takes back with the next token"
         )
     if config.is_encoder_decoder:
         if model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:

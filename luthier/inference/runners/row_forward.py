@@ -13,12 +13,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.adapters.model_inputs import prepare_inputs
 from luthier.errors import NotSupportedError
 from luthier.inference.prompts import Prompt
 from luthier.resources.base_model import BaseModel
+
+#: What models call what they keep of the tokens so far: keys and values, or a recurrent state.
+_CACHE_NAMES = ("past_key_values", "cache_params", "state")
 
 
 class RowForward(ABC):
@@ -143,10 +147,13 @@ class CausalRowForward(RowForward):
         self._model = inputs.model
         num_rows = max(1, len(prompt.token_ids)) if wants_prompt_logits else 1
         arguments = inputs.as_kwargs()
-        # Without padding the model counts positions itself, here and in each step alike.
-        arguments.pop("position_ids", None)
+        arguments.pop("position_ids", None)  # there is no padding
         self._cache = arguments.pop("past_key_values", None)
         self._num_seen = inputs.attention_mask.shape[1] - inputs.inputs_embeds.shape[1]
+        if inputs.inputs_embeds.shape[1] == ids.shape[1] and prompt.own_tokens is None:
+            # Some models look at the tokens themselves, too.
+            arguments["input_ids"] = ids
+            del arguments["inputs_embeds"]
         return self._forward(num_rows, inputs.inputs_embeds.shape[1], **arguments)[0]
 
     def last_hidden(self, prompt: Prompt) -> torch.Tensor:
@@ -167,21 +174,38 @@ class CausalRowForward(RowForward):
         return hidden[0, -1]
 
     def _select(self, sources: torch.Tensor) -> None:
-        self._cache.batch_select_indices(sources.to(self._model.device))
+        if not hasattr(self._cache, "reorder_cache"):  # RWKV mixes texts that come together
+            raise NotSupportedError(
+                f"base model {self._base_model.name!r} writes one text at a time, so no beams"
+            )
+        self._cache.reorder_cache(sources.to(self._model.device))
 
     def _steps(self, token_ids: Sequence[int]) -> torch.Tensor:
         ids = _row_of(token_ids, self._base_model).T
+        if "past_key_values" not in _arguments_of(self._model.__class__):
+            return self._forward(1, 1, input_ids=ids)[:, 0]  # a state has no place for a mask
         shape = (len(token_ids), self._num_seen + 1)
         mask = torch.ones(shape, dtype=torch.long, device=self._model.device)
         return self._forward(1, 1, input_ids=ids, attention_mask=mask)[:, 0]
 
     def _forward(self, num_rows: int, num_new: int, **inputs: torch.Tensor) -> torch.Tensor:
-        keep = {"logits_to_keep": num_rows} if _takes_logits_to_keep(self._model.__class__) else {}
-        output = self._model(
-            **inputs, past_key_values=self._cache, use_cache=True, return_dict=True, **keep
-        )
+        accepted = _arguments_of(self._model.__class__)
+        cache_name = next((name for name in _CACHE_NAMES if name in accepted), _CACHE_NAMES[0])
+        told: dict[str, Any] = {cache_name: self._cache}
+        if "logits_to_keep" in accepted:
+            told["logits_to_keep"] = num_rows
+        if "position_ids" in accepted:  # some models do not count what they have in a cache
+            stop = self._num_seen + num_new
+            told["position_ids"] = torch.arange(self._num_seen, stop, device=self._model.device)[
+                None
+            ]
+        output = self._model(**inputs, **told, use_cache=True, return_dict=True)
         self._num_seen += num_new
-        self._cache = output.past_key_values
+        self._cache = getattr(output, cache_name, None)
+        if self._cache is None:
+            raise NotSupportedError(
+                f"base model {self._base_model.name!r} keeps nothing of a token for the next one"
+            )
         logits: torch.Tensor = output.logits
         return logits[:, -num_rows:]
 
@@ -214,11 +238,12 @@ class Seq2SeqRowForward(RowForward):
         arguments = inputs.as_kwargs()
         self._cache = arguments.pop("past_key_values", None)
         self._encoder_mask = arguments.pop("attention_mask")
-        self._encoded = self._model.get_encoder()(
-            inputs_embeds=arguments.pop("inputs_embeds"),
-            attention_mask=self._encoder_mask,
-            return_dict=True,
-        )
+        embeddings = arguments.pop("inputs_embeds")
+        encoder = self._model.get_encoder()
+        read = {"inputs_embeds": embeddings}
+        if _needs_ids(encoder.__class__) and prompt.num_encoder_virtual_tokens == 0:
+            read = {"input_ids": _row_of(prompt.token_ids, self._base_model)}
+        self._encoded = encoder(**read, attention_mask=self._encoder_mask, return_dict=True)
         return self._forward(**arguments)
 
     def _select(self, sources: torch.Tensor) -> None:
@@ -252,5 +277,12 @@ def _row_of(token_ids: Sequence[int], base_model: BaseModel) -> torch.Tensor:
 
 
 @functools.cache
-def _takes_logits_to_keep(model_class: type[PreTrainedModel]) -> bool:
-    return "logits_to_keep" in inspect.signature(model_class.forward).parameters
+def _needs_ids(encoder_class: type[nn.Module]) -> bool:
+    """Whether an encoder must be given tokens, as FSMT's, and not just their embeddings."""
+    ids = inspect.signature(encoder_class.forward).parameters.get("input_ids")
+    return ids is not None and ids.default is inspect.Parameter.empty
+
+
+@functools.cache
+def _arguments_of(model_class: type[PreTrainedModel]) -> frozenset[str]:
+    return frozenset(inspect.signature(model_class.forward).parameters)

@@ -33,6 +33,13 @@ class LabelHead(nn.Module):
         self.hidden: torch.Tensor | None = None
         self._chosen: tuple[torch.Tensor, torch.Tensor] | None = None
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The model's own; some models look at its precision."""
+        weight = self.head.weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
     def choose(self, rows: torch.Tensor, positions: torch.Tensor) -> None:
         """Look at hidden[rows[i], positions[i]] in the next pass, both [N]."""
         self._chosen = (rows, positions)

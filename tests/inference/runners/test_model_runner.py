@@ -17,10 +17,10 @@ from transformers import (
     GPT2LMHeadModel,
     GptOssConfig,
     GptOssForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
-    OpenAIGPTConfig,
-    OpenAIGPTLMHeadModel,
     OPTConfig,
     OPTForCausalLM,
     Phi3Config,
@@ -216,8 +216,8 @@ def test_where_every_layer_has_a_window_no_row_holds_much_more(
     ("model", "reason"),
     [
         (
-            lambda: OpenAIGPTLMHeadModel(
-                OpenAIGPTConfig(vocab_size=400, n_embd=16, n_layer=1, n_head=2)
+            lambda: MambaForCausalLM(
+                MambaConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1)
             ),
             "does not let its attention be replaced",
         ),

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fixtures.model_families import tiny_model
 from transformers import T5ForConditionalGeneration
 
 from luthier.adapters.full_weights import FullWeights
@@ -66,3 +67,37 @@ def test_a_seq2seq_model_that_names_no_start_is_refused(seq2seq_base: BaseModel)
     model.generation_config.decoder_start_token_id = None
     with pytest.raises(NotSupportedError, match="decoder_start_token_id"):
         decoder_start_token_id(replace(seq2seq_base, model=model))
+
+
+@pytest.mark.parametrize("family", ["mamba", "bamba", "gpt2"])
+def test_texts_go_on_from_the_states_of_others(family: str, causal_base: BaseModel) -> None:
+    """Whatever a model keeps, and whether or not it counts positions; the reference is no cache."""
+    base = BaseModel.from_memory(tiny_model(family), causal_base.tokenizer, name=family)
+    forward = row_forward(base)
+    with torch.inference_mode():
+        forward.prefill(prepare_prompt(base, REQUEST), wants_prompt_logits=False)
+        forward.steps([50, 60, 70], sources=[0, 0, 0])
+        got = forward.steps([80, 90], sources=[2, 0])
+        for logits, end in zip(got, ([70, 80], [50, 90]), strict=True):
+            ids = torch.tensor([[*REQUEST.input_ids, *end]])
+            expected = base.model(input_ids=ids, use_cache=False).logits[0, -1]
+            torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_that_writes_one_text_at_a_time_refuses_several(causal_base: BaseModel) -> None:
+    base = BaseModel.from_memory(tiny_model("rwkv"), causal_base.tokenizer, name="rwkv")
+    forward = row_forward(base)
+    with torch.inference_mode():
+        forward.prefill(prepare_prompt(base, REQUEST), wants_prompt_logits=False)
+        with pytest.raises(NotSupportedError, match="'rwkv' writes one text at a time"):
+            forward.steps([50, 60], sources=[0, 0])
+
+
+def test_an_encoder_that_wants_tokens_gets_them(seq2seq_base: BaseModel) -> None:
+    base = BaseModel.from_memory(tiny_model("fsmt"), seq2seq_base.tokenizer, name="fsmt")
+    with torch.inference_mode():
+        got = row_forward(base).prefill(prepare_prompt(base, REQUEST), wants_prompt_logits=False)
+        expected = base.model(
+            input_ids=torch.tensor([REQUEST.input_ids]), decoder_input_ids=torch.tensor([[2]])
+        ).logits[0]
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)

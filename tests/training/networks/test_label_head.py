@@ -33,6 +33,7 @@ def _tiny(model_type: str, **settings: object) -> PreTrainedModel:
     ("model_type", "settings", "is_last"),
     [
         ("llama", {}, True),
+        ("mamba", {"state_size": 4}, True),  # looks at the layer's precision
         ("granite", {"logits_scaling": 4.0}, False),
         ("gemma2", {"head_dim": 8, "final_logit_softcapping": 3.0}, False),
         ("cohere", {"logit_scale": 0.25}, False),
