@@ -83,18 +83,20 @@ def prepare_prompt(
     token_ids = _or_beginning(base_model, request.input_ids, num_virtual=_num_virtual(leading))
     _check_ids(base_model, token_ids, own_tokens)
     prompt = Prompt(token_ids, adapter, soft_prompt, None, key_values, own_tokens)
-    if base_model.max_positions is None:
-        return prompt
+    max_positions = base_model.max_decoder_positions
     num_virtual = _num_virtual(leading)
-    if is_seq2seq:
+    if is_seq2seq and base_model.max_encoder_positions is not None:
         num_encoded = len(token_ids) + num_virtual
-        _check_length(num_encoded - 1, request, num_virtual, base_model.max_positions)
+        _check_length(num_encoded - 1, request, num_virtual, base_model.max_encoder_positions)
+    if max_positions is None:
+        return prompt
+    if is_seq2seq:
         num_used = 1 + _num_virtual(soft_prompt.decoder) + num_cached
     else:
         num_virtual += num_cached
         num_used = len(token_ids) + num_virtual
-    _check_length(num_used, request, num_virtual, base_model.max_positions)
-    return replace(prompt, room=base_model.max_positions - num_used)
+    _check_length(num_used, request, num_virtual, max_positions)
+    return replace(prompt, room=max_positions - num_used)
 
 
 def _num_virtual(soft_prompt: torch.Tensor | None) -> int:

@@ -31,7 +31,7 @@ _KEEPS_NOTHING = frozenset({"openai-gpt", "recurrent_gemma", "xlstm"})
 
 BaseModelKind = Literal["causal", "seq2seq"]
 #: Attention by distance: these have no largest position, whatever their config says.
-_UNBOUNDED_TYPES = frozenset({"t5", "mt5", "umt5", "longt5", "bloom", "mpt"})
+_UNBOUNDED_TYPES = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers", "bloom", "mpt"})
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length")
 
 
@@ -145,6 +145,16 @@ class BaseModel:
     def hidden_size(self) -> int:
         """D, of the input embeddings."""
         return self.embedding_weight.shape[1]
+
+    @property
+    def max_encoder_positions(self) -> int | None:
+        """Tokens that a seq2seq model's encoder can read; LED's reads more than it writes."""
+        return getattr(self.model.config, "max_encoder_position_embeddings", self.max_positions)
+
+    @property
+    def max_decoder_positions(self) -> int | None:
+        """Tokens that the decoder can attend to of its own."""
+        return getattr(self.model.config, "max_decoder_position_embeddings", self.max_positions)
 
     @property
     def vocab_size(self) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from transformers import LEDConfig, LEDForConditionalGeneration
 
 from luthier.adapters.base import Adapter
 from luthier.data_model.sampling import SamplingParams
@@ -54,6 +55,22 @@ def test_a_seq2seq_encoder_may_be_filled_and_its_decoder_counts_alone(
     assert prompt.room == 4
     with pytest.raises(InvalidInputError, match="6 tokens and 3 virtual tokens"):
         prepare_prompt(base, request_of(6, adapter))
+
+
+def test_an_encoder_that_reads_more_than_its_decoder_writes(seq2seq_base: BaseModel) -> None:
+    config = LEDConfig(
+        vocab_size=400,
+        d_model=8,
+        encoder_layers=1,
+        decoder_layers=1,
+        max_encoder_position_embeddings=40,
+        max_decoder_position_embeddings=12,
+    )
+    model = LEDForConditionalGeneration(config)
+    base = BaseModel.from_memory(model, seq2seq_base.tokenizer, name="led")
+    assert prepare_prompt(base, request_of(40)).room == 11
+    with pytest.raises(InvalidInputError, match=r"has 41 tokens.*context of 40 tokens"):
+        prepare_prompt(base, request_of(41))
 
 
 def test_an_empty_prompt_without_a_beginning_token_is_refused(causal_base: BaseModel) -> None:
