@@ -71,9 +71,14 @@ ONE_RANK = {"qv": 8, "all": 16}
 
 
 def make_loras(
-    base: BaseModel, count: int, *, targets: str, ranks: Sequence[int] = RANKS
+    base: BaseModel,
+    count: int,
+    *,
+    targets: str,
+    ranks: Sequence[int] = RANKS,
+    factors_in: torch.dtype = torch.float32,
 ) -> list[LoraAdapter]:
-    """Random ones, strong enough to change what the model says."""
+    """Random ones, strong enough to change what the model says; numbers of ``factors_in``."""
     made = []
     for index in range(count):
         config = LoraConfig(rank=ranks[index % len(ranks)], target_modules=TARGETS[targets])
@@ -83,6 +88,8 @@ def make_loras(
             for factors in adapter.factors.values():
                 noise = torch.randn(factors.lora_b.shape, generator=generator)
                 factors.lora_b.copy_(noise * (0.02 / config.rank**0.5))
+                for tensor in (factors.lora_a, factors.lora_b):
+                    tensor.copy_(tensor.to(factors_in))
         made.append(adapter)
     return made
 
@@ -199,7 +206,8 @@ def main() -> int:
                 adapters[name] = [lora] * arguments.requests
             engines[f"merged_{targets}"] = merging_engine(base)
             continue
-        loras = make_loras(base, arguments.requests, targets=targets)
+        factors_in = getattr(torch, arguments.factors)
+        loras = make_loras(base, arguments.requests, targets=targets, factors_in=factors_in)
         adapters[f"mixed_{targets}"] = with_soft_prompts(base, loras)
         adapters[f"lora_{targets}"] = list(loras)
         if arguments.with_peft:
@@ -288,6 +296,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--longest-answer", type=int, default=128)
+    parser.add_argument(
+        "--factors", choices=("float32", "bfloat16", "float16"), default="float32",
+        help="what LoRAs were saved in: those of 16 bits are held in as many",
+    )  # fmt: skip
     parser.add_argument("--one-adapter", action="store_true", help="for all requests")
     parser.add_argument("--with-peft", action="store_true", help="takes minutes")
     return parser.parse_args()
