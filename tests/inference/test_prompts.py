@@ -60,7 +60,7 @@ def test_a_seq2seq_encoder_may_be_filled_and_its_decoder_counts_alone(
 def test_an_encoder_that_reads_more_than_its_decoder_writes(seq2seq_base: BaseModel) -> None:
     config = LEDConfig(
         vocab_size=400,
-        d_model=8,
+        d_model=16,
         encoder_layers=1,
         decoder_layers=1,
         max_encoder_position_embeddings=40,
