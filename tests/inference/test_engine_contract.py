@@ -577,13 +577,13 @@ def mixed_requests(base_model: BaseModel, make_prompt: MakePrompt) -> list[Gener
 
 
 def same(left: list[GenerationChunk], right: list[GenerationChunk]) -> bool:
-    """Equal but for the last digits of log-probabilities."""
+    """Equal but for rounding: fp32 alone takes 8e-5 from this T5's log-probabilities."""
     return (
         tokens_in(left) == tokens_in(right)
         and [(c.text, c.finish_reason, c.seed) for c in left]
         == [(c.text, c.finish_reason, c.seed) for c in right]
         and all(
-            a.logprob == pytest.approx(b.logprob, abs=1e-4)
+            a.logprob == pytest.approx(b.logprob, abs=3e-4)
             for one, other in zip(left, right, strict=True)
             for a, b in zip(one.tokens, other.tokens, strict=True)
         )

@@ -17,6 +17,8 @@ from luthier.inference.deltas.own_tokens import look_up_tokens
 from luthier.inference.linear.few_tokens import quicken_few_tokens
 from luthier.inference.memory.kv_cache import KvShape
 from luthier.inference.memory.kv_memory import KvMemory
+from luthier.inference.rowwise.gated_mlps import quicken_gates
+from luthier.inference.rowwise.rms_norms import quicken_norms
 from luthier.inference.runners.base import Runner, RunnerLimits
 from luthier.inference.runners.cross_attention import (
     NAME,
@@ -127,6 +129,8 @@ class EncoderDecoderRunner(Runner):
         replace_own_attention(packed)
         let_experts_take_all(packed)
         quicken_few_tokens(self._model)
+        quicken_norms(self._model)
+        quicken_gates(self._model)
         self._delta_layers = DeltaLayers(self._model, limits.merging)
         self._reading_layers: set[str] = set()
         self._embed = self._model.get_input_embeddings()

@@ -16,6 +16,8 @@ from luthier.inference.linear.few_tokens import quicken_few_tokens
 from luthier.inference.linear.int8_weights import use_int8_weights
 from luthier.inference.memory.kv_cache import KvShape
 from luthier.inference.memory.kv_memory import KvMemory
+from luthier.inference.rowwise.gated_mlps import quicken_gates
+from luthier.inference.rowwise.rms_norms import quicken_norms
 from luthier.inference.runners.alibi_attention import AlibiAttention, uses_alibi
 from luthier.inference.runners.base import Runner, RunnerLimits
 from luthier.inference.runners.current_step import CurrentStep
@@ -73,6 +75,8 @@ class PackedRunner(Runner):
         self._model = with_packed_attention(base_model.model, name=NAME, attention=told_attention)
         self._step: CurrentStep[PackedBatch | ShapeProbe] = CurrentStep(self._model)
         quicken_few_tokens(self._model)
+        quicken_norms(self._model)
+        quicken_gates(self._model)
         if uses_alibi(self._model):
             AlibiAttention(self._model)
         elif has_own_attention(self._model):
