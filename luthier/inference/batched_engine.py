@@ -33,8 +33,8 @@ from luthier.inference.channels import ChannelStream, Item, deliver
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
 from luthier.inference.runners.base import Runner, RunnerLimits
-from luthier.inference.runners.encoder_decoder_runner import EncoderDecoderRunner
 from luthier.inference.runners.model_runner import PackedRunner
+from luthier.inference.runners.seq2seq.encoder_decoder_runner import EncoderDecoderRunner
 from luthier.inference.sampling.prompt_lookup import PromptLookup
 from luthier.inference.sampling.step_answers import RowItems, StepAnswers, end_of, ended_in_time
 from luthier.inference.scheduling.admission import Admission

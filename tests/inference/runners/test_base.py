@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from luthier.inference.runners.base import Runner, RunnerLimits
-from luthier.inference.runners.encoder_decoder_runner import EncoderDecoderRunner
 from luthier.inference.runners.model_runner import PackedRunner
+from luthier.inference.runners.seq2seq.encoder_decoder_runner import EncoderDecoderRunner
 from luthier.resources.base_model import BaseModel
 
 

@@ -9,7 +9,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from luthier.errors import NotSupportedError
 from luthier.inference.memory.kv_cache import KvArena, KvShape
-from luthier.inference.runners.cross_attention import (
+from luthier.inference.runners.current_step import CurrentStep
+from luthier.inference.runners.packed_attention import PackedRow
+from luthier.inference.runners.seq2seq.cross_attention import (
     AttentionStep,
     DecoderStep,
     EncoderStep,
@@ -17,9 +19,7 @@ from luthier.inference.runners.cross_attention import (
     reading_cache,
     stand_in_cache,
 )
-from luthier.inference.runners.current_step import CurrentStep
-from luthier.inference.runners.packed_attention import PackedRow
-from luthier.inference.runners.relative_positions import RelativePositions
+from luthier.inference.runners.seq2seq.relative_positions import RelativePositions
 
 HEADS, DIM = 2, 4
 NO_BIASES = RelativePositions(nn.Identity())

@@ -8,7 +8,7 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
     SwitchTransformersSparseMLP,
 )
 
-from luthier.inference.runners.expert_capacity import drops_tokens, let_experts_take_all
+from luthier.inference.runners.seq2seq.expert_capacity import drops_tokens, let_experts_take_all
 
 
 def layers() -> list[nn.Module]:

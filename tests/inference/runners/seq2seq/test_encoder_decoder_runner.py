@@ -37,7 +37,7 @@ from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
 from luthier.inference.runners.base import RunnerLimits
-from luthier.inference.runners.encoder_decoder_runner import EncoderDecoderRunner
+from luthier.inference.runners.seq2seq.encoder_decoder_runner import EncoderDecoderRunner
 from luthier.resources.base_model import BaseModel
 
 

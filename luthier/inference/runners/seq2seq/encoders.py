@@ -25,10 +25,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from luthier.inference.deltas.delta_layers import DeltaLayers
 from luthier.inference.deltas.delta_steps import AdapterSpan
-from luthier.inference.runners.cross_attention import AttentionStep, EncoderStep
 from luthier.inference.runners.current_step import CurrentStep
-from luthier.inference.runners.packed_positions import PackedPositions
-from luthier.inference.runners.relative_positions import RelativePositions
+from luthier.inference.runners.seq2seq.cross_attention import AttentionStep, EncoderStep
+from luthier.inference.runners.seq2seq.packed_positions import PackedPositions
+from luthier.inference.runners.seq2seq.relative_positions import RelativePositions
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,13 @@ from luthier.inference.memory.kv_memory import KvMemory
 from luthier.inference.rowwise.gated_mlps import quicken_gates
 from luthier.inference.rowwise.rms_norms import quicken_norms
 from luthier.inference.runners.base import Runner, RunnerLimits
-from luthier.inference.runners.cross_attention import (
+from luthier.inference.runners.current_step import CurrentStep
+from luthier.inference.runners.packed_attention import PackedRow, with_packed_attention
+from luthier.inference.runners.row_forward import (
+    decoder_start_token_id,
+    positions_change_with_length,
+)
+from luthier.inference.runners.seq2seq.cross_attention import (
     NAME,
     AttentionStep,
     DecoderStep,
@@ -29,8 +35,7 @@ from luthier.inference.runners.cross_attention import (
     reading_cache,
     stand_in_cache,
 )
-from luthier.inference.runners.current_step import CurrentStep
-from luthier.inference.runners.encoders import (
+from luthier.inference.runners.seq2seq.encoders import (
     Encoder,
     EncoderInput,
     LoneEncoder,
@@ -38,16 +43,11 @@ from luthier.inference.runners.encoders import (
     PackedEncoder,
     give_own_attention,
 )
-from luthier.inference.runners.expert_capacity import drops_tokens, let_experts_take_all
-from luthier.inference.runners.own_cross_attention import replace_own_attention
-from luthier.inference.runners.packed_attention import PackedRow, with_packed_attention
-from luthier.inference.runners.packed_positions import PackedPositions
-from luthier.inference.runners.relative_positions import RelativePositions
-from luthier.inference.runners.row_forward import (
-    decoder_start_token_id,
-    positions_change_with_length,
-)
-from luthier.inference.runners.seq2seq_reference import logits_of, shape_of
+from luthier.inference.runners.seq2seq.expert_capacity import drops_tokens, let_experts_take_all
+from luthier.inference.runners.seq2seq.own_cross_attention import replace_own_attention
+from luthier.inference.runners.seq2seq.packed_positions import PackedPositions
+from luthier.inference.runners.seq2seq.reference import logits_of, shape_of
+from luthier.inference.runners.seq2seq.relative_positions import RelativePositions
 from luthier.resources.base_model import BaseModel
 
 log = alog.use_channel(__name__)

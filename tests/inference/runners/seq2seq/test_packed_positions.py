@@ -12,7 +12,7 @@ from transformers import (
     PegasusXModel,
 )
 
-from luthier.inference.runners.packed_positions import PackedPositions
+from luthier.inference.runners.seq2seq.packed_positions import PackedPositions
 
 
 def test_a_table_looks_up_where_tokens_stand_in_their_own_rows() -> None:

@@ -7,7 +7,7 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration, UMT5Config
 from transformers import UMT5ForConditionalGeneration as Umt5Model
 
-from luthier.inference.runners.relative_positions import RelativePositions
+from luthier.inference.runners.seq2seq.relative_positions import RelativePositions
 
 SIZES = {"vocab_size": 40, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 3, "num_heads": 4}
 

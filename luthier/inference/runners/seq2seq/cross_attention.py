@@ -28,9 +28,9 @@ from luthier.errors import NotSupportedError
 from luthier.inference.memory.kv_cache import KvArena
 from luthier.inference.runners.current_step import CurrentStep
 from luthier.inference.runners.packed_attention import PackedRow, refuse_unknown, row_table
-from luthier.inference.runners.relative_positions import RelativePositions
 from luthier.inference.runners.row_attention import attend_rows, has_row_attention
 from luthier.inference.runners.score_attention import ScoreOptions
+from luthier.inference.runners.seq2seq.relative_positions import RelativePositions
 
 NAME = "luthier_encoder_decoder"
 

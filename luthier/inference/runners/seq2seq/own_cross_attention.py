@@ -15,7 +15,7 @@ from transformers.cache_utils import EncoderDecoderCache
 from transformers.models.led.modeling_led import LEDDecoderAttention
 from transformers.models.mvp.modeling_mvp import MvpAttention
 
-from luthier.inference.runners.cross_attention import encoder_decoder_attention
+from luthier.inference.runners.seq2seq.cross_attention import encoder_decoder_attention
 
 
 def replace_own_attention(network: nn.Module) -> None:

@@ -8,7 +8,7 @@ from transformers import BartConfig, BartModel, MvpConfig, MvpForConditionalGene
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference.base import GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
-from luthier.inference.runners.own_cross_attention import replace_own_attention
+from luthier.inference.runners.seq2seq.own_cross_attention import replace_own_attention
 from luthier.resources.base_model import BaseModel
 
 

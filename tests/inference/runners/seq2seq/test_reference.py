@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from luthier.inference.memory.kv_cache import KvShape
-from luthier.inference.runners.seq2seq_reference import logits_of, shape_of
+from luthier.inference.runners.seq2seq.reference import logits_of, shape_of
 from luthier.resources.base_model import BaseModel
 
 
