@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from luthier.data_model.options.option_table import GROUPS, OPTIONS, Option
-from luthier.data_model.options.run_options import FULL_FINE_TUNING, LORA, PROMPT_TUNING
+from luthier.data_model.options.run_options import FULL_FINE_TUNING, HEAD, LORA, PROMPT_TUNING
 from luthier.data_model.other_systems.foreign_setting import ABSENT, ForeignSetting
 from luthier.data_model.other_systems.importing import IMPLIED, SETTINGS_OF
 from luthier.data_model.other_systems.llm_trainer_settings import PRESETS
@@ -22,8 +22,9 @@ _MEANINGS: Mapping[str, str] = {
     "training": "The loop.",
     "augmentation": "What is drawn anew in each epoch.",
     "prediction": "What is measured on held-out rows.",
-    "lora": "For method lora alone.",
-    "tuning_config": "For prompt_tuning and multitask_prompt_tuning alone.",
+    "lora": "For methods lora and head alone.",
+    "tuning_config": "For prompt_tuning and its kin alone.",
+    "head": "For method head alone.",
     "environment": "Where and how repeatably.",
     "logging": "What is shown, and where it is sent.",
 }
@@ -97,7 +98,7 @@ def _default(option: Option) -> str:
     usual = option.default(PROMPT_TUNING)
     others = [
         f"{method} `{_shown(option.default(method))}`"
-        for method in (LORA, FULL_FINE_TUNING)
+        for method in (LORA, FULL_FINE_TUNING, HEAD)
         if option.default(method) != usual and option.path != "general.method"
     ]
     return "; ".join([f"`{_shown(usual)}`", *others])

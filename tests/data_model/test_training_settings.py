@@ -62,6 +62,7 @@ def test_every_option_of_a_file_is_in_a_request_or_has_a_reason(name: str) -> No
         "lora": frozen_numbers()["TextGenerationTaskLoraTuningTrainParameters"],
         "tuning_config": TuningConfig.fields,
         "general": ("base_model", "model_name"),
+        "head": frozen_numbers()["TextClassificationTaskHeadTuningTrainParameters"],
     }[option.part]
     assert [name in places, name in NOT_ON_THE_WIRE].count(True) == 1, option.path
 

@@ -10,7 +10,6 @@ from typing import Any
 from luthier.data_model.experiment_file import read_yaml_mapping
 from luthier.data_model.options.experiment import ExperimentOptions
 from luthier.data_model.options.option_table import GROUPS, is_option, path_of
-from luthier.data_model.options.run_options import HEAD
 from luthier.data_model.other_systems.importing import (
     SETTINGS_OF,
     ImportedExperiment,
@@ -74,8 +73,6 @@ def read_experiment(
     system = System.LLM_TRAINER if preset_name else system_of(content)
     if preset_name:
         content = {**preset(preset_name), **content}
-    if HEAD in (given.get("method"), content.get("method")):
-        ExperimentOptions.defaults(HEAD)  # says why there is none
     foreign = {} if system is None else _foreign_names(given, system)
     ours = {_path(name): value for name, value in given.items() if name not in foreign}
     imported = None

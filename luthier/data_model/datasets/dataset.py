@@ -22,7 +22,13 @@ from luthier.data_model.conversations import (
 )
 from luthier.data_model.datasets.chains import find_parents, group_turns, join_turns
 from luthier.data_model.datasets.renaming import NewNames
-from luthier.data_model.datasets.shapes import DatasetRow, Shape, columns_of, shape_of
+from luthier.data_model.datasets.shapes import (
+    DatasetRow,
+    Shape,
+    columns_of,
+    shape_of,
+    shape_of_classes,
+)
 from luthier.data_model.datasets.splitting import Units, hold_out, sample
 from luthier.data_model.formats.files import read_rows
 from luthier.data_model.formats.opening import StreamLimits
@@ -50,12 +56,15 @@ class Dataset:
     shape: Shape
 
 
-def load_dataset(options: DatasetOptions, limits: StreamLimits | None = None) -> Dataset:
+def load_dataset(
+    options: DatasetOptions, limits: StreamLimits | None = None, *, has_classes: bool = False
+) -> Dataset:
     """Read, check, split and sample a data set.
 
     Args:
         options: Files, columns, split and sample; validated here.
         limits: Which files and how much; no confinement if None.
+        has_classes: Whether rows are texts with a class each, for a classification.
 
     Returns:
         The data set.
@@ -70,9 +79,15 @@ def load_dataset(options: DatasetOptions, limits: StreamLimits | None = None) ->
     limits = limits or StreamLimits()
     if not options.train_dataframe:
         raise InvalidInputError("'train_dataframe' names no file")
-    train = _Table.open(options.train_dataframe, options, limits)
+    train = _Table.open(options.train_dataframe, options, limits, has_classes=has_classes)
     if options.validation_strategy == "custom":
-        held_out = _Table.open(options.validation_dataframe, options, limits, is_validation=True)
+        held_out = _Table.open(
+            options.validation_dataframe,
+            options,
+            limits,
+            is_validation=True,
+            has_classes=has_classes,
+        )
         train_units, validation_units = train.units, held_out.units
     else:
         held_out = train
@@ -104,6 +119,7 @@ class _Table:
         limits: StreamLimits,
         *,
         is_validation: bool = False,
+        has_classes: bool = False,
     ) -> _Table:
         first = next(iter(read_rows(name, limits)), None)
         if first is None:
@@ -114,6 +130,8 @@ class _Table:
         shape = shape_of(columns, options, first.place)
         while (wider := _wider_shape(name, shape, columns, options, limits)) is not None:
             shape, columns = wider
+        if has_classes:
+            shape = shape_of_classes(shape, first.place)
         names = None
         if options.personalize:
             names = NewNames(options.chatbot_name, options.chatbot_author)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from luthier.data_model.conversations import (
@@ -56,6 +56,7 @@ class Shape:
         system_column: System text, or None.
         id_column: Of chained rows, else None.
         parent_id_column: Of chained rows, else None.
+        has_classes: Whether the answer is one class, not text: several labels are refused.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Shape:
     system_column: str | None = None
     id_column: str | None = None
     parent_id_column: str | None = None
+    has_classes: bool = False
 
     @property
     def makes_turns(self) -> bool:
@@ -121,6 +123,10 @@ class Shape:
         if self.name == "classification" and isinstance(cells.get(self.answer_column), list):
             labels = cells[self.answer_column]
             assert isinstance(labels, list)
+            if self.has_classes and len(labels) > 1:
+                raise TrainingDataError(
+                    f"{place} has {len(labels)} labels; a classification gives each text one"
+                )
             answer = ",".join(_scalar(label, self.answer_column, place) for label in labels)
         else:
             answer = _text(cells, self.answer_column, place)
@@ -209,6 +215,27 @@ def _detected_shape(columns: Sequence[str], options: DatasetOptions, place: str)
         f"{place}: no known shape has the columns {shown(', '.join(columns))}; name them with "
         "'prompt_column' and 'answer_column'"
     )
+
+
+def shape_of_classes(shape: Shape, place: str) -> Shape:
+    """The shape of rows that are classified.
+
+    Args:
+        shape: From ``shape_of``.
+        place: Of the first row, for the message.
+
+    Returns:
+        The same, with one class per row.
+
+    Raises:
+        TrainingDataError: If rows have no class: conversations and plain text.
+    """
+    if shape.makes_turns or not shape.prompt_columns:
+        raise TrainingDataError(
+            f"{place}: a classification is learned from texts with a label; these rows are "
+            f"{'conversations' if shape.name != 'text' else 'plain text'}"
+        )
+    return replace(shape, has_classes=True)
 
 
 def _pair_of(known: set[str]) -> tuple[str, tuple[str, ...], str] | None:

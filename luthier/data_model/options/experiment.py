@@ -4,7 +4,7 @@
 follow H2O LLM Studio's::
 
     general  dataset  tokenizer  architecture  training  augmentation  prediction
-    lora  tuning_config  environment  logging
+    lora  tuning_config  head  environment  logging
 
 ``option_table`` lists them all.
 """
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.data_model.options.dataset_options import DatasetOptions
+from luthier.data_model.options.head import HeadOptions
 from luthier.data_model.options.limits import UNLIMITED, TrainingLimits
 from luthier.data_model.options.lora import LoraConfig, LoraLimits
 from luthier.data_model.options.lora_starts import require_loftq_base
@@ -46,7 +47,7 @@ from luthier.data_model.options.training_options import (
     PROMPT_TUNING_DEFAULTS,
     TrainingOptions,
 )
-from luthier.errors import InvalidInputError, NotSupportedError, did_you_mean
+from luthier.errors import InvalidInputError, did_you_mean
 from luthier.files.names import check_name
 
 #: Kinds that ``Setting.check`` knows; the parts check the others themselves.
@@ -63,8 +64,9 @@ class ExperimentOptions:
         general: Method, base model, name and place of the result.
         dataset: Files, columns, rendering, split, augmentation.
         training: The loop.
-        lora: For method lora alone.
+        lora: For methods lora and head alone.
         tuning_config: For prompt tuning alone.
+        head: For method head alone.
     """
 
     general: RunOptions = field(default_factory=RunOptions)
@@ -72,6 +74,7 @@ class ExperimentOptions:
     training: TrainingOptions = PROMPT_TUNING_DEFAULTS
     lora: LoraConfig = field(default_factory=LoraConfig)
     tuning_config: PromptOptions = field(default_factory=PromptOptions)
+    head: HeadOptions = field(default_factory=HeadOptions)
 
     @classmethod
     def defaults(cls, method: str) -> ExperimentOptions:
@@ -84,15 +87,8 @@ class ExperimentOptions:
             The options, with ``general.method`` set.
 
         Raises:
-            NotSupportedError: For a classification head, which is tuned in other ways.
             InvalidInputError: For another method.
         """
-        if method == HEAD:
-            raise NotSupportedError(
-                "'general.method' head is not for experiments in groups: neither for such a file, "
-                "nor for a dry run, an export, several files or several processes. 'luthier train "
-                "--method head' tunes one from options or a flat file, HeadTuning.train in Python"
-            )
         if method not in METHODS:
             raise InvalidInputError(
                 f"'general.method' must be one of {', '.join(METHODS)}, "
@@ -253,8 +249,16 @@ class ExperimentOptions:
                 "'architecture.quantization' has no use with method full_fine_tuning: what is "
                 "quantised cannot be learned"
             )
-        if method == LORA:
+        if method in (LORA, HEAD):
             self.lora.validate(LoraLimits())
+        if method == HEAD:
+            self.head.validate(limits)
+            if not self.head.use_lora and self.lora != LoraConfig():
+                raise InvalidInputError(
+                    "'head.use_lora' is false and there are options of a LoRA; leave out the one "
+                    "or the others"
+                )
+        if method == LORA:
             require_loftq_base(
                 self.lora.initialisation,
                 quantization=self.training.quantization,
@@ -273,7 +277,9 @@ class ExperimentOptions:
 
 def _has_use(part: str, method: str) -> bool:
     if part == "lora":
-        return method == LORA
+        return method in (LORA, HEAD)
+    if part == "head":
+        return method == HEAD
     if part == "tuning_config":
         return method in PROMPT_TUNING_METHODS
     return True

@@ -14,12 +14,14 @@ from types import MappingProxyType
 from typing import Any
 
 from luthier.data_model.options.dataset_options import DatasetOptions
+from luthier.data_model.options.head import HeadOptions
 from luthier.data_model.options.lora import (
     LORA_TUNING_DEFAULTS,
     LoraConfig,
 )
 from luthier.data_model.options.run_options import (
     FULL_FINE_TUNING,
+    HEAD,
     LORA,
     MULTITASK_PROMPT_TUNING,
     P_TUNING,
@@ -31,6 +33,7 @@ from luthier.data_model.options.run_options import (
 from luthier.data_model.options.setting import Setting
 from luthier.data_model.options.training_options import (
     FULL_FINE_TUNING_DEFAULTS,
+    HEAD_TUNING_DEFAULTS,
     NETWORK_PROMPT_DEFAULTS,
     PROMPT_TUNING_DEFAULTS,
     TrainingOptions,
@@ -45,6 +48,7 @@ PARTS: Mapping[str, type[Any]] = MappingProxyType(
         "training": TrainingOptions,
         "lora": LoraConfig,
         "tuning_config": PromptOptions,
+        "head": HeadOptions,
     }
 )
 #: Fields whose group is not called like the part that holds them.
@@ -100,6 +104,7 @@ GROUPS = (
     "prediction",
     "lora",
     "tuning_config",
+    "head",
     "environment",
     "logging",
 )
@@ -112,6 +117,7 @@ DEFAULTS_OF_METHOD: Mapping[str, TrainingOptions] = MappingProxyType(
         PREFIX_TUNING: NETWORK_PROMPT_DEFAULTS,
         LORA: LORA_TUNING_DEFAULTS,
         FULL_FINE_TUNING: FULL_FINE_TUNING_DEFAULTS,
+        HEAD: HEAD_TUNING_DEFAULTS,
     }
 )
 

@@ -26,9 +26,8 @@ PREFIX_TUNING = "prefix_tuning"
 LORA = "lora"
 FULL_FINE_TUNING = "full_fine_tuning"
 PROMPT_TUNING_METHODS = (PROMPT_TUNING, MULTITASK_PROMPT_TUNING, P_TUNING, PREFIX_TUNING)
-#: Of no experiment, but of requests.
 HEAD = "head"
-METHODS = (*PROMPT_TUNING_METHODS, LORA, FULL_FINE_TUNING)
+METHODS = (*PROMPT_TUNING_METHODS, LORA, FULL_FINE_TUNING, HEAD)
 
 INIT_METHODS = tuple(PromptTuningInit.__members__)
 OUTPUT_MODEL_TYPES = tuple(PromptOutputModelType.__members__)

@@ -68,3 +68,10 @@ PROMPT_TUNING_DEFAULTS = TrainingOptions()
 NETWORK_PROMPT_DEFAULTS = dataclasses.replace(PROMPT_TUNING_DEFAULTS, learning_rate=0.01)
 #: caikit-nlp's ``TextGeneration.train``.
 FULL_FINE_TUNING_DEFAULTS = TrainingOptions(num_epochs=5, learning_rate=2e-5)
+#: For classification heads, alone or over a LoRA.
+HEAD_TUNING_DEFAULTS = TrainingOptions(
+    num_epochs=3,
+    learning_rate=2e-4,
+    accumulate_steps=1,
+    metrics=("loss", "accuracy", "macro_f1"),
+)

@@ -141,7 +141,9 @@ def dry_run(options: ExperimentOptions, *, num_measured: int = NUM_MEASURED) -> 
         return DryRunReport(
             train=train,
             validation=None if validation is None else _summary(validation, kind),
-            first_batch=tuple(_segments(example, shown) for example in first_batch),
+            first_batch=tuple(
+                _segments(example, shown, class_labels=data.class_labels) for example in first_batch
+            ),
             num_steps=training.num_epochs
             * num_windows(
                 len(data),
@@ -232,8 +234,15 @@ def _summary(data: TrainingData, kind: BaseModelKind) -> DataSummary:
     )
 
 
-def _segments(example: Example, base: BaseModel) -> tuple[TextSegment, ...]:
-    """The row as text, cut where learning starts and stops."""
+def _segments(
+    example: Example, base: BaseModel, *, class_labels: Sequence[str]
+) -> tuple[TextSegment, ...]:
+    """The row as text, cut where learning starts and stops; of a classification, its class."""
+    if class_labels:
+        return (
+            TextSegment(_decoded(example.input_ids[:-1], base), is_learned=False),
+            TextSegment(class_labels[example.labels[-1]], is_learned=True),
+        )
     if base.kind == "seq2seq":
         return (
             TextSegment(_decoded(example.input_ids, base), is_learned=False),

@@ -14,40 +14,22 @@ import torch
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.full_weights import FullWeights
-from luthier.adapters.lora.building import create_lora
-from luthier.adapters.prompts.initialisation import make_adapter
-from luthier.adapters.prompts.source_prompt import (
-    SourcePrompt,
-    read_source_prompt,
-    resolve_source_prompt,
-)
+from luthier.adapters.heads.classification_head import ClassificationHead
 from luthier.data_model.datasets.dataset import Dataset, load_dataset
 from luthier.data_model.options.experiment import ExperimentOptions
-from luthier.data_model.options.lora_starts import LOFTQ_INIT
-from luthier.data_model.options.prompt_encoder import encoder_options
-from luthier.data_model.options.prompt_words import (
-    PromptOutputModelType,
-    TuningType,
-    parse_init_method,
-    parse_output_model_types,
-)
-from luthier.data_model.options.run_options import FULL_FINE_TUNING, LORA
-from luthier.modules.environment import Environment, environment
+from luthier.data_model.options.run_options import HEAD, LORA
+from luthier.modules.environment import environment
+from luthier.modules.experiments.first_adapter import first_adapter, lora_below
 from luthier.modules.judging import judge_with, require_judge
 from luthier.modules.planning.generating import generate_with
 from luthier.modules.planning.marker_tokens import (
-    marker_tokens,
-    require_same_markers,
     whole_tuned_model,
-)
-from luthier.modules.planning.pretrained_weights import find_weights, full_weights
-from luthier.modules.planning.starting_point import (
-    find_start,
-    read_lora_start,
-    read_start,
 )
 from luthier.modules.planning.train_plan import seed_to_resume
 from luthier.modules.saving.history import TrainingHistory
+from luthier.modules.text_classification.classifier import TextClassifier
+from luthier.modules.text_classification.head_plan import require_classifiable
+from luthier.modules.text_classification.head_tuning import HeadTuning
 from luthier.modules.text_generation.generator import TextGenerator
 from luthier.modules.text_generation.lora_tuning import LoraTuning
 from luthier.modules.text_generation.peft_prompt_tuning import PeftPromptTuning
@@ -70,7 +52,7 @@ log = alog.use_channel(__name__)
 
 METRICS_NAME = "metrics.jsonl"
 
-TunedModel: TypeAlias = LoraTuning | PeftPromptTuning | TextGeneration
+TunedModel: TypeAlias = LoraTuning | PeftPromptTuning | TextGeneration | HeadTuning
 
 
 def require_runnable(options: ExperimentOptions, *, has_result: bool = True) -> None:
@@ -85,6 +67,8 @@ def require_runnable(options: ExperimentOptions, *, has_result: bool = True) -> 
     """
     options.require_named(has_result=has_result)
     options.validate()
+    if options.general.method == HEAD:
+        require_classifiable(options.training, options.dataset, lora_below(options))
 
 
 def training_device(options: ExperimentOptions) -> torch.device:
@@ -215,6 +199,11 @@ class Experiment:
             lease = BaseModelLease(tuned, store, None)
             generator = self._generator(TextGeneration, lease, None)
             return TextGeneration(generator, history=history)
+        if isinstance(self.adapter, ClassificationHead):
+            classifier = TextClassifier(
+                self.lease, environment=environment(), head=self.adapter, style=self._style()
+            )
+            return HeadTuning(classifier, history=history)
         if self.options.general.method == LORA:
             generator = self._generator(LoraTuning, self.lease, self.adapter)
             return LoraTuning(generator, history=history)
@@ -224,16 +213,19 @@ class Experiment:
     def _generator(
         self, kind: type[TextModule], lease: BaseModelLease, adapter: Adapter | None
     ) -> TextGenerator:
-        # The rows of a data set are of one kind, so the first one tells.
-        first_row = itertools.islice(self.dataset.train, 1)
-        verbalizer, dataset = self.options.training.verbalizer, self.options.dataset
         return TextGenerator(
             lease,
             producer_id=kind.PRODUCER_ID,
             environment=environment(),
             adapter=adapter,
-            style=PromptStyle.of_training(verbalizer, dataset, first_row, self.base_model),
+            style=self._style(),
         )
+
+    def _style(self) -> PromptStyle:
+        # The rows of a data set are of one kind, so the first one tells.
+        first_row = itertools.islice(self.dataset.train, 1)
+        verbalizer, dataset = self.options.training.verbalizer, self.options.dataset
+        return PromptStyle.of_training(verbalizer, dataset, first_row, self.base_model)
 
 
 @contextmanager
@@ -258,7 +250,7 @@ def open_experiment(options: ExperimentOptions, *, has_result: bool = True) -> I
     verbalizer = here.verbalizers.get(training.verbalizer, training.verbalizer)
     training = replace(training, verbalizer=verbalizer)
     options = replace(options, training=training)
-    dataset = load_dataset(options.dataset)
+    dataset = load_dataset(options.dataset, has_classes=options.general.method == HEAD)
     if "ai_judge" in training.metrics:
         require_judge(training, sum(1 for _ in dataset.validation), here.judge)
     sources = here.base_models.sources
@@ -273,74 +265,7 @@ def open_experiment(options: ExperimentOptions, *, has_result: bool = True) -> I
         quantization=training.quantization,
     )
     try:
-        adapter = _adapter(options, lease.base_model, here)
+        adapter = first_adapter(options, lease.base_model, dataset, here)
         yield Experiment(options, lease, dataset, adapter)
     finally:
         lease.release()
-
-
-def _adapter(options: ExperimentOptions, base: BaseModel, here: Environment) -> Adapter:
-    start = None
-    if options.training.start_from is not None:
-        start = find_start(
-            options.training.start_from, models_dir=here.models_dir, from_request=False
-        )
-    if options.general.method == LORA:
-        if start is not None:
-            lora = read_lora_start(start, base, options.lora)
-            require_same_markers(lora, base, options.dataset)
-            return lora
-        seed, added = options.training.seed, marker_tokens(base, options.dataset)
-        if options.lora.initialisation != LOFTQ_INIT:
-            return create_lora(base.model, options.lora, seed=seed, added=added)
-        with here.base_models.acquire(
-            options.general.base_model, dtype=base.dtype, device=base.device
-        ) as original:
-            return create_lora(
-                base.model, options.lora, seed=seed, original=original.model, added=added
-            )
-    if options.general.method == FULL_FINE_TUNING:
-        named = options.training.pretrained_weights
-        files = () if named is None else find_weights(named, here, from_request=False)
-        return full_weights(
-            base,
-            files,
-            is_shared_out=options.training.use_fsdp,
-            added=marker_tokens(base, options.dataset),
-        )
-    prompt = options.tuning_config
-    if start is not None:
-        size = prompt.num_virtual_tokens
-        return read_start(start, base, method=options.general.method, num_virtual_tokens=size)
-    init_method = parse_init_method(prompt.prompt_tuning_init_method)
-    source_prompt: SourcePrompt | None = None
-    if init_method.needs_source:
-        path = resolve_source_prompt(
-            prompt.prompt_tuning_init_source_model or "",
-            source_prompt_base=here.source_prompt_base,
-            from_request=False,
-        )
-        source_prompt = read_source_prompt(path)
-    tuning_type = _tuning_type(options)
-    places: tuple[PromptOutputModelType, ...] = ()
-    if prompt.output_model_types or not tuning_type.learns_through_a_network:
-        places = parse_output_model_types(
-            prompt.output_model_types, is_seq2seq=base.kind == "seq2seq"
-        )
-    assert prompt.num_virtual_tokens is not None  # ``validate`` has seen to it.
-    return make_adapter(
-        base,
-        tuning_type=tuning_type,
-        num_virtual_tokens=prompt.num_virtual_tokens,
-        init_method=init_method,
-        init_text=prompt.prompt_tuning_init_text,
-        source_prompt=source_prompt,
-        source_task=0,
-        output_model_types=places,
-        encoder=encoder_options(prompt, tuning_type),
-        seed=options.training.seed,
-    )
-
-
-def _tuning_type(options: ExperimentOptions) -> TuningType:
-    return TuningType(options.general.method.upper())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from luthier.adapters.heads.building import create_head
@@ -15,9 +16,7 @@ from luthier.data_model.options.lora import (
     LoraLimits,
 )
 from luthier.data_model.options.lora_starts import LOFTQ_INIT, MEASURED_INITS
-from luthier.data_model.options.training_options import (
-    TrainingOptions,
-)
+from luthier.data_model.options.training_options import HEAD_TUNING_DEFAULTS, TrainingOptions
 from luthier.data_model.records import GenerationTrainRecord
 from luthier.data_model.streams import StreamRecord
 from luthier.errors import (
@@ -40,13 +39,6 @@ from luthier.resources.base_model import BaseModel
 from luthier.training.metrics.registry import METRICS
 from luthier.training.preparation import require_readable_classes
 
-#: Hyperparameters of the loop where a head's tuning says nothing.
-HEAD_TUNING_DEFAULTS = TrainingOptions(
-    num_epochs=3,
-    learning_rate=2e-4,
-    accumulate_steps=1,
-    metrics=("loss", "accuracy", "macro_f1"),
-)
 _OWN_ARGUMENTS = ("labels", "use_lora")
 
 
@@ -72,23 +64,80 @@ class HeadTuningPlan(AdapterPlan):
         Returns:
             A fresh head, or the earlier result to go on from.
         """
-        if self.start is None:
-            return create_head(
-                base_model.model, self.labels, lora=self.lora, seed=self.options.seed
-            )
-        head = read_start(self.start, base_model, method=ClassificationHead.method)
-        assert isinstance(head, ClassificationHead)
-        if head.class_labels != self.labels:
+        return make_head(
+            base_model, self.labels, lora=self.lora, seed=self.options.seed, start=self.start
+        )
+
+
+def make_head(
+    base_model: BaseModel,
+    labels: tuple[str, ...],
+    *,
+    lora: LoraConfig | None,
+    seed: int,
+    start: Path | None,
+) -> ClassificationHead:
+    """A head before its first update.
+
+    Args:
+        base_model: What it stands on.
+        labels: Name of each class.
+        lora: What is tuned below the head, or None.
+        seed: Of a fresh one.
+        start: Folder of an earlier result to go on from, or None.
+
+    Returns:
+        A head of the caller's own.
+
+    Raises:
+        ArtifactError: If ``start`` cannot be read.
+        InvalidInputError: If it has other classes, or something else below it.
+        NotSupportedError: If the base model takes no head.
+    """
+    if start is None:
+        return create_head(base_model.model, labels, lora=lora, seed=seed)
+    head = read_start(start, base_model, method=ClassificationHead.method)
+    assert isinstance(head, ClassificationHead)
+    if head.class_labels != labels:
+        raise InvalidInputError(
+            f"'start_from' tells {_listed(head.class_labels)} apart, this training "
+            f"{_listed(labels)}; give 'labels' in its order"
+        )
+    if (head.body is None) != (lora is None):
+        has = "no LoRA" if head.body is None else "a LoRA"
+        raise InvalidInputError(f"'start_from' has {has} below its head; 'use_lora' differs")
+    if head.body is not None and lora is not None:
+        continue_lora(head.body, lora)
+    return head
+
+
+def require_classifiable(
+    options: TrainingOptions, dataset: DatasetOptions, lora: LoraConfig | None
+) -> None:
+    """Refuse options that make no sense where texts are classified.
+
+    Args:
+        options: Of the loop.
+        dataset: How texts are read.
+        lora: What is tuned below the head, or None.
+
+    Raises:
+        InvalidInputError: Naming the option.
+        NotSupportedError: For tokens of its own, or a start that looks at text.
+    """
+    require_readable_classes(dataset)
+    refuse_marker_tokens(dataset, why="a classification reads texts without markers")
+    for metric in options.metrics:
+        if METRICS[metric].needs_text:
             raise InvalidInputError(
-                f"'start_from' tells {_listed(head.class_labels)} apart, this training "
-                f"{_listed(self.labels)}; give 'labels' in its order"
+                f"'metrics' names {metric!r}, which compares generated text; a classification "
+                "writes none"
             )
-        if (head.body is None) != (self.lora is None):
-            has = "no LoRA" if head.body is None else "a LoRA"
-            raise InvalidInputError(f"'start_from' has {has} below its head; 'use_lora' differs")
-        if head.body is not None and self.lora is not None:
-            continue_lora(head.body, self.lora)
-        return head
+    if lora is not None and lora.initialisation in (LOFTQ_INIT, *MEASURED_INITS):
+        raise NotSupportedError(
+            f"a LoRA below a head cannot start as {lora.initialisation!r}, which asks the base "
+            "model for text"
+        )
 
 
 def plan_head_tuning(
@@ -114,14 +163,7 @@ def plan_head_tuning(
             f"classification heads stand on causal base models; {plan.base_model_name!r} is "
             f"{plan.kind}"
         )
-    require_readable_classes(plan.dataset)
-    refuse_marker_tokens(plan.dataset, why="a classification reads texts without markers")
-    for metric in plan.options.metrics:
-        if METRICS[metric].needs_text:
-            raise InvalidInputError(
-                f"'metrics' names {metric!r}, which compares generated text; a classification "
-                "writes none"
-            )
+    require_classifiable(plan.options, plan.dataset, lora)
     limits = limits_for(plan.hooks, environment)
     if lora is not None:
         lora.validate(LoraLimits(max_rank=min(MAX_RANK, limits.max_lora_rank)))
@@ -144,11 +186,6 @@ def _lora_below(arguments: Mapping[str, Any]) -> LoraConfig | None:
                 "others"
             )
         return None
-    if lora.initialisation in (LOFTQ_INIT, *MEASURED_INITS):
-        raise NotSupportedError(
-            f"a LoRA below a head cannot start as {lora.initialisation!r}, which asks the base "
-            "model for text"
-        )
     return lora
 
 

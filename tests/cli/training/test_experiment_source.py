@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from luthier.cli.training.experiment_source import is_experiment, read_experiment
-from luthier.errors import NotSupportedError, UnknownKeyError
+from luthier.errors import UnknownKeyError
 
 OURS = "general: {method: lora, model_name: m}\ntraining: {num_epochs: 2}\n"
 H2O = (
@@ -57,16 +57,17 @@ def test_validation_data_of_a_flat_run_is_what_is_held_out() -> None:
 @pytest.mark.parametrize(
     ("text", "given"),
     [
-        ("general: {method: head}\n", {}),
+        ("general: {method: head}\nhead: {labels: [a, b]}\n", {}),
         ("method: head\nlabels: [a, b]\n", {}),
-        (OURS, {"method": "head"}),
-        (OURS, {"general.method": "head"}),
-        (FLAT, {"method": "head", "labels": ["a", "b"]}),
+        ("general: {method: lora}\n", {"method": "head", "labels": ["a", "b"]}),
     ],
 )
-def test_a_head_is_refused_by_its_name(text: str, given: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(NotSupportedError, match=r"'general\.method' head is not for experiments"):
-        read_experiment(write(tmp_path, text), None, given)
+def test_a_head_is_read_from_either_kind_of_file(
+    text: str, given: dict[str, Any], tmp_path: Path
+) -> None:
+    options = read_experiment(write(tmp_path, text), None, given).options
+    assert (options.general.method, options.head.labels) == ("head", ("a", "b"))
+    assert options.training.metrics[0] == "loss"
 
 
 def test_another_method_keeps_what_was_said_and_has_its_own_defaults(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from luthier.data_model.conversations import ChatTrainRecord, TextTrainRecord, Turn
-from luthier.data_model.datasets.shapes import DatasetRow, columns_of, shape_of
+from luthier.data_model.datasets.shapes import DatasetRow, columns_of, shape_of, shape_of_classes
 from luthier.data_model.formats.row import Row
 from luthier.data_model.options.dataset_options import DatasetOptions
 from luthier.data_model.records import GenerationTrainRecord
@@ -95,3 +95,26 @@ def test_bad_cells_are_refused_with_row_and_column(
 ) -> None:
     with pytest.raises(TrainingDataError, match=message):
         _read(cells, **options)
+
+
+def test_rows_to_classify_have_one_class_each() -> None:
+    row = Row("f row 1", {"text": "x", "labels": ["a"]})
+    shape = shape_of_classes(shape_of(columns_of(row), DatasetOptions(), row.place), row.place)
+    assert shape.read(row) == GenerationTrainRecord(input="x", output="a")
+    with pytest.raises(TrainingDataError, match="f row 2 has 2 labels; a classification gives"):
+        shape.read(Row("f row 2", {"text": "x", "labels": ["a", "b"]}))
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [
+        ({"text": "x"}, "plain text"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "conversations"),
+        ({"prompt": "x", "answer": "y", "system": "z"}, "conversations"),
+    ],
+)
+def test_rows_without_a_class_are_not_classified(cells: dict[str, Any], kind: str) -> None:
+    row = Row("f row 1", cells)
+    shape = shape_of(columns_of(row), DatasetOptions(), row.place)
+    with pytest.raises(TrainingDataError, match=f"f row 1: .*these rows are {kind}"):
+        shape_of_classes(shape, row.place)

@@ -10,7 +10,6 @@ from luthier.data_model.options.run_options import METHODS
 from luthier.errors import (
     InvalidInputError,
     NameNotAllowedError,
-    NotSupportedError,
     UnknownKeyError,
 )
 
@@ -40,7 +39,7 @@ def test_groups_are_read_into_their_parts() -> None:
 def test_what_is_not_given_is_the_methods_default(method: str) -> None:
     options = ExperimentOptions.from_dict({"general": {"method": method}})
     assert options == ExperimentOptions.defaults(method)
-    epochs = {"lora": 3, "full_fine_tuning": 5}.get(method, 20)
+    epochs = {"lora": 3, "head": 3, "full_fine_tuning": 5}.get(method, 20)
     assert options.training.num_epochs == epochs
 
 
@@ -71,9 +70,18 @@ def test_what_a_tuning_is_called_and_stands_on_must_be_named() -> None:
         options.laid_over({"general.model_name": "../m"}).require_named()
 
 
-def test_a_head_is_refused_with_the_ways_to_tune_one() -> None:
-    with pytest.raises(NotSupportedError, match="'luthier train --method head' tunes one"):
-        ExperimentOptions.from_dict({"general": {"method": "head"}})
+def test_a_head_has_options_of_its_own_and_of_the_lora_below_it() -> None:
+    content = {"general": {"method": "head"}, "head": {"labels": ["b", "a"]}, "lora": {"r": 4}}
+    options = ExperimentOptions.from_dict(content)
+    options.validate()
+    assert (options.head.labels, options.lora.rank) == (("b", "a"), 4)
+    assert options.training.metrics == ("loss", "accuracy", "macro_f1")
+    alone = options.laid_over({"head.use_lora": False})
+    with pytest.raises(InvalidInputError, match=r"'head\.use_lora' is false and there are options"):
+        alone.validate()
+    other = ExperimentOptions.from_dict({**content, "general": {"method": "lora"}})
+    with pytest.raises(InvalidInputError, match=r"'head\.labels' has no use with method lora"):
+        other.validate()
 
 
 @pytest.mark.parametrize("is_complete", [True, False])

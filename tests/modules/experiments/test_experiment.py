@@ -9,7 +9,10 @@ import pytest
 
 import luthier
 from luthier.data_model.options.experiment import ExperimentOptions
-from luthier.errors import InvalidInputError, NameNotAllowedError
+from luthier.errors import (
+    InvalidInputError,
+    NameNotAllowedError,
+)
 from luthier.modules.experiments.experiment import (
     open_experiment,
     require_runnable,
