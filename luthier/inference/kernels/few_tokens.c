@@ -10,6 +10,8 @@
 
 #define OUTPUTS 4
 #define OUTPUTS_PER_BLOCK 8
+// So many inputs of a block and of a tile's tokens fit into the first cache.
+#define INPUTS_PER_PART 768
 #if NUM_REGISTERS == 32
 #define MAX_TOKENS 6
 #else
@@ -22,15 +24,33 @@ struct product {
     long num_tokens, num_inputs, num_outputs, x_stride, y_stride;
 };
 
+// Consecutive inputs.
+struct part {
+    long first, count;
+};
+
+// Stores the sums of a part behind those of the parts before it.
+INLINE void add_sums(const struct product *p, struct part part, float *y, long output, vec a, vec b,
+                     vec c, vec d) {
+    float sums[OUTPUTS];
+    store_sums(sums, a, b, c, d);
+    if (part.first > 0)
+        for (int i = 0; i < OUTPUTS; i++) y[i] += sums[i];
+    else if (p->bias)
+        for (int i = 0; i < OUTPUTS; i++) y[i] = p->bias[output + i] + sums[i];
+    else
+        for (int i = 0; i < OUTPUTS; i++) y[i] = sums[i];
+}
+
 // One tile; fetches `ahead` lines for each vector of inputs that it multiplies.
-INLINE void tile(const struct product *p, long token, int tokens, long output, int outputs,
-                 const char *next, int ahead) {
-    const float *x = p->x + token * p->x_stride;
-    const float *weight = p->weight + output * p->num_inputs;
+INLINE void tile(const struct product *p, struct part part, long token, int tokens, long output,
+                 int outputs, const char *next, int ahead) {
+    const float *x = p->x + token * p->x_stride + part.first;
+    const float *weight = p->weight + output * p->num_inputs + part.first;
     vec sums[OUTPUTS_PER_BLOCK][MAX_TOKENS];
     for (int i = 0; i < outputs; i++)
         for (int j = 0; j < tokens; j++) sums[i][j] = zeros();
-    for (long k = 0; k < p->num_inputs; k += LANES) {
+    for (long k = 0; k < part.count; k += LANES) {
         vec inputs[MAX_TOKENS];
         for (int j = 0; j < tokens; j++) inputs[j] = load(x + j * p->x_stride + k);
         for (int n = 0; n < ahead; n++, next += BYTES_PER_LINE) prefetch(next);
@@ -40,19 +60,16 @@ INLINE void tile(const struct product *p, long token, int tokens, long output, i
         }
     }
     float *y = p->y + token * p->y_stride + output;
-    for (int j = 0; j < tokens; j++) {
-        float *to = y + j * p->y_stride;
-        for (int i = 0; i < outputs; i += 4)
-            store_sums(to + i, sums[i][j], sums[i + 1][j], sums[i + 2][j], sums[i + 3][j]);
-        if (p->bias)
-            for (int i = 0; i < outputs; i++) to[i] += p->bias[output + i];
-    }
+    for (int j = 0; j < tokens; j++)
+        for (int i = 0; i < outputs; i += OUTPUTS)
+            add_sums(p, part, y + j * p->y_stride + i, output + i, sums[i][j], sums[i + 1][j],
+                     sums[i + 2][j], sums[i + 3][j]);
 }
 
 // The compiler unrolls a tile for each number of tokens and of lines ahead.
 #define TILE(tokens, ahead) \
     case tokens: \
-        tile(p, token, tokens, output, OUTPUTS, next, ahead); \
+        tile(p, part, token, tokens, output, OUTPUTS, next, ahead); \
         break;
 #if MAX_TOKENS == 6
 #define TILES(ahead) \
@@ -64,7 +81,7 @@ INLINE void tile(const struct product *p, long token, int tokens, long output, i
     switch (tokens) { TILE(1, ahead) TILE(2, ahead) TILE(3, ahead) }
 #endif
 
-static void any_tile(const struct product *p, long token, int tokens, long output,
+static void any_tile(const struct product *p, struct part part, long token, int tokens, long output,
                      const char *next, int ahead) {
     if (ahead == 4)
         TILES(4)
@@ -74,6 +91,15 @@ static void any_tile(const struct product *p, long token, int tokens, long outpu
         TILES(1)
     else
         TILES(0)
+}
+
+static struct part first_part(const struct product *p) {
+    return (struct part){0, p->num_inputs < INPUTS_PER_PART ? p->num_inputs : INPUTS_PER_PART};
+}
+
+static struct part next_part(const struct product *p, struct part part) {
+    long first = part.first + part.count, left = p->num_inputs - first;
+    return (struct part){first, left < INPUTS_PER_PART ? left : INPUTS_PER_PART};
 }
 
 // An output that has no three others beside it.
@@ -91,25 +117,26 @@ static void single_output(const struct product *p, long output) {
 static void block(const struct product *p, long first, long last, long end) {
     if (p->num_tokens == 1 && last - first == OUTPUTS_PER_BLOCK) {
         // Read so fast that the processor itself sees what comes next.
-        tile(p, 0, 1, first, OUTPUTS_PER_BLOCK, NULL, 0);
+        for (struct part part = first_part(p); part.count > 0; part = next_part(p, part))
+            tile(p, part, 0, 1, first, OUTPUTS_PER_BLOCK, NULL, 0);
         return;
     }
     long num_tiles = (p->num_tokens + MAX_TOKENS - 1) / MAX_TOKENS;
     // Lines for each vector: with them the next block is there when this one is done, or nearly.
     int ahead = OUTPUTS * LANES * 4 / BYTES_PER_LINE / (num_tiles < 3 ? (int)num_tiles : OUTPUTS);
     if (ahead < 1) ahead = 1;
-    long bytes_per_tile = p->num_inputs / LANES * ahead * BYTES_PER_LINE;
     const char *next = (const char *)(p->weight + last * p->num_inputs);
     long next_last = last + OUTPUTS_PER_BLOCK < end ? last + OUTPUTS_PER_BLOCK : end;
     const char *next_end = (const char *)(p->weight + next_last * p->num_inputs);
-    for (long token = 0, done = 0; done < num_tiles; done++) {
-        int tokens = (int)((p->num_tokens - token + num_tiles - done - 1) / (num_tiles - done));
-        for (long output = first; output + OUTPUTS <= last; output += OUTPUTS) {
-            int lines = next < next_end ? ahead : 0;
-            any_tile(p, token, tokens, output, next, lines);
-            next += bytes_per_tile;
+    for (struct part part = first_part(p); part.count > 0; part = next_part(p, part)) {
+        for (long token = 0, done = 0; done < num_tiles; done++) {
+            int tokens = (int)((p->num_tokens - token + num_tiles - done - 1) / (num_tiles - done));
+            for (long output = first; output + OUTPUTS <= last; output += OUTPUTS) {
+                any_tile(p, part, token, tokens, output, next, next < next_end ? ahead : 0);
+                next += part.count / LANES * ahead * BYTES_PER_LINE;
+            }
+            token += tokens;
         }
-        token += tokens;
     }
     for (long output = last - (last - first) % OUTPUTS; output < last; output++)
         single_output(p, output);

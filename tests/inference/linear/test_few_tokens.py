@@ -19,7 +19,7 @@ def make_network() -> nn.Sequential:
     ).requires_grad_(False)
 
 
-@pytest.mark.parametrize("num_inputs", [16, 48, 576])
+@pytest.mark.parametrize("num_inputs", [16, 48, 576, 784, 1536])
 @pytest.mark.parametrize("num_outputs", [1, 4, 7, 8, 9, 64, 193])
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_products_are_those_of_double_precision(
@@ -28,9 +28,9 @@ def test_products_are_those_of_double_precision(
     torch.manual_seed(num_outputs)
     base = nn.Linear(num_inputs, num_outputs, bias=has_bias).requires_grad_(False)
     layer, exact = FewTokensLinear(base), copy.deepcopy(base).double()
-    for num_tokens in [*range(1, 20), MAX_TOKENS, MAX_TOKENS + 1]:
+    for num_tokens in [*range(1, 14), 20, MAX_TOKENS, MAX_TOKENS + 1]:
         x = torch.randn(num_tokens, num_inputs)
-        torch.testing.assert_close(layer(x).double(), exact(x.double()), rtol=0, atol=1e-5)
+        torch.testing.assert_close(layer(x).double(), exact(x.double()), rtol=0, atol=2e-5)
 
 
 def test_any_shape_and_order_of_inputs() -> None:
@@ -48,9 +48,10 @@ def test_any_shape_and_order_of_inputs() -> None:
         torch.testing.assert_close(layer(x), base(x))
 
 
-def test_a_row_does_not_depend_on_those_beside_it() -> None:
-    layer = FewTokensLinear(nn.Linear(96, 64).requires_grad_(False))
-    x = torch.randn(23, 96)
+@pytest.mark.parametrize("num_inputs", [96, 784])
+def test_a_row_does_not_depend_on_those_beside_it(num_inputs: int) -> None:
+    layer = FewTokensLinear(nn.Linear(num_inputs, 62).requires_grad_(False))
+    x = torch.randn(23, num_inputs)
     together = layer(x)
     for first in range(23):
         for stop in range(first + 1, 24):
