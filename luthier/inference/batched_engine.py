@@ -81,7 +81,7 @@ class BatchedEngine(Engine):
             self.is_rounded = False
             log.warning("Base model %s keeps its float weights", base_model.name)
         memory = self._runner.memory
-        self._admission = Admission(self._base_model, self._options, memory.allocator)
+        self._admission = Admission(self._base_model, self._options, memory)
         self._scheduler = Scheduler(memory, self._options.scheduling_on(base_model.device))
         self._answers = StepAnswers(memory)
         self._prompt_lookup = PromptLookup(
@@ -286,6 +286,7 @@ class BatchedEngine(Engine):
         items = self._end_early()
         with self._state:
             slices = self._with_drafts(self._scheduler.plan())
+            items += self._scheduler.take_failed()
         results = self._run(slices)
         items += self._answers.take(slices, results)
         with self._state:

@@ -94,6 +94,7 @@ BROAD_HANDLERS = {
     "inference/plain_engine.py": "engine step",
     "inference/batched_engine.py": "engine step",
     "inference/sampling/step_answers.py": "engine step",
+    "inference/scheduling/scheduler.py": "engine step",
     "inference/deltas/adapter_pool.py": "background task",
     "inference/deltas/adapter_readers.py": "background task",
     "inference/engine_process/child.py": "engine step",

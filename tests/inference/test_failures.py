@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 from fixtures.lora_models import disturb
+from torch import nn
 
-from luthier.adapters.base import Adapter
+from luthier.adapters.base import Adapter, SoftPromptTensors
 from luthier.adapters.full_weights import FullWeights
 from luthier.adapters.lora.building import create_lora
 from luthier.adapters.lora.lora import LoraAdapter
 from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.sampling import SAMPLING, SamplingParams
-from luthier.errors import ConflictError, EngineError
+from luthier.errors import ConflictError, EngineError, InvalidInputError
 from luthier.inference.base import Engine, FinishReason, GenerationRequest, TokenStream
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.deltas.adapter_pool import AdapterPool
@@ -243,6 +244,90 @@ def killing(
         return function(*arguments, **named)
 
     return kill
+
+
+class GivenPrefix(Adapter):
+    """An adapter that is a prefix of keys and values, right or wrong."""
+
+    method = "given_prefix"
+
+    def __init__(self, key_values: torch.Tensor) -> None:
+        self.key_values = nn.Parameter(key_values)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield "key_values", self.key_values
+
+    def soft_prompt(self) -> SoftPromptTensors:
+        return SoftPromptTensors()
+
+    def prefix_key_values(self) -> torch.Tensor:
+        return self.key_values
+
+    def peft_config(self) -> dict[str, Any]:
+        return {}
+
+    def peft_state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def to(self, *, device: torch.device, dtype: torch.dtype) -> GivenPrefix:
+        return self
+
+
+@pytest.mark.parametrize("changed", [{0: 198}, {1: 1}, {3: 3}])
+def test_a_prefix_of_another_model_is_refused_with_both_shapes(
+    changed: dict[int, int],
+    engine: BatchedEngine,
+    answers: list[list[int]],
+) -> None:
+    shape = engine._runner.memory.arena.shape
+    right = [2 * shape.num_layers, shape.num_kv_heads, 4, shape.head_dim]
+    wrong = [changed.get(place, size) for place, size in enumerate(right)]
+    with pytest.raises(InvalidInputError, match=rf"has \d+ layers of .* has {shape.num_layers} la"):
+        engine.submit(victim(GivenPrefix(torch.zeros(wrong))))
+    assert tokens_of(engine.submit(victim(GivenPrefix(torch.zeros(right)))))
+    assert [tokens_of(engine.submit(request)) for request in good_requests()] == answers
+
+
+@pytest.mark.parametrize("tenant", ["caf\N{LATIN SMALL LETTER E WITH ACUTE}", "\ud800", "\0"])
+def test_whatever_a_tenant_is_called_its_rows_are_served(
+    tenant: str, engine: BatchedEngine, answers: list[list[int]]
+) -> None:
+    requests = [replace(request, tenant=tenant) for request in good_requests()]
+    assert [tokens_of(engine.submit(request)) for request in requests * 2] == answers * 2
+
+
+def test_a_row_that_cannot_be_admitted_ends_alone_and_frees_what_it_held(
+    engine: BatchedEngine, answers: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_meant = lambda memory, row, held: is_victims(row.sequence)  # noqa: E731
+    monkeypatch.setattr(KvMemory, "_restore", breaking(KvMemory._restore, is_meant))
+    streams = [engine.submit(request) for request in (victim(), *good_requests())]
+    with pytest.raises(EngineError, match="generation failed: deliberate"):
+        list(streams[0])
+    assert [tokens_of(stream) for stream in streams[1:]] == answers
+    wait_for(lambda: is_idle(engine))
+    assert engine.status().is_healthy
+    allocator = engine._runner.memory.allocator
+    wait_for(lambda: allocator.num_free == allocator.num_tokens)
+
+
+def test_what_a_leaving_row_has_computed_need_not_be_kept(
+    engine: BatchedEngine, answers: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when there is no memory for copies: the row is gone, and nobody else is harmed."""
+    is_leaving = threading.Event()
+    is_meant = lambda memory, row: is_victims(row.sequence) and is_leaving.is_set()  # noqa: E731
+    monkeypatch.setattr(KvMemory, "keep", breaking(KvMemory.keep, is_meant))
+    left = engine.submit(victim())
+    chunks = iter(left)
+    next(chunks)
+    is_leaving.set()
+    left.cancel()
+    list(chunks)
+    assert [tokens_of(engine.submit(request)) for request in good_requests()] == answers
+    assert engine.status().is_healthy
+    allocator = engine._runner.memory.allocator
+    wait_for(lambda: allocator.num_free == allocator.num_tokens)
 
 
 def submit_together(

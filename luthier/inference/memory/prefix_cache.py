@@ -54,7 +54,8 @@ def chained_key(parent: str, token_ids: Iterable[int]) -> str:
         Hex, of 256 bits: nobody can make two prompts that share a name.
     """
     ids = array("q", token_ids)
-    return hashlib.blake2b(parent.encode() + b"\0" + ids.tobytes(), digest_size=32).hexdigest()
+    name = parent.encode(errors="surrogatepass")  # a tenant's may have half a character
+    return hashlib.blake2b(name + b"\0" + ids.tobytes(), digest_size=32).hexdigest()
 
 
 def tenants_key(parent: str, tenant: str) -> str:

@@ -8,7 +8,8 @@ from luthier.errors import InvalidInputError
 from luthier.inference.base import ClassificationRequest, Request
 from luthier.inference.batch_rows import BatchRow
 from luthier.inference.beam_rows import BeamGroup
-from luthier.inference.memory.kv_cache import BLOCK_TOKENS, RangeAllocator, whole_blocks
+from luthier.inference.memory.kv_cache import BLOCK_TOKENS, whole_blocks
+from luthier.inference.memory.kv_memory import KvMemory
 from luthier.inference.options import EngineOptions
 from luthier.inference.prompts import Prompt, prepare_prompt
 from luthier.inference.runners.row_forward import decoder_start_token_id, prior_token_ids
@@ -24,15 +25,14 @@ class Admission:
     Args:
         base_model: What the rows run on.
         options: Limits.
-        allocator: Of the memory for keys and values; only its size is looked at.
+        memory: For keys and values; only its size and shape are looked at.
     """
 
-    def __init__(
-        self, base_model: BaseModel, options: EngineOptions, allocator: RangeAllocator
-    ) -> None:
+    def __init__(self, base_model: BaseModel, options: EngineOptions, memory: KvMemory) -> None:
         self._base_model = base_model
         self._options = options
-        self._num_tokens = allocator.num_tokens
+        self._num_tokens = memory.allocator.num_tokens
+        self._shape = memory.arena.shape
         self._vocabulary = Vocabulary(base_model.tokenizer, frozenset(base_model.eos_token_ids))
         self._defaults = model_defaults(base_model.model)
         is_seq2seq = base_model.kind == "seq2seq"
@@ -51,13 +51,15 @@ class Admission:
 
         Raises:
             InvalidInputError: If the prompt cannot be read, does not fit the model's context or
-                the memory, or too many beams are asked for.
+                the memory, the adapter's keys and values are of another shape than the model's, or
+                too many beams are asked for.
         """
         num_beams = _num_beams(request)
         self._options.check_beams(num_beams)
         prompted = dataclasses.replace(request, adapter=None) if is_bare else request
         own_tokens = None if request.adapter is None else request.adapter.own_tokens()
         prompt = prepare_prompt(self._base_model, prompted, own_tokens=own_tokens)
+        self._check_key_values(prompt)
         prompt = self._fitting(prompt, num_beams)
         sequence = self._sequence(request, prompt)
         start_ids = self._decoder_start_ids
@@ -66,6 +68,19 @@ class Admission:
         assert isinstance(sequence, GeneratedSequence)
         group = BeamGroup(sequence, adapter_key=adapter_key, decoder_start_ids=start_ids)
         return group.rows[0]
+
+    def _check_key_values(self, prompt: Prompt) -> None:
+        if prompt.key_values is None:
+            return
+        shape = self._shape
+        expected = (2 * shape.num_layers, shape.num_kv_heads, shape.head_dim)
+        layers, heads, _, size = prompt.key_values.shape
+        if (layers, heads, size) != expected:
+            raise InvalidInputError(
+                f"the adapter's prefix has {layers // 2} layers of {heads} heads of {size} numbers,"
+                f" base model {self._base_model.name!r} has {shape.num_layers} layers of "
+                f"{shape.num_kv_heads} heads of {shape.head_dim}"
+            )
 
     def _sequence(self, request: Request, prompt: Prompt) -> RowSequence:
         if isinstance(request, ClassificationRequest):

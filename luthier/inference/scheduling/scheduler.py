@@ -36,10 +36,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import alog
+import torch
+
+from luthier.errors import EngineError
 from luthier.inference.batch_rows import BatchRow, RowSlice
 from luthier.inference.memory.kv_memory import KvMemory
 from luthier.inference.scheduling.fair_queue import FairQueue, Flow
 from luthier.inference.scheduling.fair_shares import shares_of_rows
+
+log = alog.use_channel(__name__)
 
 #: Tokens of a prompt that are computed at once, at least, in a step with room for four such pieces.
 _LEAST_PIECE = 32
@@ -86,6 +92,7 @@ class Scheduler:
             ageing_steps=rules.ageing_steps, weight_of=rules.weight_of
         )
         self.running: list[BatchRow] = []  # in the order in which they were admitted
+        self._failed: list[tuple[BatchRow, EngineError]] = []
 
     def plan(self) -> list[RowSlice]:
         """Decide the next step; may take, move and free ranges.
@@ -111,6 +118,12 @@ class Scheduler:
         prompts = [row for row in self._computable() if row not in decoding]
         return slices + self._divide(self._max_step_tokens - len(slices), prompts)
 
+    def take_failed(self) -> list[tuple[BatchRow, EngineError]]:
+        """Rows that could not be admitted since this was asked last, and why; they are forgotten
+        and hold nothing."""
+        failed, self._failed = self._failed, []
+        return failed
+
     def release(self, row: BatchRow, *, is_broken: bool = False) -> None:
         """Forget a row that ended, wherever it is; frees what it holds.
 
@@ -118,11 +131,15 @@ class Scheduler:
             row: Which; no effect for one that is forgotten already.
             is_broken: Whether others must not start from what it computed.
         """
+        row.head.leader = None  # or the leaders of leaders would stay as long as any follows
         if self.waiting.remove(row.head):
             return
         if row in self.running:
             self._leave(row)
-            (self._memory.drop if is_broken else self._memory.release)(row)
+            if is_broken:
+                self._memory.drop(row)
+            else:
+                self._give_back(row)
 
     def take_all(self) -> list[BatchRow]:
         """Forget every row; nothing that went wrong before can hinder that."""
@@ -134,6 +151,16 @@ class Scheduler:
     def _computable(self) -> list[BatchRow]:
         """Running rows with something to compute now: no beams that wait for each other."""
         return [row for row in self.running if row.num_pending > 0 and not row.waits_for_head]
+
+    def _give_back(self, row: BatchRow) -> None:
+        """Take a row's ranges, keeping what others may start from, if that can be done."""
+        try:
+            self._memory.release(row)
+        except torch.AcceleratorError:
+            raise  # the device's state is lost, and with it every row
+        except Exception:
+            log.error("What a row has computed cannot be kept", exc_info=True)
+            self._memory.drop(row)
 
     def _leave(self, row: BatchRow) -> None:
         for member in row.members:
@@ -223,7 +250,17 @@ class Scheduler:
             self.waiting.put_back(row, is_next=False)
 
     def _start(self, row: BatchRow) -> None:
-        if not self._memory.admit(row):
+        try:
+            is_admitted = self._memory.admit(row)
+        except torch.AcceleratorError:
+            raise  # the device's state is lost, and with it every row
+        except Exception as error:
+            log.error("A row cannot be admitted", exc_info=True)
+            self._memory.drop(row)
+            self.waiting.remove(row)
+            self._failed.append((row, EngineError(f"generation failed: {error}")))
+            return
+        if not is_admitted:
             raise AssertionError("way was made for this row, and there is none")
         self.waiting.take(row)
         for member in row.members:
@@ -348,7 +385,7 @@ class Scheduler:
         """Take the places of a row and its members away; it goes on later from its tokens and what
         is left of its keys and values."""
         self._leave(row)
-        self._memory.release(row)
+        self._give_back(row)
         generated = len(row.generated_ids) - row.turn_start
         self.waiting.put_back(row.head, is_next=generated < self._rules.turn_tokens)
 

@@ -30,7 +30,7 @@ def admitted(base: BaseModel, memory: KvMemory, *, beams: int = 1, head: bool = 
     request: GenerationRequest | ClassificationRequest = GenerationRequest(PROMPT, sampling)
     if head:
         request = ClassificationRequest(PROMPT, torch.eye(base.hidden_size)[:2])
-    admission = Admission(base, EngineOptions(), memory.allocator)
+    admission = Admission(base, EngineOptions(), memory)
     row = admission.row_of(request, adapter_key="", is_bare=False)
     assert memory.admit(row)
     return row

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from fixtures.fake_rows import fake_memory
 
 from luthier.adapters.base import Adapter
 from luthier.adapters.lora.building import create_lora
@@ -11,14 +12,13 @@ from luthier.data_model.options.lora import LoraConfig
 from luthier.data_model.sampling import SamplingParams
 from luthier.errors import InvalidInputError
 from luthier.inference.base import ClassificationRequest, GenerationRequest
-from luthier.inference.memory.kv_cache import RangeAllocator
 from luthier.inference.options import EngineOptions
 from luthier.inference.scheduling.admission import Admission
 from luthier.resources.base_model import BaseModel
 
 
 def make_admission(base: BaseModel, *, num_tokens: int = 64, max_beams: int = 3) -> Admission:
-    return Admission(base, EngineOptions(max_beam_rows=max_beams), RangeAllocator(num_tokens))
+    return Admission(base, EngineOptions(max_beam_rows=max_beams), fake_memory(num_tokens))
 
 
 def asked(

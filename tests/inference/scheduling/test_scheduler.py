@@ -239,6 +239,16 @@ def test_rows_with_the_same_beginning_let_the_first_compute_it() -> None:
     assert runner.num_computed == 160 + 6 * 8
 
 
+def test_rows_that_ended_are_forgotten_however_many_followed_each_other() -> None:
+    memory = fake_memory(num_prefix_tokens=4096)
+    scheduler, runner = scheduler_of(memory), FakeRunner(memory)
+    rows = [fake_row([7] * 100 + [index] * 50, max_new_tokens=1) for index in range(3)]
+    add(scheduler, *rows)
+    while scheduler.running or len(scheduler.waiting):
+        runner.step(scheduler)
+    assert [row.leader for row in rows] == [None] * 3
+
+
 def test_a_row_that_follows_another_does_not_hold_up_its_neighbours() -> None:
     memory = fake_memory(num_prefix_tokens=4096)
     scheduler, runner = scheduler_of(memory), FakeRunner(memory)
