@@ -10,6 +10,7 @@
 // x = n ln 2 + r, |r| <= ln(2) / 2; e^r by the polynomial of Cephes' expf, 2^n by adding n to the
 // exponent. Adding 1.5 * 2^23 rounds to a whole number and leaves it in the lowest bits.
 INLINE vec exponential(vec x) {
+    typedef unsigned bits __attribute__((vector_size(4 * LANES)));
     const float rounding = 12582912.0f;
     vec shifted = x * 1.44269504088896341f + rounding;
     vec n = shifted - rounding;
@@ -21,8 +22,8 @@ INLINE vec exponential(vec x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    int_vec result = (int_vec)p + ((int_vec)shifted << 23);
-    return (vec)(result & ~(x < -86.5f));
+    bits result = (bits)p + ((bits)shifted << 23);
+    return (vec)(result & (bits) ~(x < -86.5f));
 }
 
 #endif
