@@ -177,7 +177,9 @@ class _FusedLora(torch.autograd.Function):
         output = functional.linear(rows, weight, bias).addmm_(low, lora_b.T)
         ctx.save_for_backward(rows, weight, lora_a, lora_b, low)
         ctx.scaling, ctx.shape = scaling, x.shape
-        return output.view(*x.shape[:-1], -1)
+        # No view, because LED's layers divide what they are given in place.
+        shaped: torch.Tensor = torch.ops.aten._unsafe_view(output, [*x.shape[:-1], len(weight)])
+        return shaped
 
     @staticmethod
     @once_differentiable

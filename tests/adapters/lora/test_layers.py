@@ -70,6 +70,22 @@ def test_output_and_gradients_are_those_of_the_formula(
         torch.testing.assert_close(layer(x), expected)
 
 
+def test_a_model_may_change_the_output_in_place() -> None:
+    """As LED's layers do, which divide it by a root."""
+    base, factors = _base("bias"), _factors()
+    x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    for transposed in (x, x.transpose(0, 1)):
+        output = LoraLinear(base, factors)(transposed)
+        output /= 3.0
+        got = torch.autograd.grad(output.square().sum(), [x, factors.lora_a, factors.lora_b])
+        expected = torch.autograd.grad(
+            (_written_out(base, factors, transposed) / 3.0).square().sum(),
+            [x, factors.lora_a, factors.lora_b],
+        )
+        for ours, theirs in zip(got, expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
 def test_the_input_may_need_no_gradient() -> None:
     factors = _factors()
     layer = LoraLinear(_base("bias"), factors)
