@@ -37,7 +37,8 @@ from luthier.inference.deltas import adapter_pool, merged_adapter, whole_modules
 from luthier.inference.memory import kv_memory
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
-from luthier.inference.runners import encoder_decoder_runner, model_runner
+from luthier.inference.runners import model_runner
+from luthier.inference.runners.seq2seq import encoder_decoder_runner
 from luthier.inference.sampling import prompt_lookup
 from luthier.inference.scheduling import arrivals, scheduler
 from luthier.resources.base_model import BaseModel
