@@ -10,7 +10,7 @@ many small looks at them, each of which would stop a GPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -70,16 +70,39 @@ def draw_rows(
         N pairs of a token id and the highest score of its row; where that is not finite, the id
         means nothing.
     """
-    scores = torch.stack(list(rows))
-    best = scores.amax(dim=-1)
-    shifted = _shift(scores, best, samplings).cpu()
+    is_here = rows[0].device.type == "cpu"
+    shifted = (_shift_in_turns if is_here else _shift_together)(rows, samplings)
     pairs = []
-    for row, highest, sampling, uniform in zip(
-        shifted, best.tolist(), samplings, uniforms, strict=True
-    ):
-        token_id = _draw(row.numpy(), sampling, uniform) if math.isfinite(highest) else 0
+    for (row, highest), sampling, uniform in zip(shifted, samplings, uniforms, strict=True):
+        token_id = _draw(row, sampling, uniform) if math.isfinite(highest) else 0
         pairs.append((token_id, highest))
     return pairs
+
+
+def _shift_together(
+    rows: Sequence[torch.Tensor], samplings: Sequence[SamplingParams]
+) -> Iterator[tuple[Floats, float]]:
+    """Each row as ``_shift`` leaves it, and its best; a GPU is asked only once."""
+    scores = torch.stack(list(rows))
+    best = scores.amax(dim=-1)
+    yield from zip(_shift(scores, best, samplings).cpu().numpy(), best.tolist(), strict=True)
+
+
+def _shift_in_turns(
+    rows: Sequence[torch.Tensor], samplings: Sequence[SamplingParams]
+) -> Iterator[tuple[Floats, float]]:
+    """Each row as ``_shift`` leaves it, and its best; in one place, which stays in the cache."""
+    place = np.empty(rows[0].shape, dtype=np.float32)
+    for row, sampling in zip(rows, samplings, strict=True):
+        scores: Floats = row.numpy()
+        best = scores.max()
+        divisor = np.float32(_divisor(sampling))
+        # What is not finite is for the caller to see.
+        with np.errstate(all="ignore"):
+            np.subtract(scores, best, out=place)
+            if divisor != 1.0:
+                np.divide(place, divisor, out=place)
+        yield place, float(best)
 
 
 def candidates_of(scores: torch.Tensor, sampling: SamplingParams) -> Candidates:
@@ -102,11 +125,15 @@ def _shift(
     """Scores less the best and divided by the temperature, in place."""
     # Shifted first, so that a tiny temperature gives -inf to the others and never inf or NaN.
     scores -= best[:, None]
-    given = [1.0 if each.temperature is None else each.temperature for each in samplings]
-    if any(temperature != 1.0 for temperature in given):
-        divisors = [max(temperature, _SMALLEST_TEMPERATURE) for temperature in given]
+    divisors = [_divisor(each) for each in samplings]
+    if any(divisor != 1.0 for divisor in divisors):
         scores /= scores.new_tensor(divisors)[:, None]
     return scores
+
+
+def _divisor(sampling: SamplingParams) -> float:
+    temperature = 1.0 if sampling.temperature is None else sampling.temperature
+    return max(temperature, _SMALLEST_TEMPERATURE)
 
 
 def _draw(scores: Floats, sampling: SamplingParams, uniform: float) -> int:
