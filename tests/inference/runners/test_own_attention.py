@@ -107,6 +107,20 @@ def test_requests_of_any_length_at_once_equal_transformers_generate(
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_log_probabilities_are_the_models_own(name: str, causal_base: BaseModel) -> None:
+    base = base_of(name, causal_base)
+    engine = BatchedEngine(base, EngineOptions(max_step_tokens=16))  # the prompt goes in pieces
+    ids = tuple((11 * i) % 390 + 5 for i in range(60))
+    sampling = SamplingParams(max_new_tokens=1, input_tokens=True, token_logprobs=True)
+    chunks = list(engine.submit(GenerationRequest(ids, sampling)))
+    engine.close()
+    got = torch.tensor([token.logprob for token in chunks[0].input_tokens[1:]])
+    logits = base.model(input_ids=torch.tensor([ids])).logits[0, :-1]
+    expected = logits.log_softmax(-1)[range(59), ids[1:]]
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_the_base_model_itself_is_left_as_it_was(name: str, causal_base: BaseModel) -> None:
     base = base_of(name, causal_base)
     ids = torch.arange(5, 12)[None]
