@@ -1,9 +1,11 @@
 """Whatever shares a batch, each request gets what it would get alone.
 
 In float64, so that no two tokens are as near as rounding; the reference is transformers' own
-forward pass and cache, one row at a time. The same stories are told to engines in which one part at
-a time is the plainest thing that keeps its contract (``fixtures/naive_parts.py``): what is tested
-is what the contracts promise.
+forward pass and cache, one row at a time. In float32, where our kernels compute, the reference is
+the same engine with one request at a time, and the bits must be the same.
+
+The same stories are told to engines in which one part at a time is the plainest thing that keeps
+its contract (``fixtures/naive_parts.py``): what is tested is what the contracts promise.
 
 More stories than CI has time for: ``LUTHIER_STORIES=500 pytest tests/inference/test_any_mix.py``,
 which are others each time.
@@ -23,6 +25,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 from fixtures import naive_parts
 from fixtures.any_mix import SteppedEngine, Story, token_ids
 from hypothesis import Phase, given, settings
@@ -31,9 +34,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference import batched_engine, sequences
-from luthier.inference.base import GenerationRequest
+from luthier.inference.base import Engine, GenerationRequest, Request, TokenStream
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.deltas import adapter_pool, merged_adapter, whole_modules
+from luthier.inference.kernels.library import kernels
 from luthier.inference.memory import kv_memory
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
@@ -80,12 +84,16 @@ NAIVE: dict[str, list[tuple[Any, str, Any]]] = {
 }
 
 
+def tiny_base(kind: str, request: pytest.FixtureRequest, dtype: torch.dtype) -> BaseModel:
+    folder: Path = request.getfixturevalue(f"tiny_{kind}_dir")
+    classes = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
+    model = classes[kind].from_pretrained(folder).to(dtype)
+    return BaseModel.from_memory(model, AutoTokenizer.from_pretrained(folder), name="tiny")
+
+
 @pytest.fixture(scope="module", params=["causal", "seq2seq"])
 def exact_base(request: pytest.FixtureRequest) -> BaseModel:
-    folder: Path = request.getfixturevalue(f"tiny_{request.param}_dir")
-    classes = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
-    model = classes[request.param].from_pretrained(folder).double()
-    return BaseModel.from_memory(model, AutoTokenizer.from_pretrained(folder), name="tiny")
+    return tiny_base(request.param, request, torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +148,7 @@ def wait_until_idle(engine: BatchedEngine) -> None:
 
 def tell_stories(
     base: BaseModel,
-    alone: PlainEngine,
+    alone: Engine,
     folder: Path,
     *,
     options: EngineOptions,
@@ -150,7 +158,7 @@ def tell_stories(
 ) -> Counter[str]:
     """Tell one engine many stories; returns how their requests ended."""
     happened: Counter[str] = Counter()
-    max_kv_bytes = num_tokens * BYTES_PER_TOKEN[base.kind]
+    max_kv_bytes = num_tokens * BYTES_PER_TOKEN[base.kind] * base.dtype.itemsize // 8
     together = SteppedEngine(base, replace(options, max_kv_bytes=max_kv_bytes))
 
     # A story takes a second: to shorten one that fails would take minutes.
@@ -257,3 +265,36 @@ def test_a_naive_sampler_keeps_the_same_contract(
         num_stories=few(exact_base),
         submitting=with_naive_sampler,
     )
+
+
+class OneAtATime(BatchedEngine):
+    """The batched engine with one request at a time."""
+
+    def submit(self, request: Request) -> TokenStream:
+        stream = super().submit(request)
+        wait_until_idle(self)
+        return stream
+
+
+@pytest.mark.skipif(kernels() is None, reason="no kernels for this machine")
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_the_bits_of_an_answer_do_not_depend_on_the_mix(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Neither on pieces of prompts, preemption, kept prefixes, guessed tokens; only on merging."""
+    base = tiny_base(kind, request, torch.float32)
+    roomy = EngineOptions(max_running=4, max_beam_rows=3, max_prefix_bytes=0, merge_after_steps=0)
+    alone = OneAtATime(base, roomy)
+    try:
+        for options in (TIGHT, GUESSING):
+            happened = tell_stories(
+                base,
+                alone,
+                tmp_path / "stored",
+                options=replace(options, merge_after_steps=0),
+                num_stories=6,
+                tolerance=0.0,
+            )
+            assert happened["complete"] > 20
+    finally:
+        alone.close()
