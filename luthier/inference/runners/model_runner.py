@@ -34,6 +34,7 @@ from luthier.inference.runners.packed_attention import (
     ShapeProbe,
     with_packed_attention,
 )
+from luthier.inference.runners.proof import refusing, require_same
 from luthier.inference.runners.rotary_attention import quicken_rotary_attention
 from luthier.inference.runners.told_attention import NAME, told_attention
 from luthier.resources.base_model import BaseModel
@@ -43,16 +44,6 @@ log = alog.use_channel(__name__)
 _PROBE_TOKENS = 6
 #: Rows that are computed together, each in two slices of so many tokens.
 _PROBE_SLICES = ((4, 2), (3, 1))
-#: What a network of another design may say to what it does not expect.
-_FOREIGN_ERRORS = (
-    AssertionError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 class PackedRunner(Runner):
@@ -87,15 +78,8 @@ class PackedRunner(Runner):
         self._states = _HiddenStates()
         if self._model.base_model is not self._model:
             self._model.base_model.register_forward_hook(self._states)
-        try:
-            with torch.inference_mode():
-                self._set_up(base_model, limits)
-        except NotSupportedError:
-            raise
-        except _FOREIGN_ERRORS as error:
-            raise NotSupportedError(
-                f"base model {base_model.name!r} does not run packed rows: {error}"
-            ) from error
+        with torch.inference_mode(), refusing(base_model):
+            self._set_up(base_model, limits)
         #: Low-rank deltas that rows may use, by the adapter's key.
         self.deltas = self._delta_layers.tables
 
@@ -224,7 +208,7 @@ class PackedRunner(Runner):
                 position_ids=torch.arange(_PROBE_TOKENS, device=self._device)[None],
                 use_cache=False,
             ).logits
-        self._require_same(base_model, got, expected)
+        require_same(base_model, got, expected)
         shapes = set(probe.by_layer.values())
         if sorted(probe.by_layer) != list(range(len(probe.by_layer))) or len(shapes) != 1:
             raise NotSupportedError(f"the layers of base model {base_model.name!r} differ")
@@ -275,17 +259,7 @@ class PackedRunner(Runner):
             starts = [start + n for _, start, n in pairs]
         for row, found in zip(rows, got, strict=True):
             expected = base_model.model(input_ids=row[None], use_cache=False).logits[0]
-            self._require_same(base_model, torch.cat(found), expected)
-
-    def _require_same(
-        self, base_model: BaseModel, got: torch.Tensor, expected: torch.Tensor
-    ) -> None:
-        difference = ((got - expected).abs().max() / expected.abs().max()).item()
-        if not difference < max(1e-3, 16 * torch.finfo(self._dtype).eps):
-            raise NotSupportedError(
-                f"packed rows give base model {base_model.name!r} other logits than its own: they "
-                f"differ by {difference:.2g} of their size"
-            )
+            require_same(base_model, torch.cat(found), expected)
 
 
 class _HiddenStates:

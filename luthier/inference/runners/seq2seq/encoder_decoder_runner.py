@@ -22,6 +22,7 @@ from luthier.inference.rowwise.rms_norms import quicken_norms
 from luthier.inference.runners.base import Runner, RunnerLimits
 from luthier.inference.runners.current_step import CurrentStep
 from luthier.inference.runners.packed_attention import PackedRow, with_packed_attention
+from luthier.inference.runners.proof import refusing, require_same
 from luthier.inference.runners.row_forward import (
     decoder_start_token_id,
     positions_change_with_length,
@@ -54,16 +55,6 @@ log = alog.use_channel(__name__)
 
 _PROBE_INPUTS = (5, 3)
 _PROBE_OUTPUTS = (4, 2)
-#: What a network of another design may say to arguments that it does not expect.
-_FOREIGN_ERRORS = (
-    AssertionError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,18 +134,11 @@ class EncoderDecoderRunner(Runner):
         )
         self._biases = RelativePositions(self._decoder)
         kept = OwnAttentionType(base_model.model.get_encoder()).kept(max(_PROBE_INPUTS))
-        try:
-            with torch.inference_mode(), kept:
-                shape = shape_of(base_model)
-                self._make_room(base_model, shape, limits)
-                self._probe(base_model)
-                self._learn_layers()
-        except NotSupportedError:
-            raise
-        except _FOREIGN_ERRORS as error:
-            raise NotSupportedError(
-                f"base model {base_model.name!r} does not run packed rows: {error}"
-            ) from error
+        with torch.inference_mode(), kept, refusing(base_model):
+            shape = shape_of(base_model)
+            self._make_room(base_model, shape, limits)
+            self._probe(base_model)
+            self._learn_layers()
 
     def begin(self, slices: Sequence[RowSlice]) -> None:
         """Run the encoder for rows that are new, all at once; see ``Runner``."""
@@ -335,9 +319,4 @@ class EncoderDecoderRunner(Runner):
                 found.append(logits)
         for (read, written), found in zip(rows, got, strict=True):
             expected = logits_of(base_model, read.tolist(), written.tolist())
-            difference = ((torch.cat(found) - expected).abs().max() / expected.abs().max()).item()
-            if not difference < max(1e-3, 16 * torch.finfo(self._dtype).eps):
-                raise NotSupportedError(
-                    f"packed rows give base model {base_model.name!r} other logits than its own: "
-                    f"they differ by {difference:.2g} of their size"
-                )
+            require_same(base_model, torch.cat(found), expected)
