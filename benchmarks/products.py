@@ -83,7 +83,7 @@ def make_sides(base: BaseModel, names: list[str]) -> dict[str, list[Product]]:
 
 
 def _without_bias(layer: nn.Linear) -> Product:
-    layer.register_parameter("bias", None)  # of a tree of its own
+    layer.bias = None  # type: ignore[assignment]  # of a tree of its own
     return layer
 
 
