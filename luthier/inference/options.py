@@ -72,7 +72,7 @@ class EngineOptions:
         max_step_tokens: Tokens that one step of the batched engine computes; None is what suits
             the device. Fewer mean steadier streams, more mean faster prompts; two for each of
             ``max_running`` are always used, and up to a quarter more where that ends prompts.
-        prompt_lookup_tokens: Tokens that a greedy row of a causal model guesses in a step, at most,
+        prompt_lookup_tokens: Tokens that a row of a causal model guesses in a step, at most,
             by what followed its last tokens before; 0 is none.
         prompt_lookup_max_rows: Rows of a step up to which that is done, >= 1.
         max_step_seconds: Longest that a step may last before the engine counts as one that hangs;

@@ -5,12 +5,14 @@ largest of them and rounded to one of 255 steps. So a row's numbers do not depen
 it. Layers of the network in between are int8, the logits are not; the float weights stay, because
 training and low-rank deltas need them: int8 takes a quarter of them on top.
 
-What it costs in quality is measured by ``benchmarks/int8.py``.
+``kernels/int8_product.c`` multiplies; what it costs in quality is measured by
+``benchmarks/int8.py``.
 """
 
 from __future__ import annotations
 
-import warnings
+import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,9 +20,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.errors import ConfigError
+from luthier.inference.kernels.library import kernel
 from luthier.inference.linear.few_tokens import FewTokensLinear
 
 _STEPS, _ZERO = 127, 128
+#: What the kernel wants rows and outputs to be a multiple of.
+_ROW_BYTES, _OUTPUTS = 64, 8
+#: With more inputs a sum may not fit into 32 bits.
+_MAX_INPUTS = 65536
 
 
 class Int8Linear(nn.Linear):
@@ -37,15 +44,33 @@ class Int8Linear(nn.Linear):
         nn.Module.__init__(self)  # nn.Linear's own would make tensors
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
-        self._packed = _packed(base.weight)
+        self._steps, self._scales = _rounded(base.weight.detach())
+        self._offsets = self._steps.sum(dim=1, dtype=torch.int32) * _ZERO
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """About the same as the other's."""
-        rows = input.reshape(-1, self.in_features)
-        sizes = rows.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-        output = _multiply(rows / sizes, self._packed).mul_(sizes)
-        if self.bias is not None:
-            output.add_(self.bias)
+        rows = input.reshape(-1, self.in_features).contiguous()
+        num_tokens, row_bytes = len(rows), self._steps.shape[1]
+        output = rows.new_empty(num_tokens, self.out_features)
+        rounded = torch.empty(num_tokens, row_bytes, dtype=torch.uint8)
+        sizes = rows.new_empty(num_tokens)
+        multiply = _kernel()
+        assert multiply is not None  # or there would be no such layer
+        multiply(
+            rows.data_ptr(),
+            self._steps.data_ptr(),
+            self._scales.data_ptr(),
+            self._offsets.data_ptr(),
+            None if self.bias is None else self.bias.data_ptr(),
+            output.data_ptr(),
+            rounded.data_ptr(),
+            sizes.data_ptr(),
+            num_tokens,
+            self.in_features,
+            self.out_features,
+            row_bytes,
+            torch.get_num_threads(),
+        )
         return output.view(*input.shape[:-1], self.out_features)
 
 
@@ -66,10 +91,10 @@ def use_int8_weights(model: PreTrainedModel) -> int:
         raise ConfigError(
             f"'inference.weights' is 'int8', which is for CPUs; got device {device!r}"
         )
-    if not multiplies_exactly():
+    if not multiplies_int8():
         raise ConfigError(
-            "'inference.weights' is 'int8', but this CPU adds products of 8 bits in 16 (it has no "
-            "VNNI), which spoils what a model says; use 'float'"
+            "'inference.weights' is 'int8', which needs a CPU with AVX512-VNNI and the kernels "
+            "that are compiled when Luthier is installed; use 'float'"
         )
     head = model.get_output_embeddings()
     found = {
@@ -82,33 +107,43 @@ def use_int8_weights(model: PreTrainedModel) -> int:
     return len(found)
 
 
-def multiplies_exactly() -> bool:
-    """Whether sums of products of 8 bits do not overflow on this machine."""
-    if "fbgemm" not in torch.backends.quantized.supported_engines:
+def multiplies_int8() -> bool:
+    """Whether this machine multiplies whole numbers of 8 bits, and there is a kernel for it."""
+    ask = kernel("has_int8_product", "p")
+    if ask is None:
         return False
-    largest = _multiply(torch.ones(4, 64), _packed(torch.ones(64, 64)))
-    return bool((largest == 64).all())
+    answer = ctypes.c_int()
+    ask(ctypes.byref(answer))
+    return bool(answer.value)
+
+
+def _kernel() -> Callable[..., None] | None:
+    return kernel("int8_product", "pppppppp llll i")
 
 
 def _fits(layer: Any) -> bool:
     weight = layer.weight
-    return type(weight) is nn.Parameter and weight.dtype == torch.float32
+    return (
+        type(weight) is nn.Parameter
+        and weight.dtype == torch.float32
+        and layer.in_features <= _MAX_INPUTS
+    )
 
 
-def _packed(weight: torch.Tensor) -> Any:
-    """A weight as the library's kernel wants it."""
-    weight = weight.detach()
-    scales = weight.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / _STEPS
-    zeros = torch.zeros(len(weight), dtype=torch.long)
-    with warnings.catch_warnings():
-        # Announced as going away; packages are pinned, and no other way leads to this kernel.
-        warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
-        quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
-    return torch.ops.quantized.linear_prepack(quantised, None)
+def _rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight in whole numbers and what one of them is worth, filled up to what the kernel wants.
 
+    Args:
+        weight: [out, in].
 
-def _multiply(rows: torch.Tensor, packed: Any) -> torch.Tensor:
-    """Rows of numbers in [-1, 1] times a weight, [N, out]."""
-    kernel = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-    output: torch.Tensor = kernel(rows, 1 / _STEPS, _ZERO, packed)
-    return output
+    Returns:
+        int8 and float32; [rows, bytes] and [rows].
+    """
+    num_outputs, num_inputs = weight.shape
+    shape = (-(-num_outputs // _OUTPUTS) * _OUTPUTS, -(-num_inputs // _ROW_BYTES) * _ROW_BYTES)
+    sizes = weight.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    steps = torch.zeros(shape, dtype=torch.int8)
+    steps[:num_outputs, :num_inputs] = (weight / sizes[:, None] * _STEPS).round_()
+    scales = torch.ones(len(steps))
+    scales[:num_outputs] = sizes / _STEPS
+    return steps, scales

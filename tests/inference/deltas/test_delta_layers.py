@@ -29,7 +29,7 @@ from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.deltas import delta_kernel, delta_steps
 from luthier.inference.deltas.delta_layers import DeltaLayers
 from luthier.inference.deltas.layer_changes import changes_of
-from luthier.inference.linear.int8_weights import multiplies_exactly
+from luthier.inference.linear.int8_weights import multiplies_int8
 from luthier.inference.options import EngineOptions
 from luthier.resources.base_model import BaseModel
 from tests.fixtures.lora_models import disturb, make_bloom, make_gpt2, make_llama, make_t5
@@ -248,7 +248,7 @@ def test_layers_of_an_adapters_own_give_in_the_batch_what_peft_gives(
         assert answers[n] == expected.tolist(), n % len(adapters)
 
 
-@pytest.mark.skipif(not multiplies_exactly(), reason="this CPU has no quick int8 products")
+@pytest.mark.skipif(not multiplies_int8(), reason="this CPU has no quick int8 products")
 def test_layers_of_an_adapters_own_stay_float_beside_int8_weights(
     causal_base: BaseModel, loras: dict[str, LoraAdapter], peft_models: dict[str, Any]
 ) -> None:

@@ -11,7 +11,7 @@ from luthier.data_model.options.lora import LoraConfig
 from luthier.errors import ArtifactError
 from luthier.inference.base import GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
-from luthier.inference.linear.int8_weights import multiplies_exactly
+from luthier.inference.linear.int8_weights import multiplies_int8
 from luthier.inference.options import EngineOptions
 from luthier.inference.registry import engine_for
 from luthier.modules import LoraTuning
@@ -88,7 +88,7 @@ def test_an_engine_that_computes_something_else_is_found(base):
         check_conformance(base, random_lora(base, seed=3), misled)
 
 
-@pytest.mark.skipif(not multiplies_exactly(), reason="this CPU has no exact int8 products")
+@pytest.mark.skipif(not multiplies_int8(), reason="this CPU has no exact int8 products")
 @pytest.mark.parametrize("name", ["tiny-causal"])
 def test_rounded_weights_are_allowed_to_say_something_else(base):
     engine = BatchedEngine(base, EngineOptions(weights="int8"))
