@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import GPTNeoConfig, GPTNeoForCausalLM
+from transformers import MambaConfig, MambaForCausalLM
 
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference import registry
@@ -58,9 +58,8 @@ def test_a_model_is_served_in_batches_if_it_can_be(
 ) -> None:
     assert isinstance(engine_for(causal_base), BatchedEngine)
     assert isinstance(engine_for(seq2seq_base), BatchedEngine)
-    layers = {"num_layers": 2, "attention_types": [[["global", "local"], 1]]}
-    odd = GPTNeoForCausalLM(GPTNeoConfig(vocab_size=400, hidden_size=16, num_heads=2, **layers))
-    alone = BaseModel.from_memory(odd, causal_base.tokenizer, name="tiny-gpt-neo")
+    odd = MambaForCausalLM(MambaConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1))
+    alone = BaseModel.from_memory(odd, causal_base.tokenizer, name="tiny-mamba")
     assert isinstance(engine_for(alone), PlainEngine)
 
 
