@@ -283,12 +283,17 @@ class BatchedEngine(Engine):
 
     def _step(self) -> None:
         """One round: drop who is gone, plan, compute, choose, tell."""
-        items = self._end_early()
+        self._tell(self._end_early())  # at once: who has left must not wait for a step that hangs
         with self._state:
             slices = self._with_drafts(self._scheduler.plan())
-            items += self._scheduler.take_failed()
-        results = self._run(slices)
-        items += self._answers.take(slices, results)
+            failed: RowItems = [*self._scheduler.take_failed()]
+        self._tell(failed)
+        self._tell(self._answers.take(slices, self._run(slices)))
+
+    def _tell(self, items: RowItems) -> None:
+        """Release the rows that end, and give each row what is its own."""
+        if not items:
+            return
         with self._state:
             for row, item in items:
                 if isinstance(item, LuthierError) or item.is_last:
@@ -303,7 +308,7 @@ class BatchedEngine(Engine):
             return slices
 
     def _end_early(self) -> RowItems:
-        """The last items of rows whose reader, or whose time, is gone; they are released."""
+        """The last items of rows whose reader, or whose time, is gone."""
         with self._state:
             items: RowItems = []
             for row in self._all_rows():
@@ -311,8 +316,6 @@ class BatchedEngine(Engine):
                     items.append((row, end_of(row, FinishReason.CANCELLED)))
                 elif row.sequence.is_overdue:
                     items += ended_in_time(row)
-            for row, item in items:
-                self._release(row, item)
         return items
 
     def _run(self, slices: list[RowSlice]) -> dict[BatchRow, SliceLogits | LuthierError]:

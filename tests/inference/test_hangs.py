@@ -13,12 +13,13 @@ import pytest
 from luthier.data_model.sampling import SamplingParams
 from luthier.errors import EngineDownError, EngineError
 from luthier.inference import plain_engine
-from luthier.inference.base import Engine, GenerationRequest, TokenStream
+from luthier.inference.base import Engine, FinishReason, GenerationRequest, TokenStream
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
 from luthier.inference.runners.model_runner import PackedRunner
 from luthier.inference.runners.row_forward import CausalRowForward
+from luthier.inference.scheduling.scheduler import Scheduler
 from luthier.resources.base_model import BaseModel
 from luthier.runtime.services import info
 from luthier.runtime.services.info import InfoService
@@ -147,6 +148,30 @@ def test_an_engine_that_hangs_can_be_closed(stuck: Stuck) -> None:
     for stream in streams:
         with pytest.raises(EngineError):
             list(stream)
+
+
+def test_who_leaves_before_a_step_hangs_is_told_at_once(
+    causal_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = BatchedEngine(replace(causal_base), EngineOptions(max_step_seconds=300))
+    plan, may_plan = Scheduler.plan, threading.Event()
+    monkeypatch.setattr(Scheduler, "plan", lambda self: plan(self) if may_plan.is_set() else [])
+    stuck = Stuck(engine, PackedRunner, "run", monkeypatch)
+    left, late = engine.submit(REQUESTS[0]), engine.submit(REQUESTS[1])
+    end_early = BatchedEngine._end_early
+
+    def leaving(self: BatchedEngine) -> Any:
+        left.cancel()
+        may_plan.set()
+        return end_early(self)
+
+    monkeypatch.setattr(BatchedEngine, "_end_early", leaving)
+    assert stuck.begun.acquire(timeout=60)
+    assert left._channel.is_ended, "the step has begun, and does not end"  # type: ignore[attr-defined]
+    assert [chunk.finish_reason for chunk in left] == [FinishReason.CANCELLED]
+    stuck.may_end.set()
+    assert list(late)[-1].is_last
+    engine.close()
 
 
 @pytest.fixture
