@@ -5,8 +5,8 @@
 
 Two engines on one base model answer the same prompts in turns, as many at a time as there are rows:
 texts to copy, to correct and to summarise, and questions whose answers copy nothing; greedily and
-drawn with seeds. Both must give the same tokens. Prints one line of JSON: by rows and kind, how many
-times less CPU time guessing takes. On a shared machine these ratios are what to read.
+drawn with seeds. Both must give the same tokens. Prints one line of JSON: by rows and kind, how
+many times less CPU time guessing takes. On a shared machine these ratios are what to read.
 """
 
 from __future__ import annotations
