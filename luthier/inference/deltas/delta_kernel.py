@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from luthier.inference.deltas.delta_tables import DeltaRows, TableContent
+from luthier.inference.deltas.delta_table import DeltaRows, TableContent
 from luthier.inference.kernels.library import kernel
 
 #: What the kernel reads factors from, by its own numbers for them.

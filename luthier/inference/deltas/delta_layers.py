@@ -16,7 +16,8 @@ from luthier.adapters.wrapped_linear import WrappedLinear
 from luthier.inference.batch_rows import RowInput, RowSlice
 from luthier.inference.deltas.delta_kernel import KernelStep, narrow_dtypes
 from luthier.inference.deltas.delta_steps import AdapterSpan, LayerStep, choose_spans, plan_step
-from luthier.inference.deltas.delta_tables import DeltaTables, Product
+from luthier.inference.deltas.delta_table import Product
+from luthier.inference.deltas.delta_tables import DeltaTables
 from luthier.inference.deltas.merged_adapter import HotAdapter, MergedLayer, MergeOptions
 from luthier.inference.deltas.pass_watch import PassWatch
 from luthier.inference.deltas.whole_modules import LoneStep, OwnSpan, SpanLayer, WholeStep

@@ -15,13 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from luthier.inference.deltas.delta_kernel import KernelSpans, KernelStep, delta_kernel
-from luthier.inference.deltas.delta_tables import (
-    DeltaRows,
-    DeltaTables,
-    Product,
-    TableContent,
-    rescaled,
-)
+from luthier.inference.deltas.delta_table import DeltaRows, Product, TableContent, rescaled
+from luthier.inference.deltas.delta_tables import DeltaTables
 
 #: Rank times tokens of an adapter up to which it is gathered though it has more tokens than one:
 #: a product reads its rows once, gathering once for each token.

@@ -30,7 +30,8 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.adapters.lora.layers import oriented_weight
 from luthier.inference.deltas.delta_steps import AdapterSpan
-from luthier.inference.deltas.delta_tables import DeltaTables, Product
+from luthier.inference.deltas.delta_table import Product
+from luthier.inference.deltas.delta_tables import DeltaTables
 from luthier.inference.linear.few_tokens import FewTokensLinear
 
 log = alog.use_channel(__name__)

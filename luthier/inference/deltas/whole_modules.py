@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from luthier.adapters.lora.layers import LoraLinear
-from luthier.adapters.lora_factors import LoraFactors
 from luthier.adapters.token_rows import TokenRows, TokenRowsLayer
 from luthier.inference.linear.few_tokens import quicken_few_tokens
 
@@ -44,6 +42,10 @@ class WholeModules:
     def takes(self, paths: frozenset[str]) -> bool:
         """Whether the places of all these layers may be taken."""
         return paths <= self._layers.keys()
+
+    def base(self, path: str) -> nn.Module:
+        """The network's layer whose place may be taken."""
+        return self._layers[path]
 
     def base_bytes(self, paths: frozenset[str]) -> int:
         """What the base's own layers take in these places, each with tensors of its own."""
@@ -71,7 +73,7 @@ class WholeModules:
         modules: Mapping[str, nn.Module],
         *,
         rows: TokenRows | None = None,
-        deltas: Mapping[str, LoraFactors] | None = None,
+        made: Mapping[str, nn.Module] | None = None,
     ) -> None:
         """Store copies of an adapter's layers.
 
@@ -79,7 +81,7 @@ class WholeModules:
             key: The adapter's.
             modules: By path; all of them ``takes`` accepts.
             rows: Of embeddings; a layer is made of them and the base's.
-            deltas: Of linear layers; likewise.
+            made: Layers that are there already; not copied.
         """
         memo: dict[int, Any] = {}  # what is shared stays shared
         copies = nn.ModuleList([copy.deepcopy(layer, memo) for layer in modules.values()])
@@ -90,8 +92,7 @@ class WholeModules:
         if rows is not None:
             moved = rows.moved(self._move)
             own |= {path: TokenRowsLayer(self._layers[path], moved) for path in rows.paths}
-        for path, factors in (deltas or {}).items():
-            own[path] = LoraLinear(self._layers[path], factors.moved(self._move))
+        own |= made or {}
         if own:
             self._by_key[key] = own
 

@@ -11,7 +11,7 @@ from luthier.inference.deltas.delta_kernel import (
     delta_kernel,
     narrow_dtypes,
 )
-from luthier.inference.deltas.delta_tables import DeltaRows, TableContent, rescaled
+from luthier.inference.deltas.delta_table import DeltaRows, TableContent, rescaled
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(
