@@ -150,10 +150,6 @@ class CausalRowForward(RowForward):
         arguments.pop("position_ids", None)  # there is no padding
         self._cache = arguments.pop("past_key_values", None)
         self._num_seen = inputs.attention_mask.shape[1] - inputs.inputs_embeds.shape[1]
-        if inputs.inputs_embeds.shape[1] == ids.shape[1] and prompt.own_tokens is None:
-            # Some models look at the tokens themselves, too.
-            arguments["input_ids"] = ids
-            del arguments["inputs_embeds"]
         return self._forward(num_rows, inputs.inputs_embeds.shape[1], **arguments)[0]
 
     def last_hidden(self, prompt: Prompt) -> torch.Tensor:
