@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -56,7 +57,9 @@ class BuildKernels(build_ext):
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         compiler = system_compiler() or [sys.executable, "-m", "ziglang", "cc"]
-        command = [*compiler, *COMMON_FLAGS, *ext.extra_compile_args, *ext.sources, "-lm"]
+        sources = runpy.run_path(str(KERNELS / "sources.py"))["fingerprint"](KERNELS)
+        flags = [*COMMON_FLAGS, f'-DLUTHIER_SOURCES="{sources}"', *ext.extra_compile_args]
+        command = [*compiler, *flags, *ext.sources, "-lm"]
         try:
             subprocess.run([*command, "-o", str(target)], check=True)
         except (OSError, subprocess.CalledProcessError) as error:

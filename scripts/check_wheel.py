@@ -19,6 +19,9 @@ NEEDED_FILES = (
     "luthier/py.typed",
     "luthier/config/config.yml",
     "luthier/modules/wire_numbers.json",
+    # What kernels were compiled from is compared when they are loaded.
+    "luthier/inference/kernels/sources.c",
+    "luthier/inference/kernels/vectors.h",
 )
 
 #: Runs with ``-S``: no site-packages of its own, no .pth files.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from luthier.errors import EngineError
 from luthier.inference.deltas.delta_table import DeltaRows, TableContent
 from luthier.inference.kernels.library import kernel
 
@@ -51,6 +52,7 @@ class KernelSpans:
     Attributes:
         entries: The kernel's ``struct span``, [S, 6].
         products: Room for what the kernel computes in between; for one layer at a time.
+        num_tokens: Of all adapters.
         has_scales: Whether there is DoRA among them, for which the layer's bias matters.
     """
 
@@ -65,6 +67,7 @@ class KernelSpans:
             token += count
         self.entries = torch.tensor(entries, dtype=torch.int64)
         self.products = torch.empty(num_products)
+        self.num_tokens = token
         self.has_scales = any(each is not None and each.has_scale for each in rows)
 
 
@@ -83,6 +86,9 @@ class KernelStep:
         self._call = call
         self._held = parts  # what the addresses below are of
         self._arguments = [_arguments_of(spans, table) for spans, table in parts]
+        spans, table = parts[0]
+        self._num_tokens = spans.num_tokens
+        self._widths = (table.a.shape[1], table.b.shape[1])
         #: Whether ``add`` looks at the layer's bias.
         self.needs_bias = any(spans.has_scales for spans, _ in parts)
 
@@ -93,7 +99,20 @@ class KernelStep:
             output: The layer's, [N, out] or [1, N, out]; changed.
             x: Its input, [N, in] or [1, N, in].
             bias: The layer's, [out].
+
+        Raises:
+            EngineError: If these are fewer tokens than have deltas, or not as wide as the deltas.
         """
+        if (
+            (x.shape[-1], output.shape[-1]) != self._widths
+            or x.shape[:-1] != output.shape[:-1]
+            or x.shape[:-1].numel() < self._num_tokens
+        ):
+            raise EngineError(
+                f"A layer made {list(output.shape)} of {list(x.shape)}, but its deltas are for "
+                f"{self._num_tokens} tokens or more of {self._widths[0]} and {self._widths[1]} "
+                "numbers"
+            )
         if not _fits(output):
             fitting = output.float().contiguous()
             self.add(fitting, x, bias)

@@ -152,11 +152,13 @@ static void weigh(struct tile *t, int q, long origin, long first, long last) {
     long aligned = begin / LANES * LANES;
     for (long i = aligned; i < begin; i++) scores[i] = -INFINITY;
     for (long i = stop; i % LANES; i++) scores[i] = -INFINITY;
-    vec most = broadcast(t->max[q]);
+    float before = t->max[q];
+    vec most = broadcast(before);
     for (long i = aligned; i < stop; i += LANES) most = maximum(load(scores + i), most);
-    float max = max_of(most);
-    t->factor[q] = exponential(broadcast(t->max[q] - max))[0];
-    t->max[q] = max;
+    t->max[q] = max_of(most);
+    // Scores of -inf are no weights, also before the first that is a number.
+    float max = t->max[q] == -INFINITY ? 0 : t->max[q];
+    t->factor[q] = exponential(broadcast(before - max))[0];
     t->sums[q] *= t->factor[q];
     for (long i = aligned; i < stop; i += LANES) {
         vec weights = exponential(load(scores + i) - max);
@@ -185,13 +187,22 @@ static void weigh(struct tile *t, int q, long origin, long first, long last) {
     }
 #endif
 
-// All slots for all queries. While keys are multiplied their values are fetched, and while values
+static void clear_outputs(struct tile *t) {
+    for (int q = 0; q < t->num_queries; q++)
+        for (long d = 0; d < t->head_dim; d++) t->out[q][d] = 0;
+}
+
+// All slots for all queries; 0 where there are none. While keys are multiplied their values are fetched, and while values
 // are, the next keys: those of `next` in the end.
 static void attend(struct tile *t, struct ahead next) {
     long begin = t->first[0], stop = t->last[0], last;
     for (int q = 1; q < t->num_queries; q++) {
         begin = smaller(begin, t->first[q]);
         stop = larger(stop, t->last[q]);
+    }
+    if (begin >= stop) {
+        clear_outputs(t);
+        return;
     }
     for (long first = begin; first < stop; first = last) {
         long origin = first / BLOCK_KEYS * BLOCK_KEYS;

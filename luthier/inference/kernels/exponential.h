@@ -23,7 +23,7 @@ INLINE vec exponential(vec x) {
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
     bits result = (bits)p + ((bits)shifted << 23);
-    return (vec)(result & (bits) ~(x < -86.5f));
+    return (vec)((result & (bits) ~(x < -86.5f)) | (bits)(x != x));
 }
 
 #endif

@@ -13,11 +13,13 @@ struct gates {
 };
 
 // x / (1 + e^-z): z is x for silu, and for the gelu that is made of a tanh, since
-// 1 + tanh(u) = 2 / (1 + e^-2u), twice what the tanh is of.
+// 1 + tanh(u) = 2 / (1 + e^-2u), twice what the tanh is of. Where e^-z is more than a float holds
+// the result is 0, and no number for -inf.
 INLINE vec activated(vec x, int is_gelu) {
     vec z = x;
     if (is_gelu) z = x * (1.5957691216057308f + 0.07135481627362502f * (x * x));
-    return x / (exponential(minimum(-z, broadcast(LARGEST_EXPONENT))) + 1);
+    vec result = x / (exponential(minimum(-z, broadcast(LARGEST_EXPONENT))) + 1);
+    return choose(-z > LARGEST_EXPONENT, x * 0, result);
 }
 
 INLINE void multiply(const struct gates *g, long first, long last, int is_gelu) {

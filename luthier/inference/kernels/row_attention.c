@@ -39,7 +39,8 @@ struct row {
 static void place(const struct attention *a, const float *from, long token, float scale,
                   float *to) {
     long turned = a->cosines ? a->rotary_dim : 0, half = turned / 2;
-    const float *cosines = a->cosines + token * turned, *sines = a->sines + token * turned;
+    const float *cosines = turned ? a->cosines + token * turned : NULL;
+    const float *sines = turned ? a->sines + token * turned : NULL;
     for (long d = 0; d < half; d += LANES) {
         long rest = half - d;
         vec low = load_up_to(from + d, rest), high = load_up_to(from + half + d, rest);
@@ -88,6 +89,9 @@ static void add_query(struct tile *t, const struct attention *a, const struct ro
           t->queries[q]);
 }
 
+// What a tile costs: the slots that it looks at. Those of a row without any are made, too.
+static long slots_of(const struct row *row) { return larger(1, row->end - row->start); }
+
 static long tiles_of(const struct attention *a, const struct row *row) {
     return (row->count * (a->num_heads / a->num_kv_heads) + MAX_QUERIES - 1) / MAX_QUERIES;
 }
@@ -132,10 +136,10 @@ static void attend_shares(long first, long last, const void *work) {
     const struct row *rows = (const struct row *)a->rows, *end = rows + a->num_rows;
     long total = 0, before = 0;
     for (const struct row *row = rows; row < end; row++)
-        total += (row->end - row->start) * tiles_of(a, row) * a->num_kv_heads;
+        total += slots_of(row) * tiles_of(a, row) * a->num_kv_heads;
     long begin = total * first / a->threads, stop = total * last / a->threads;
     for (const struct row *row = rows; row < end; row++) {
-        long slots = row->end - row->start, tiles = tiles_of(a, row);
+        long slots = slots_of(row), tiles = tiles_of(a, row);
         for (long head = 0; head < a->num_kv_heads; head++, before += slots * tiles) {
             long tile = before < begin ? (begin - before + slots - 1) / slots : 0;
             long last_tile = before < stop ? (stop - before + slots - 1) / slots : 0;

@@ -21,6 +21,9 @@
 #error "no vectors of a known width"
 #endif
 
+// Python hands over whole numbers of 64 bits, also in tables.
+_Static_assert(sizeof(long) == 8, "a long has 64 bits");
+
 #define INLINE static inline __attribute__((always_inline))
 #define BYTES_PER_LINE 64
 

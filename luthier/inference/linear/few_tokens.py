@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from luthier.inference.kernels.library import kernel
+from luthier.inference.kernels.library import can_read, kernel
 
 #: Tokens up to which the kernel takes less time than PyTorch (up to about 100) or nearly the same:
 #: a step's, so that the numbers of a row do not hang on what else is in its step.
@@ -39,15 +39,22 @@ class FewTokensLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """The same as the other's, rounded in another order."""
         num_tokens = input.numel() // self.in_features
-        multiply = _kernel()
-        if multiply is None or not 1 <= num_tokens <= MAX_TOKENS:
+        weight, bias, multiply = self.weight, self.bias, _kernel()
+        if (
+            multiply is None
+            or not 1 <= num_tokens <= MAX_TOKENS
+            or input.shape[-1] != self.in_features
+        ):
             return super().forward(input)
         rows = input.reshape(num_tokens, self.in_features).contiguous()
+        # A network may have been moved or converted since its layers were replaced.
+        if not can_read(rows, weight) or not (bias is None or can_read(bias)):
+            return super().forward(input)
         output = rows.new_empty(num_tokens, self.out_features)
         multiply(
             rows.data_ptr(),
-            self.weight.data_ptr(),
-            None if self.bias is None else self.bias.data_ptr(),
+            weight.data_ptr(),
+            None if bias is None else bias.data_ptr(),
             output.data_ptr(),
             num_tokens,
             self.in_features,
@@ -81,8 +88,9 @@ def _fits(layer: nn.Linear) -> bool:
     weight = layer.weight
     return (
         type(weight) is nn.Parameter
-        and weight.device.type == "cpu"
+        and weight.is_cpu
         and weight.dtype == torch.float32
         and weight.is_contiguous()
+        and layer.in_features > 0
         and layer.in_features % _VECTOR == 0
     )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from luthier.inference.kernels.library import kernel
+from luthier.inference.kernels.library import can_read, kernel
 from luthier.inference.rowwise.rms_norms import threads_for
 
 _PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -72,7 +72,7 @@ class _KernelMlp:
         if multiply is None or type(x) is not torch.Tensor or x.dtype != torch.float32:
             return type(part).forward(part, *args, **kwargs)
         gate, up = part.gate_proj(x), part.up_proj(x)
-        if not (_is_plain(gate) and _is_plain(up) and gate.shape == up.shape):
+        if not (can_read(gate, up) and gate.shape == up.shape and gate is not x):
             return part.down_proj(part.act_fn(gate) * up)
         # A product of the step's own: nobody else sees what is written over it.
         multiply(
@@ -105,7 +105,7 @@ def _mlp_like(part: nn.Module) -> _KernelMlp | None:
     if set(layers) != _PARTS or next(part.parameters(recurse=False), None) is not None:
         return None
     products = [layers[name] for name in ("gate_proj", "up_proj", "down_proj")]
-    if not all(isinstance(each, nn.Linear) and _is_plain(each.weight) for each in products):
+    if not all(isinstance(each, nn.Linear) and _is_float(each.weight) for each in products):
         return None
     x = torch.linspace(-10, 10, 201)
     with torch.inference_mode():
@@ -115,5 +115,5 @@ def _mlp_like(part: nn.Module) -> _KernelMlp | None:
     return None
 
 
-def _is_plain(x: torch.Tensor) -> bool:
-    return x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()
+def _is_float(weight: torch.Tensor) -> bool:
+    return weight.dtype == torch.float32 and weight.is_cpu

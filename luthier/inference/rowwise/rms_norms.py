@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from luthier.inference.kernels.library import kernel
+from luthier.inference.kernels.library import can_read, kernel
 
 #: What some models add to the weight: Gemma's are learned from 1.
 _OFFSETS = (0.0, 1.0)
@@ -89,11 +89,8 @@ def _kernel() -> Callable[..., None] | None:
 
 def _fits(x: Any, weight: torch.Tensor) -> bool:
     return (
-        type(x) is torch.Tensor
-        and x.dtype == weight.dtype == torch.float32
-        and x.device.type == weight.device.type == "cpu"
-        and x.is_contiguous()
-        and weight.is_contiguous()
+        isinstance(x, torch.Tensor)
+        and can_read(x, weight)
         and x.shape[-1:] == weight.shape
         and x.numel() > 0
     )
@@ -108,10 +105,10 @@ def _norm_like(layer: nn.Module) -> _KernelNorm | None:
         return None
     if len(inspect.signature(type(layer).forward).parameters) != 2:
         return None
-    x = _tried_rows(layer)
-    if x is None:
-        return None
     with torch.inference_mode():
+        x = _tried_rows(layer)
+        if x is None:
+            return None
         try:
             expected = type(layer).forward(layer, x)
         except (RuntimeError, TypeError, ValueError):

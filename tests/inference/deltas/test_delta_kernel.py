@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from luthier.errors import EngineError
 from luthier.inference.deltas.delta_kernel import (
     KernelSpans,
     KernelStep,
@@ -174,3 +175,17 @@ def test_other_precisions_are_left_to_pytorch(dtype: torch.dtype) -> None:
     assert delta_kernel(dtype, CPU) is None
     assert delta_kernel(torch.float32, torch.device("meta")) is None
     assert narrow_dtypes(dtype, CPU) == ()
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "output_shape"),
+    [((4, 32), (4, 24)), ((5, 16), (5, 24)), ((5, 32), (5, 16)), ((4, 32), (5, 24))],
+)
+def test_nothing_beyond_a_layers_tokens_is_changed(
+    x_shape: tuple[int, int], output_shape: tuple[int, int]
+) -> None:
+    rows: list[DeltaRows | None] = [*make_rows([4, 9])]
+    step, output = make_step([2, 3], rows, make_table(32, 24)), torch.zeros(output_shape)
+    with pytest.raises(EngineError, match="5 tokens"):
+        step.add(output, torch.ones(x_shape), None)
+    assert not output.any()

@@ -110,3 +110,26 @@ def test_other_layers_stay(layer: nn.Module) -> None:
     network = nn.Sequential(layer)
     quicken_few_tokens(network)
     assert network[0] is layer
+
+
+def test_networks_may_be_converted_and_trained_after_their_layers_were_replaced() -> None:
+    network = make_network()
+    quicken_few_tokens(network)
+    x = torch.randn(3, 512)
+    network.double()
+    with pytest.raises(RuntimeError, match="dtype"):
+        network(x)
+    wide = network(x.double())
+    network.float()
+    torch.testing.assert_close(network(x).double(), wide, rtol=0, atol=1e-5)
+    network.requires_grad_()
+    network(x).sum().backward()
+    assert all(each.grad is not None for each in network.parameters())
+    assert network.to("meta")(x.to("meta")).shape == (3, 3)
+
+
+@pytest.mark.parametrize("num_inputs", [8, 32])
+def test_rows_of_another_size_are_refused(num_inputs: int) -> None:
+    layer = FewTokensLinear(nn.Linear(16, 4).requires_grad_(False))
+    with pytest.raises(RuntimeError, match="shapes"):
+        layer(torch.randn(2, num_inputs))

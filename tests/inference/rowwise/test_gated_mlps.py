@@ -33,6 +33,9 @@ def make_mlp(size: int = 12, *, activation: str = "silu", kind: Any = LlamaMLP) 
     return kind(config).requires_grad_(False)
 
 
+LARGE_AND_SMALL = [-3e38, -1e30, -3e4, 3e4, 1e30, 0.0, -0.0, 1e-40, -1e-40, torch.nan]
+
+
 def is_quick(part: nn.Module) -> bool:
     return "forward" in vars(part)
 
@@ -58,7 +61,7 @@ def test_each_number_is_near_however_large(activation: str) -> None:
         nn.init.zeros_(layer.weight)
     part.gate_proj.weight[0, 0] = part.up_proj.weight[0, 1] = part.down_proj.weight[0, 0] = 1
     quicken_gates(part)
-    gates = torch.cat([torch.linspace(-120, 120, 4801), torch.tensor([-3e4, 3e4, 0.0, torch.nan])])
+    gates = torch.cat([torch.linspace(-120, 120, 4801), torch.tensor(LARGE_AND_SMALL)])
     x = torch.zeros(len(gates), 8)
     x[:, 0], x[:, 1] = gates, 1
     exact = ACT2FN[activation](gates.double())
@@ -122,3 +125,23 @@ def test_other_precisions_go_the_parts_own_way() -> None:
 def test_other_parts_stay(part: nn.Module) -> None:
     quicken_gates(part)
     assert not is_quick(part)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
+def test_what_is_no_number_stays_none_however_it_is_written(activation: str) -> None:
+    part = make_mlp(activation=activation)
+    quicken_gates(part)
+    written = torch.tensor([0x7FC00000, 0x7FC00001, 0x7FC001FF, -1, 0x7F800001, -4194304, -8388608])
+    part.gate_proj.forward = lambda x: written.int().view(torch.float32)[:, None].repeat(1, 12)
+    part.up_proj.forward = lambda x: torch.ones(7, 12)
+    part.down_proj.forward = lambda x: x
+    assert part(torch.zeros(7, 8)).isnan().all()
+
+
+def test_gradients_flow_where_they_are_asked_for() -> None:
+    part, x = make_mlp(), torch.randn(3, 8, requires_grad=True)
+    own = copy.deepcopy(part)
+    quicken_gates(part)
+    (expected,) = torch.autograd.grad(own(x).sum(), x)
+    (given,) = torch.autograd.grad(part(x).sum(), x)
+    torch.testing.assert_close(given, expected)

@@ -134,3 +134,12 @@ def test_tensors_stay_and_networks_are_freed_at_once() -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_gradients_flow_where_they_are_asked_for() -> None:
+    layer, x = make_norm(LlamaRMSNorm, 20), torch.randn(3, 20, requires_grad=True)
+    own = copy.deepcopy(layer)
+    quicken_norms(layer)
+    (expected,) = torch.autograd.grad(own(x).square().sum(), x)
+    (given,) = torch.autograd.grad(layer(x).square().sum(), x)
+    torch.testing.assert_close(given, expected)

@@ -246,16 +246,48 @@ def test_a_token_does_not_depend_on_the_piece_that_it_came_in(head_dim: int) -> 
 
 
 @needs_kernels
-def test_what_is_no_number_stays_in_its_row() -> None:
+@pytest.mark.parametrize("written", [0x7FC00000, 0x7FC00001, 0x7FC001FF, -1])
+def test_what_is_no_number_stays_in_its_row(written: int) -> None:
     step = make_step(2, 2, 16)
     expected = step.attend()
-    step.query[:, 2] = float("nan")
-    step.new[0][:, 3] = float("nan")
+    no_number = torch.tensor(written, dtype=torch.int32).view(torch.float32)
+    step.query[:, 2] = no_number
+    step.new[0][:, 3] = no_number
     got = step.attend()
     # Token 2 is a row of its own, token 3 the first of a row of five.
     assert got[2:8].isnan().all()
     assert torch.equal(got[:2], expected[:2])
     assert torch.equal(got[8:], expected[8:])
+
+
+@needs_kernels
+def test_scores_of_minus_infinity_are_no_weights() -> None:
+    step = make_step(2, 2, 16, [(1300, 3)])
+    expected = step.attend(window=100)
+    bias = torch.zeros(4, 1303)
+    bias[:, :-100] = -torch.inf  # among them whole blocks before the first number
+    got = attend_rows(step.query, step.new, step.stored, step.rows, options=PLAIN, bias=bias)
+    torch.testing.assert_close(got, expected)
+    bias[:] = -torch.inf
+    got = attend_rows(step.query, step.new, step.stored, step.rows, options=PLAIN, bias=bias)
+    assert got.isnan().all()
+
+
+@needs_kernels
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_what_sees_nothing_is_nothing(num_threads: int) -> None:
+    step = make_step(2, 2, 20, [(5, 1), (5, 2), (5, 9)])
+    rows = torch.tensor([(0, 1, 3, 9), (1, 2, 9, 9), (3, 9, 26, 40)])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(num_threads)
+        step.attend()
+        got = attend_rows(step.query, None, step.stored, rows, options=PLAIN)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(got[1:3], torch.zeros(2, 4, 20))
+    assert got.isfinite().all()
+    assert got[[0, *range(3, 12)]].all()
 
 
 @needs_kernels
