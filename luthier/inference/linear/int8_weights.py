@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.errors import ConfigError
-from luthier.inference.kernels.library import kernel
+from luthier.inference.kernels.library import can_read, kernel
 from luthier.inference.linear.few_tokens import FewTokensLinear
 
 _STEPS, _ZERO = 127, 128
@@ -49,7 +49,11 @@ class Int8Linear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """About the same as the other's."""
-        rows = input.reshape(-1, self.in_features).contiguous()
+        if input.numel() == 0 or input.shape[-1] != self.in_features:
+            return super().forward(input)
+        rows, bias = input.reshape(-1, self.in_features).contiguous(), self.bias
+        if not can_read(rows) or not (bias is None or can_read(bias)):
+            return super().forward(input)
         num_tokens, row_bytes = len(rows), self._steps.shape[1]
         output = rows.new_empty(num_tokens, self.out_features)
         rounded = torch.empty(num_tokens, row_bytes, dtype=torch.uint8)
@@ -61,7 +65,7 @@ class Int8Linear(nn.Linear):
             self._steps.data_ptr(),
             self._scales.data_ptr(),
             self._offsets.data_ptr(),
-            None if self.bias is None else self.bias.data_ptr(),
+            None if bias is None else bias.data_ptr(),
             output.data_ptr(),
             rounded.data_ptr(),
             sizes.data_ptr(),
@@ -126,7 +130,7 @@ def _fits(layer: Any) -> bool:
     return (
         type(weight) is nn.Parameter
         and weight.dtype == torch.float32
-        and layer.in_features <= _MAX_INPUTS
+        and 0 < layer.in_features <= _MAX_INPUTS
     )
 
 

@@ -62,6 +62,17 @@ def test_any_shape_and_order_of_inputs(x: torch.Tensor) -> None:
 
 
 @needs_vnni
+def test_what_the_kernel_cannot_read_goes_the_layers_own_way() -> None:
+    base = nn.Linear(96, 64).requires_grad_(False)
+    layer, x = Int8Linear(base), torch.randn(3, 96, requires_grad=True)
+    (given,) = torch.autograd.grad(layer(x).sum(), x)
+    torch.testing.assert_close(given[0], base.weight.sum(0))
+    for other in (torch.randn(3, 48), torch.randn(2, 192), torch.randn(3, 96).double()):
+        with pytest.raises(RuntimeError, match="shapes|dtype"):
+            layer(other)
+
+
+@needs_vnni
 def test_several_threads_give_the_same_bits() -> None:
     layer = Int8Linear(nn.Linear(96, 203).requires_grad_(False))
     x, before = torch.randn(29, 96), torch.get_num_threads()
