@@ -36,7 +36,8 @@ from luthier.data_model.sampling import SamplingParams
 from luthier.inference import batched_engine, sequences
 from luthier.inference.base import Engine, GenerationRequest, Request, TokenStream
 from luthier.inference.batched_engine import BatchedEngine
-from luthier.inference.deltas import adapter_pool, merged_adapter, whole_modules
+from luthier.inference.deltas import merged_adapter, whole_modules
+from luthier.inference.deltas.pool import adapter_pool
 from luthier.inference.kernels.library import kernels
 from luthier.inference.memory import kv_memory
 from luthier.inference.options import EngineOptions

@@ -23,8 +23,8 @@ from luthier.data_model.sampling import SAMPLING, SamplingParams
 from luthier.errors import ConflictError, EngineError, InvalidInputError
 from luthier.inference.base import Engine, FinishReason, GenerationRequest, TokenStream
 from luthier.inference.batched_engine import BatchedEngine
-from luthier.inference.deltas.adapter_pool import AdapterPool
 from luthier.inference.deltas.layer_changes import changes_of
+from luthier.inference.deltas.pool.adapter_pool import AdapterPool
 from luthier.inference.memory.kv_memory import KvMemory
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine

@@ -10,8 +10,9 @@ from luthier.adapters.base import Adapter
 from luthier.errors import LuthierError
 from luthier.inference.base import AdapterStatus
 from luthier.inference.batch_rows import BatchRow
-from luthier.inference.deltas.adapter_pool import AdapterPool, Pin
 from luthier.inference.deltas.delta_tables import DeltaTables
+from luthier.inference.deltas.pool.adapter_pool import AdapterPool
+from luthier.inference.deltas.pool.resident_adapters import Pin
 
 log = alog.use_channel(__name__)
 

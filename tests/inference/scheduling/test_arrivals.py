@@ -157,7 +157,7 @@ def test_more_adapters_than_fit_take_turns_and_all_are_answered(causal_base: Bas
     pool = engine._arrivals.pool
     assert pool is not None
     assert pool.status().device_bytes <= 3 * num_bytes
-    assert not any(entry.pins for entry in pool._entries.values()), "every row let go"
+    assert not any(entry.pins for entry in pool._residents._entries.values()), "every row let go"
     engine.close()
     roomy.close()
 
@@ -240,7 +240,7 @@ def test_a_row_cancelled_while_its_adapter_comes_lets_go_of_it(
     assert [chunk.finish_reason for chunk in stream] == [FinishReason.CANCELLED]
     generate(engine, None)
     assert engine._arrivals.pool is not None
-    assert not any(entry.pins for entry in engine._arrivals.pool._entries.values())
+    assert not any(entry.pins for entry in engine._arrivals.pool._residents._entries.values())
     assert len(engine._arrivals) == 0
 
 

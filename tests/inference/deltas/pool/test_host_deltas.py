@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from luthier.adapters.lora_factors import LoraFactors
-from luthier.inference.deltas.host_deltas import HostDeltas
 from luthier.inference.deltas.layer_changes import LayerChanges
+from luthier.inference.deltas.pool.host_deltas import HostDeltas
 
 #: Bytes of what ``make_deltas`` makes: A and B of rank 1 for four inputs and outputs, in fp32.
 SIZE = 2 * 4 * 4

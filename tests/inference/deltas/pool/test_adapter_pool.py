@@ -20,9 +20,10 @@ from luthier.errors import (
     LuthierError,
     ReplacedError,
 )
-from luthier.inference.deltas.adapter_pool import AdapterPool, Pin
-from luthier.inference.deltas.adapter_readers import MAX_READERS
 from luthier.inference.deltas.delta_tables import DeltaTables
+from luthier.inference.deltas.pool.adapter_pool import AdapterPool
+from luthier.inference.deltas.pool.adapter_readers import MAX_READERS
+from luthier.inference.deltas.pool.resident_adapters import Pin
 
 SIZE = 8
 #: Bytes of an adapter of rank 1: one row of A and one of B in fp32.

@@ -2,8 +2,7 @@
 
 ```
     disk ──► host memory ──► device: the tables that steps read
-      a request pins its adapter on the device until it ends; what nobody pins is dropped,
-      the least recently used first, when room is needed
+     readers   host deltas    resident adapters, which requests pin until they end
 ```
 
 One thread copies, and others read for it, so a cold adapter delays only its own requests, and one
@@ -15,15 +14,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import deque
 
 import alog
 
 from luthier.adapters.base import Adapter
 from luthier.errors import (
-    CapacityError,
     ConflictError,
     EngineDownError,
     EngineError,
@@ -31,10 +27,11 @@ from luthier.errors import (
     ReplacedError,
 )
 from luthier.inference.base import AdapterStatus
-from luthier.inference.deltas.adapter_readers import AdapterReaders, Reading
 from luthier.inference.deltas.delta_tables import DeltaTables
-from luthier.inference.deltas.host_deltas import HostDeltas
 from luthier.inference.deltas.layer_changes import LayerChanges
+from luthier.inference.deltas.pool.adapter_readers import AdapterReaders, Reading
+from luthier.inference.deltas.pool.host_deltas import HostDeltas
+from luthier.inference.deltas.pool.resident_adapters import Pin, ResidentAdapters, WhenReady
 
 log = alog.use_channel(__name__)
 
@@ -43,45 +40,9 @@ _CLOSE_SECONDS = 10.0
 #: How long whoever is refused shall wait: the disk has been waited for many times that already.
 _RETRY_AFTER_SECONDS = 10
 
-#: Told the error that kept an adapter away, or None when it has come.
-WhenReady = Callable[[LuthierError | None], None]
-
-
-class Pin:
-    """One request's hold on an adapter; ``release`` it once the request has ended.
-
-    Args:
-        pool: Where.
-        key: The adapter's.
-        when_ready: Called if the adapter was not there at once.
-    """
-
-    def __init__(self, pool: AdapterPool, key: str, when_ready: WhenReady) -> None:
-        self.key = key
-        self.when_ready = when_ready
-        self.is_ready = False
-        self._pool: AdapterPool | None = pool
-
-    def release(self) -> None:
-        """Let the adapter go, whether it has come or not. Idempotent, thread-safe."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool._release(self)
-
-
-@dataclass
-class _Entry:
-    """An adapter on the device, or on its way."""
-
-    adapter: Adapter | None
-    label: str
-    num_bytes: int = 0
-    pins: set[Pin] = field(default_factory=set)
-    is_ready: bool = False
-
 
 class AdapterPool:
-    """Brings adapters into the tables and takes them out again. Thread-safe.
+    """Brings adapters into the tables, and lets them be dropped again. Thread-safe.
 
     Args:
         tables: Of the engine's model; this is their only writer.
@@ -101,13 +62,10 @@ class AdapterPool:
         max_load_seconds: float = 0.0,
     ) -> None:
         self._tables = tables
-        self._max_bytes = max_device_bytes
-        self._num_bytes = 0
-        self._num_loads = self._num_hits = self._num_dropped = 0
         self._host = HostDeltas(0 if tables.device.type == "cpu" else max_host_bytes)
         self._changed = threading.Condition(threading.RLock())
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._coming: deque[str] = deque()
+        self._residents = ResidentAdapters(tables, max_device_bytes, self._changed)
+        self._coming: deque[tuple[str, Adapter]] = deque()
         self._readers = AdapterReaders(self._changed, max_load_seconds)
         self._is_closed = False
         self._failure = ""
@@ -122,7 +80,7 @@ class AdapterPool:
     def keeps(self, key: str) -> bool:
         """Whether an adapter is in the tables, or has been asked for them. Changes nothing."""
         with self._changed:
-            return key in self._entries
+            return key in self._residents
 
     def pin(self, key: str, adapter: Adapter | None, when_ready: WhenReady) -> Pin:
         """Ask for an adapter; returns at once.
@@ -141,38 +99,26 @@ class AdapterPool:
             EngineDownError: If it is not there, and it or any other cannot be read now.
             ReplacedError: Without an adapter, if it has been dropped.
         """
-        pin = Pin(self, key, when_ready)
         with self._changed:
             if self._is_closed:
                 raise EngineError(self._failure or "the engine is closed")
-            entry = self._entries.get(key)
-            if entry is None and adapter is None:
-                raise ReplacedError("the adapter has just been dropped from the device")
-            if entry is None:
-                assert adapter is not None
-                self._check_can_read(key)
-                entry = self._entries[key] = _Entry(adapter, adapter.label)
-                self._coming.append(key)
-                self._start()
-                self._changed.notify_all()
-            entry.pins.add(pin)
-            pin.is_ready = entry.is_ready
-            self._num_hits += entry.is_ready
-            self._entries.move_to_end(key)
-        return pin
+            if key not in self._residents:
+                self._expect(key, adapter)
+            return self._residents.hold(key, when_ready)
 
     def status(self) -> AdapterStatus:
         """What is where. Changes nothing."""
         with self._changed:
-            on_device = tuple(each.label for each in self._entries.values() if each.is_ready)
+            residents = self._residents
+            on_device = residents.labels()
             return AdapterStatus(
                 num_on_device=len(on_device),
-                device_bytes=self._num_bytes,
+                device_bytes=residents.num_bytes,
                 num_on_host=len(self._host),
                 host_bytes=self._host.num_bytes,
-                num_loads=self._num_loads,
-                num_hits=self._num_hits,
-                num_dropped=self._num_dropped,
+                num_loads=residents.num_loads,
+                num_hits=residents.num_hits,
+                num_dropped=residents.num_dropped,
                 on_device=on_device,
             )
 
@@ -182,7 +128,7 @@ class AdapterPool:
             lost = [(each.key, self._overdue(each)) for each in self._readers.take_overdue()]
             problem = self._readers.problem()
             if problem:
-                lost += [(key, _down(problem)) for key in self._coming]
+                lost += [(key, _down(problem)) for key, _ in self._coming]
                 self._coming.clear()
         for key, error in lost:
             log.error("An adapter cannot be loaded: %s", error)
@@ -202,17 +148,20 @@ class AdapterPool:
         if not is_over:
             log.warning("A thread that loads adapters does not end, and is left alone")
 
+    def _expect(self, key: str, adapter: Adapter | None) -> None:
+        """Let an adapter be brought that nobody has asked for yet."""
+        if adapter is None:
+            raise ReplacedError("the adapter has just been dropped from the device")
+        self._check_can_read(key)
+        self._residents.expect(key, adapter.label)
+        self._coming.append((key, adapter))
+        self._start()
+        self._changed.notify_all()
+
     def _start(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._live, name="adapter-pool", daemon=True)
             self._thread.start()
-
-    def _release(self, pin: Pin) -> None:
-        with self._changed:
-            entry = self._entries.get(pin.key)
-            if entry is not None:
-                entry.pins.discard(pin)
-                self._changed.notify_all()
 
     def _live(self) -> None:
         """The thread's life. However it ends, nobody is left waiting."""
@@ -228,7 +177,7 @@ class AdapterPool:
             with self._changed:
                 self._is_closed = True
                 self._readers.close()
-                waiting = [key for key, entry in self._entries.items() if not entry.is_ready]
+                waiting = self._residents.expected()
             for key in waiting:
                 self._give_up(key, EngineError(self._failure or "the engine is closed"))
 
@@ -247,16 +196,13 @@ class AdapterPool:
     def _begin_next(self) -> Reading | None:
         """Let adapters be read while that may be; one that the host has, if there is one."""
         while self._coming and self._readers.may_begin:
-            key = self._coming.popleft()
-            entry = self._entries[key]
-            assert entry.adapter is not None
-            if not entry.pins:
-                del self._entries[key]
+            key, adapter = self._coming.popleft()
+            if self._residents.forget_unwanted(key):
                 continue
             changes = self._host.get(key)
             if changes is not None:
-                return Reading(key, entry.adapter, changes=changes)
-            self._readers.begin(key, entry.adapter)
+                return Reading(key, adapter, changes=changes)
+            self._readers.begin(key, adapter)
         return None
 
     def _check_can_read(self, key: str) -> None:
@@ -292,18 +238,23 @@ class AdapterPool:
         key, changes = reading.key, reading.result()
         if self._host.get(key) is None:
             self._host.put(key, changes)
-        num_bytes = self._tables.num_bytes(changes)
-        if num_bytes > self._max_bytes:
-            raise CapacityError(
-                f"the adapter takes {num_bytes} bytes, the engine's adapters may take "
-                f"{self._max_bytes} bytes together"
-            )
-        if not self._make_room(key, num_bytes):
+        if not self._make_room(key, self._tables.num_bytes(changes)):
             return False
-        self._place(reading, changes, num_bytes)
+        self._place(reading, changes)
         return True
 
-    def _place(self, reading: Reading, changes: LayerChanges, num_bytes: int) -> None:
+    def _make_room(self, key: str, num_bytes: int) -> bool:
+        """Wait until the adapter fits and count it in; False if nobody wants it any more."""
+        while True:
+            self.look()
+            with self._changed:
+                if self._is_closed or self._residents.forget_unwanted(key):
+                    return False
+                if self._residents.make_room(key, num_bytes):
+                    return True
+                self._changed.wait(self._readers.seconds_to_look())
+
+    def _place(self, reading: Reading, changes: LayerChanges) -> None:
         key = reading.key
         try:
             self._tables.place(key, changes)
@@ -311,56 +262,19 @@ class AdapterPool:
                 raise ConflictError("the adapter was changed while it was being loaded")
         except BaseException:
             with self._changed:
-                self._tables.remove(key)
-                self._num_bytes -= num_bytes
+                self._residents.take_out(key)
             raise
-
-    def _make_room(self, key: str, num_bytes: int) -> bool:
-        """Wait until the adapter fits and count it in; False if nobody wants it any more."""
-        while True:
-            self.look()
-            with self._changed:
-                entry = self._entries[key]
-                if self._is_closed:
-                    return False
-                if not entry.pins:
-                    del self._entries[key]
-                    return False
-                self._evict(num_bytes)
-                if self._num_bytes + num_bytes <= self._max_bytes:
-                    self._num_bytes += num_bytes
-                    entry.num_bytes = num_bytes
-                    return True
-                self._changed.wait(self._readers.seconds_to_look())
-
-    def _evict(self, num_bytes: int) -> None:
-        """Drop what nobody pins, the least recently used first, until ``num_bytes`` fit."""
-        for key, entry in list(self._entries.items()):
-            if self._num_bytes + num_bytes <= self._max_bytes:
-                return
-            if entry.is_ready and not entry.pins:
-                del self._entries[key]
-                self._tables.remove(key)
-                self._num_bytes -= entry.num_bytes
-                self._num_dropped += 1
-                log.debug("adapter dropped: key=%s", key)
 
     def _tell(self, key: str) -> None:
         with self._changed:
-            entry = self._entries[key]
-            entry.is_ready = True
-            entry.adapter = None  # what the tables hold need not be held twice
-            self._num_loads += 1
-            pins = list(entry.pins)
-            for pin in pins:
-                pin.is_ready = True
+            pins = self._residents.arrive(key)
         for pin in pins:
             pin.when_ready(None)
 
     def _give_up(self, key: str, error: LuthierError) -> None:
         with self._changed:
-            entry = self._entries.pop(key)
-        for pin in list(entry.pins):
+            pins = self._residents.forget(key)
+        for pin in pins:
             pin.when_ready(error)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from luthier.adapters.base import Adapter
 from luthier.adapters.lora.layers import LoraFactors
 from luthier.errors import ArtifactError
-from luthier.inference.deltas.adapter_readers import MAX_READERS, AdapterReaders, Reading
+from luthier.inference.deltas.pool.adapter_readers import MAX_READERS, AdapterReaders, Reading
 
 WAIT_SECONDS = 60
 

@@ -1,0 +1,1 @@
+"""Which adapters are on the device, and how they come there."""
