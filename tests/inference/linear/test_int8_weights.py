@@ -68,7 +68,7 @@ def test_what_the_kernel_cannot_read_goes_the_layers_own_way() -> None:
     (given,) = torch.autograd.grad(layer(x).sum(), x)
     torch.testing.assert_close(given[0], base.weight.sum(0))
     for other in (torch.randn(3, 48), torch.randn(2, 192), torch.randn(3, 96).double()):
-        with pytest.raises(RuntimeError, match="shapes|dtype"):
+        with pytest.raises(RuntimeError, match=r"shapes|dtype"):
             layer(other)
 
 
