@@ -9,7 +9,7 @@ import torch
 
 from luthier.errors import CapacityError, ConfigError, InvalidInputError
 from luthier.inference.deltas.merged_adapter import MergeOptions
-from luthier.inference.scheduling.scheduler import SchedulingRules
+from luthier.inference.scheduling.scheduling_rules import SchedulingRules
 
 #: The key that stands for all tenants without a weight of their own.
 OTHER_TENANTS = "__default__"

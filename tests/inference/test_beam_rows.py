@@ -4,22 +4,20 @@ import math
 import random
 from collections.abc import Callable
 
-from fixtures.fake_rows import FakeRunner, check_ranges, come_and_go, fake_memory, fake_row
+from fixtures.fake_rows import (
+    FakeRunner,
+    add,
+    check_ranges,
+    come_and_go,
+    fake_memory,
+    fake_row,
+    scheduler_of,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.inference.batch_rows import BatchRow
-from luthier.inference.memory.kv_memory import KvMemory
-from luthier.inference.scheduling.scheduler import Scheduler, SchedulingRules
-
-
-def scheduler_of(memory: KvMemory, **rules: int) -> Scheduler:
-    return Scheduler(memory, SchedulingRules(**{"max_rows": 8, "max_step_tokens": 32, **rules}))
-
-
-def add(scheduler: Scheduler, *rows: BatchRow) -> None:
-    for row in rows:
-        scheduler.waiting.add(row)
+from luthier.inference.scheduling.scheduler import Scheduler
 
 
 def require_token_within(

@@ -32,9 +32,7 @@ one that came g · ``ageing_steps`` steps later. Later requests of a flow wait f
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import alog
 import torch
@@ -44,34 +42,13 @@ from luthier.inference.batch_rows import BatchRow, RowSlice
 from luthier.inference.memory.kv_memory import KvMemory
 from luthier.inference.scheduling.fair_queue import FairQueue, Flow
 from luthier.inference.scheduling.fair_shares import shares_of_rows
+from luthier.inference.scheduling.preemption import first_to_go, may_pass, victims_for
+from luthier.inference.scheduling.scheduling_rules import SchedulingRules
 
 log = alog.use_channel(__name__)
 
 #: Tokens of a prompt that are computed at once, at least, in a step with room for four such pieces.
 _LEAST_PIECE = 32
-
-
-@dataclass(frozen=True)
-class SchedulingRules:
-    """What an operator may choose.
-
-    Args:
-        max_rows: Rows that run at the same time, at most; each beam is one.
-        max_beam_rows: Those of beam searches among them, at most.
-        max_step_tokens: Tokens of one step; two for each row at least are used, so that no prompt
-            stands still beside rows that decode. The ends of prompts may add a quarter.
-        turn_tokens: Tokens a row generates before it may have to make way for a flow that has none
-            running.
-        ageing_steps: Steps of waiting that count as one priority.
-        weight_of: Of a tenant; how much it gets for each of one that weighs 1.
-    """
-
-    max_rows: int
-    max_step_tokens: int
-    max_beam_rows: int = 16
-    turn_tokens: int = 128
-    ageing_steps: int = 64
-    weight_of: Callable[[str], int] = lambda tenant: 1
 
 
 class Scheduler:
@@ -85,7 +62,6 @@ class Scheduler:
     def __init__(self, memory: KvMemory, rules: SchedulingRules) -> None:
         self._memory = memory
         self._rules = rules
-        self._max_step_tokens = max(rules.max_step_tokens, 2 * rules.max_rows)
         self._owed: dict[BatchRow, int] = {}  # prompt tokens, to rows that have some to compute
         self._computing: dict[str, BatchRow] = {}  # who computes a prefix block at present
         self.waiting: FairQueue[BatchRow] = FairQueue(
@@ -116,7 +92,7 @@ class Scheduler:
         # A row that had to make way takes no part.
         slices = [RowSlice(row, row.num_computed, 1) for row in decoding if row.kv is not None]
         prompts = [row for row in self._computable() if row not in decoding]
-        return slices + self._divide(self._max_step_tokens - len(slices), prompts)
+        return slices + self._divide(self._rules.step_tokens - len(slices), prompts)
 
     def take_failed(self) -> list[tuple[BatchRow, EngineError]]:
         """Rows that could not be admitted since this was asked last, and why; they are forgotten
@@ -185,7 +161,7 @@ class Scheduler:
         A row's adapter is read once for each of its pieces, however small. Over the steps each row
         gets what its shares add up to; who waits for more than a piece has no further claim.
         """
-        least = min(_LEAST_PIECE, self._max_step_tokens // 4)
+        least = min(_LEAST_PIECE, self._rules.step_tokens // 4)
         # Rows leave that had more than their due, so claims on it must end somewhere: at a piece.
         self._owed = {
             row: min(self._owed.get(row, 0), least) + share
@@ -208,7 +184,7 @@ class Scheduler:
 
     def _stretch(self, counts: dict[BatchRow, int]) -> None:
         """Let prompts end in this step that would need a small pass more; takes from nobody."""
-        spare = self._max_step_tokens // 4
+        spare = self._rules.step_tokens // 4
         for row, count in counts.items():
             rest = row.num_pending - count
             if 0 < rest <= spare:
@@ -226,9 +202,10 @@ class Scheduler:
             row = self.waiting.next(passed, passed_tenants)
             if row is None:
                 break
-            if (kept_for is not None and not self._may_pass(row, kept_for)) or (
-                row.is_beam and not may_be_beam
-            ):
+            must_wait = kept_for is not None and not may_pass(
+                row, kept_for, self.running, self._rules
+            )
+            if must_wait or (row.is_beam and not may_be_beam):
                 passed.add(row.flow)
             elif self._follows_another(row):
                 self.waiting.remove(row)
@@ -239,7 +216,7 @@ class Scheduler:
                 passed.add(row.flow)
             elif self._num_missing(row) > 0:
                 break  # what becomes free is kept for it, or smaller ones would always come first
-            elif self._lacks_beam_rows(row, self.running):
+            elif self._rules.lacks_beam_rows(row, self.running):
                 may_be_beam = False
                 passed.add(row.flow)
             else:
@@ -269,17 +246,6 @@ class Scheduler:
         for block in self._memory.missing_blocks(row):
             self._computing.setdefault(block.key, row)
 
-    def _may_pass(self, row: BatchRow, wide: BatchRow) -> bool:
-        """Whether a row may take what is free before beams whose turn it is: if it could take it
-        from them."""
-        if row.tenant == wide.tenant:
-            flows = Counter(each.flow for each in self.running)
-            return flows[row.flow] + row.width <= flows[wide.flow]
-        tenants = Counter(each.tenant for each in self.running)
-        weight_of = self._rules.weight_of
-        load = (tenants[row.tenant] + row.width) / weight_of(row.tenant)
-        return load <= tenants[wide.tenant] / weight_of(wide.tenant)
-
     def _follows_another(self, row: BatchRow) -> bool:
         """True while a row of the same flow computes what this one could start from.
 
@@ -298,96 +264,24 @@ class Scheduler:
     def _num_missing(self, row: BatchRow) -> int:
         return self._memory.num_needed(row) - self._memory.allocator.num_free
 
-    def _lacks_beam_rows(self, row: BatchRow, rows: Sequence[BatchRow]) -> bool:
-        if not row.is_beam:
-            return False
-        return row.width + sum(each.is_beam for each in rows) > self._rules.max_beam_rows
-
     def _make_way(self, row: BatchRow) -> bool:
         """Preempt until there are slots and memory for ``row``; nobody if that cannot be."""
-        stays = list(self.running)
-        victims: list[BatchRow] = []
-        num_missing = self._num_missing(row)
-        while True:
-            lacks_beam_rows = self._lacks_beam_rows(row, stays)
-            lacks_rows = len(stays) + row.width > self._rules.max_rows
-            if not (num_missing > 0 or lacks_rows or lacks_beam_rows):
-                break
-            victim = self._first_to_go(stays, wanting=row, only_beams=lacks_beam_rows)
-            if victim is None:
-                return False
-            stays = [each for each in stays if each.head is not victim.head]
-            victims.append(victim)
-            num_missing -= _num_held(victim)
-        for victim in victims:
+        victims = victims_for(row, self.running, self._num_missing(row), self._rules)
+        for victim in victims or ():
             self._preempt(victim)
-        return True
+        return victims is not None
 
     def _make_room(self, row: BatchRow) -> None:
         """Make a row's range hold all its positions; the row that goes may be this one."""
         while row.kv is not None and not self._memory.grow(row, row.num_positions):
-            victim = self._first_to_go(self.running)
-            assert victim is not None
-            self._preempt(victim)
-
-    def _first_to_go(
-        self,
-        rows: list[BatchRow],
-        *,
-        wanting: BatchRow | None = None,
-        only_beams: bool = False,
-    ) -> BatchRow | None:
-        """Who gives up its place: of the tenant and flow with most, first those that had a turn.
-
-        The oldest row of those that had none is never asked while no flow has more than one, so
-        there is always one that gets on. Beams of one search go together.
-
-        Args:
-            rows: Who holds places.
-            wanting: Who wants some; None asks without reason, and somebody is always found.
-            only_beams: Whether others' places are of no use.
-
-        Returns:
-            The row, or None if each has at least as good a claim.
-        """
-        if wanting is None:  # a search counts as one, or it would always be the first
-            rows = [row for row in rows if row.head is row]
-        tenants = Counter(row.tenant for row in rows)
-        flows = Counter(row.flow for row in rows)
-
-        def load(tenant: str, more: int = 0) -> float:
-            return (tenants[tenant] + more) / self._rules.weight_of(tenant)
-
-        def had_turn(row: BatchRow) -> bool:
-            return len(row.generated_ids) - row.turn_start >= self._rules.turn_tokens
-
-        def must_yield(row: BatchRow) -> bool:
-            if wanting is None:
-                return True
-            if only_beams and not row.is_beam:
-                return False
-            may_take_turn = not flows[wanting.flow] and had_turn(row)
-            if row.tenant == wanting.tenant:
-                has_less = flows[row.flow] - row.width >= flows[wanting.flow] + wanting.width
-                return has_less or may_take_turn
-            if load(row.tenant, -row.width) >= load(wanting.tenant, wanting.width):
-                return True
-            return may_take_turn and load(row.tenant) > load(wanting.tenant)
-
-        def claim(place: int) -> tuple[float, int, bool, int]:
-            row = rows[place]
-            return load(row.tenant), flows[row.flow], len(flows) > 1 and had_turn(row), place
-
-        places = [place for place, row in enumerate(rows) if must_yield(row)]
-        return rows[max(places, key=claim)] if places else None
+            self._preempt(first_to_go(self.running, self._rules))
 
     def _preempt(self, row: BatchRow) -> None:
         """Take the places of a row and its members away; it goes on later from its tokens and what
         is left of its keys and values."""
         self._leave(row)
         self._give_back(row)
-        generated = len(row.generated_ids) - row.turn_start
-        self.waiting.put_back(row.head, is_next=generated < self._rules.turn_tokens)
+        self.waiting.put_back(row.head, is_next=not self._rules.had_turn(row))
 
 
 def _flows(rows: Iterable[BatchRow]) -> set[Flow]:
@@ -401,8 +295,3 @@ def _is_computing_prompt(row: BatchRow) -> bool:
 def _is_unread(row: BatchRow) -> bool:
     """True for a row whose encoder did not run yet."""
     return row.num_encoder > 0 and not row.encoded.is_read
-
-
-def _num_held(row: BatchRow) -> int:
-    held = [row.encoded.kv, *(member.kv for member in row.members)]
-    return sum(each.capacity for each in held if each is not None)

@@ -4,31 +4,19 @@ import math
 import random
 
 import pytest
-from fixtures.fake_rows import FakeRunner, check_ranges, come_and_go, fake_memory, fake_row
+from fixtures.fake_rows import (
+    FakeRunner,
+    add,
+    check_ranges,
+    come_and_go,
+    fake_memory,
+    fake_row,
+    scheduler_of,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.inference.batch_rows import BatchRow
-from luthier.inference.memory.kv_memory import KvMemory
-from luthier.inference.scheduling.scheduler import Scheduler, SchedulingRules
-
-
-def scheduler_of(memory: KvMemory, **rules: int) -> Scheduler:
-    return Scheduler(memory, SchedulingRules(**{"max_rows": 8, "max_step_tokens": 32, **rules}))
-
-
-def add(scheduler: Scheduler, *rows: BatchRow) -> None:
-    for row in rows:
-        scheduler.waiting.add(row)
-
-
-def steps_until(scheduler: Scheduler, runner: FakeRunner, row: BatchRow, most: int) -> int:
-    """Steps until a row has its first token."""
-    for step in range(1, most + 1):
-        runner.step(scheduler)
-        if row.sequence.token_ids:
-            return step
-    raise AssertionError(f"no token after {most} steps")
 
 
 def test_a_step_never_exceeds_its_token_budget_and_decoding_comes_first() -> None:
@@ -72,7 +60,7 @@ def test_ends_of_prompts_add_a_quarter_to_a_step_at_most_and_take_from_nobody(se
     memory = fake_memory(8192)
     max_rows = rng.randint(1, 9)
     scheduler = scheduler_of(memory, max_rows=max_rows, max_step_tokens=rng.randint(1, 150))
-    most, runner = scheduler._max_step_tokens, FakeRunner(memory)
+    most, runner = scheduler._rules.step_tokens, FakeRunner(memory)
     stretch, before = scheduler._stretch, dict[BatchRow, int]()
 
     def noting(counts: dict[BatchRow, int]) -> None:
@@ -156,49 +144,6 @@ def test_a_preempted_row_goes_on_from_the_blocks_it_left() -> None:
     assert again.row is young
     assert again.start == num_computed // 16 * 16
     runner.run([again])
-
-
-def test_the_oldest_row_always_gets_on() -> None:
-    memory = fake_memory(16 * 8)
-    scheduler, runner = scheduler_of(memory, max_rows=6, max_step_tokens=64), FakeRunner(memory)
-    rows = [fake_row([index] * 20, max_new_tokens=100) for index in range(6)]
-    add(scheduler, *rows)
-    left: list[BatchRow] = []
-    for _ in range(700):
-        left += runner.step(scheduler)
-    assert left == rows
-    assert memory.allocator.num_free == 16 * 8
-
-
-def test_adapters_that_do_not_fit_together_take_turns() -> None:
-    memory = fake_memory(16 * 8)
-    scheduler, runner = scheduler_of(memory, turn_tokens=10), FakeRunner(memory)
-    rows = [fake_row([index] * 20, key=f"{index}", max_new_tokens=100) for index in range(3)]
-    add(scheduler, *rows)
-    most_behind = 0
-    for _ in range(600):
-        runner.step(scheduler)
-        said = [len(row.sequence.token_ids) for row in rows]
-        most_behind = max(most_behind, max(said) - min(said))
-    assert said == [100] * 3
-    assert most_behind < 90, "none had to wait for another's end"
-
-
-def test_a_newcomer_takes_the_place_of_one_that_had_its_turn() -> None:
-    memory = fake_memory()
-    scheduler, runner = scheduler_of(memory, max_rows=1, turn_tokens=10), FakeRunner(memory)
-    endless = fake_row([1] * 20, key="endless", max_new_tokens=3000)
-    add(scheduler, endless)
-    for _ in range(50):
-        runner.step(scheduler)
-    first, second = (fake_row([n] * 20, key=f"{n}", max_new_tokens=3000) for n in (2, 3))
-    add(scheduler, first, second)
-    assert steps_until(scheduler, runner, first, most=1) == 1
-    assert steps_until(scheduler, runner, second, most=11) == 10
-    said = len(endless.sequence.token_ids)
-    for _ in range(60):
-        runner.step(scheduler)
-    assert len(endless.sequence.token_ids) > said, "it comes back after the others' turns"
 
 
 def test_a_large_request_is_not_passed_by_small_ones_for_ever() -> None:
