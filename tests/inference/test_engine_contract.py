@@ -583,7 +583,7 @@ def same(left: list[GenerationChunk], right: list[GenerationChunk]) -> bool:
         and [(c.text, c.finish_reason, c.seed) for c in left]
         == [(c.text, c.finish_reason, c.seed) for c in right]
         and all(
-            a.logprob == pytest.approx(b.logprob, abs=3e-4)
+            a.logprob == pytest.approx(b.logprob, abs=1e-4)
             for one, other in zip(left, right, strict=True)
             for a, b in zip(one.tokens, other.tokens, strict=True)
         )

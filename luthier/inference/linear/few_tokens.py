@@ -80,6 +80,20 @@ def quicken_few_tokens(model: nn.Module) -> None:
             model.set_submodule(path, FewTokensLinear(layer))
 
 
+def max_exact_tokens(device: torch.device, dtype: torch.dtype) -> int | None:
+    """Tokens of a pass up to which the numbers of one do not depend on the others.
+
+    Args:
+        device: Of the network.
+        dtype: Of its weights.
+
+    Returns:
+        None if no number of tokens promises that.
+    """
+    is_ours = device.type == "cpu" and dtype == torch.float32 and _kernel() is not None
+    return MAX_TOKENS if is_ours else None
+
+
 def _kernel() -> Callable[..., None] | None:
     return kernel("few_tokens", "pppp lllll i")
 

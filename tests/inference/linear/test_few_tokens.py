@@ -7,7 +7,12 @@ import torch
 from torch import nn
 
 from luthier.inference.kernels.library import kernels
-from luthier.inference.linear.few_tokens import MAX_TOKENS, FewTokensLinear, quicken_few_tokens
+from luthier.inference.linear.few_tokens import (
+    MAX_TOKENS,
+    FewTokensLinear,
+    max_exact_tokens,
+    quicken_few_tokens,
+)
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason="no kernels for this machine")
 
@@ -133,3 +138,10 @@ def test_rows_of_another_size_are_refused(num_inputs: int) -> None:
     layer = FewTokensLinear(nn.Linear(16, 4).requires_grad_(False))
     with pytest.raises(RuntimeError, match="shapes"):
         layer(torch.randn(2, num_inputs))
+
+
+def test_passes_are_exact_where_the_kernel_multiplies() -> None:
+    cpu = torch.device("cpu")
+    assert max_exact_tokens(cpu, torch.float32) == MAX_TOKENS
+    assert max_exact_tokens(cpu, torch.bfloat16) is None
+    assert max_exact_tokens(torch.device("meta"), torch.float32) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import alog
 import torch
@@ -14,7 +14,7 @@ from luthier.inference.batch_rows import RowInput, RowSlice, SliceLogits
 from luthier.inference.deltas.delta_layers import DeltaLayers
 from luthier.inference.deltas.delta_steps import AdapterSpan
 from luthier.inference.deltas.own_tokens import look_up_tokens
-from luthier.inference.linear.few_tokens import quicken_few_tokens
+from luthier.inference.linear.few_tokens import max_exact_tokens, quicken_few_tokens
 from luthier.inference.memory.kv_cache import KvShape
 from luthier.inference.memory.kv_memory import KvMemory
 from luthier.inference.rowwise.gated_mlps import quicken_gates
@@ -72,6 +72,20 @@ class _Part:
     start: int
     kv_start: int
     encoder_span: tuple[int, int]
+
+
+def _passes(rows: Sequence[RowInput], max_tokens: int | None) -> Iterator[list[RowInput]]:
+    """Rows that are read in one pass each: of at most so many tokens, or a single one."""
+    together: list[RowInput] = []
+    num_tokens = 0
+    for each in rows:
+        if together and max_tokens is not None and num_tokens + each.count > max_tokens:
+            yield together
+            together, num_tokens = [], 0
+        together.append(each)
+        num_tokens += each.count
+    if together:
+        yield together
 
 
 class EncoderDecoderRunner(Runner):
@@ -141,11 +155,16 @@ class EncoderDecoderRunner(Runner):
             self._learn_layers()
 
     def begin(self, slices: Sequence[RowSlice]) -> None:
-        """Run the encoder for rows that are new, all at once; see ``Runner``."""
+        """Run the encoder for rows that are new; see ``Runner``.
+
+        As many share a pass as do not change each other's numbers by rounding.
+        """
         unread = [RowInput(each.row) for each in slices if not each.row.encoded.is_read]
-        if not unread:
-            return
-        arranged, spans = self._delta_layers.arrange(unread)
+        for rows in _passes(unread, max_exact_tokens(self._device, self._dtype)):
+            self._read_rows(rows)
+
+    def _read_rows(self, rows: Sequence[RowInput]) -> None:
+        arranged, spans = self._delta_layers.arrange(rows)
         new = [each.row for each in arranged]
         with torch.inference_mode():
             ids = [i for row in new for i in row.sequence.prompt.token_ids]

@@ -34,6 +34,7 @@ from luthier.data_model.sampling import SamplingParams
 from luthier.errors import InvalidInputError, NotSupportedError
 from luthier.inference.base import Engine, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
+from luthier.inference.linear.few_tokens import max_exact_tokens
 from luthier.inference.options import EngineOptions
 from luthier.inference.plain_engine import PlainEngine
 from luthier.inference.runners.base import RunnerLimits
@@ -248,3 +249,20 @@ def test_every_linear_layer_but_the_head_takes_deltas(name: str, seq2seq_base: B
     assert runner.deltas is not None
     assert runner.deltas.takes(frozenset(paths))
     assert len(paths) == {"t5": 2 * 6 + 2 * 10, "bart": 2 * 6 + 2 * 10}[name]
+
+
+@pytest.mark.skipif(
+    max_exact_tokens(torch.device("cpu"), torch.float32) is None, reason="no kernels here"
+)
+def test_rows_that_begin_together_give_the_bits_of_each_alone(seq2seq_base: BaseModel) -> None:
+    """So many tokens that one pass for all would be multiplied in another order."""
+    requests = [
+        replace(each, sampling=SamplingParams(max_new_tokens=4, token_logprobs=True))
+        for each in requests_of(24)
+    ]
+    engine = BatchedEngine(seq2seq_base, EngineOptions())
+    alone = [list(engine.submit(each)) for each in requests]
+    together = [list(stream) for stream in [engine.submit(each) for each in requests]]
+    engine.close()
+    for some, others in zip(alone, together, strict=True):
+        assert [c.tokens for c in some] == [c.tokens for c in others]
