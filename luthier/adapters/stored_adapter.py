@@ -101,11 +101,6 @@ class StoredAdapter(Adapter):
         """Its folder and the one around it, whose name is a served model's id."""
         return f"{self.folder.parent.name}/{self.folder.name}"
 
-    @property
-    def is_in_memory(self) -> bool:
-        """Whether the tensors are in memory, on this object's account or another's."""
-        return self._kept() is not None
-
     def loaded(self) -> Adapter:
         """The adapter itself, read again if nobody kept it.
 

@@ -47,10 +47,10 @@ def test_it_gives_what_the_adapter_gives_and_knows_it_without_the_tensors(
     for path, factors in stored.linear_deltas().items():
         assert torch.equal(factors.lora_a, direct.linear_deltas()[path].lora_a)
     gc.collect()
-    assert not stored.is_in_memory
+    assert stored._kept() is None
     assert stored.content_hash() == direct.content_hash()
     assert stored.delta_layers() == direct.delta_layers()
-    assert not stored.is_in_memory
+    assert stored._kept() is None
     ids = torch.arange(5)[None] + 7
     with torch.no_grad():
         got = stored.tuned_model(base.model)(input_ids=ids).logits
@@ -70,7 +70,7 @@ def test_layers_and_rows_of_its_own_are_known_without_the_tensors(
     stored = make_stored(base, tmp_path / "adapter")
     gc.collect()
     assert {"model.norm", "model.embed_tokens"} < stored.whole_layers() == adapter.whole_layers()
-    assert not stored.is_in_memory
+    assert stored._kept() is None
     direct = stored.loaded()
     assert direct.loaded() is direct
     assert stored.whole_modules() == direct.whole_modules()
@@ -118,7 +118,7 @@ def test_what_another_has_read_is_read_when_it_is_needed(base: BaseModel, folder
     known = {"content_hash": direct.content_hash(), "delta_layers": direct.delta_layers()}
     unread = StoredAdapter.unread(folder, base_model=base, **known)
     assert (unread.content_hash(), unread.delta_layers()) == tuple(known.values())
-    assert not unread.is_in_memory
+    assert unread._kept() is None
     for name, tensor in direct.peft_state().items():
         assert torch.equal(unread.peft_state()[name], tensor)
     save(base, folder, seed=2)

@@ -105,20 +105,6 @@ def _shift_in_turns(
         yield place, float(best)
 
 
-def candidates_of(scores: torch.Tensor, sampling: SamplingParams) -> Candidates:
-    """The tokens of one row that may be drawn.
-
-    Args:
-        scores: [V], float32, at least one finite; not changed.
-        sampling: What the row asks for.
-
-    Returns:
-        The candidates.
-    """
-    rows = scores[None].clone()
-    return _candidates(_shift(rows, rows.amax(dim=-1), [sampling])[0].cpu().numpy(), sampling)
-
-
 def _shift(
     scores: torch.Tensor, best: torch.Tensor, samplings: Sequence[SamplingParams]
 ) -> torch.Tensor:
@@ -139,7 +125,7 @@ def _divisor(sampling: SamplingParams) -> float:
 def _draw(scores: Floats, sampling: SamplingParams, uniform: float) -> int:
     if not _shapes(sampling):
         return draw(scores, uniform)
-    found = _candidates(scores, sampling)
+    found = candidates_of(scores, sampling)
     reached = np.exp(found.scores).cumsum(dtype=np.float64)
     # "right": the first whose cumulative mass exceeds the target, so none without mass.
     place = int(np.searchsorted(reached, reached[-1] * uniform, side="right"))
@@ -157,7 +143,16 @@ def _shapes(sampling: SamplingParams) -> bool:
     )
 
 
-def _candidates(scores: Floats, sampling: SamplingParams) -> Candidates:
+def candidates_of(scores: Floats, sampling: SamplingParams) -> Candidates:
+    """The tokens of one row that may be drawn.
+
+    Args:
+        scores: Less the highest and divided by the temperature, [V]; at least one finite.
+        sampling: What the row asks for.
+
+    Returns:
+        The candidates.
+    """
     top_p = 1.0 if sampling.top_p is None else sampling.top_p
     total = float(np.exp(scores).sum()) if top_p < 1.0 and not sampling.top_k else None
     found = _beginning(scores, sampling, total)

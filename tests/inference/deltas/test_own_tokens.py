@@ -243,7 +243,7 @@ def test_a_stored_adapter_knows_its_tokens_without_its_tensors(
     gc.collect()
     own = stored.own_tokens()
     assert own is not None
-    assert not stored.is_in_memory
+    assert stored._kept() is None
     assert stored.added_tokens() == {"<|system|>": 400, "<|prompt|>": 401, "<|answer|>": 402}
     assert torch.equal(own.rows, expected)
 

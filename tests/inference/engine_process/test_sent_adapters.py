@@ -111,7 +111,7 @@ def test_tokens_of_an_adapters_own_come_over_before_it_is_read(
     assert expected is not None
     assert got is not None
     assert isinstance(came, StoredAdapter)
-    assert not came.is_in_memory
+    assert came._kept() is None
     assert got.ids == expected.ids == came.added_tokens()
     assert torch.equal(got.rows, expected.rows)
     written = handed_over(adapter, causal_base, tmp_path)
@@ -131,8 +131,8 @@ def test_an_adapter_in_a_folder_is_read_by_whoever_needs_it(
     gc.collect()
     came = handed_over(stored, causal_base, tmp_path)
     assert isinstance(came, StoredAdapter)
-    assert not stored.is_in_memory
-    assert not came.is_in_memory
+    assert stored._kept() is None
+    assert came._kept() is None
     assert came.delta_layers() == stored.delta_layers()
     assert came.whole_layers() == stored.whole_layers() == adapter.whole_layers()
     assert torch.equal(logits(causal_base, came), expected)

@@ -20,6 +20,7 @@ from transformers import (
 from luthier.data_model.sampling import SAMPLING, SamplingParams
 from luthier.inference.sampling.distribution import (
     Candidates,
+    Floats,
     candidates_of,
     draw_rows,
     keep_min_p,
@@ -34,6 +35,12 @@ NO_IDS = torch.zeros(1, 0, dtype=torch.long)
 def random_scores(seed: int, size: int = 1200) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(size, generator=generator) * (1 + seed % 4)
+
+
+def shifted(scores: torch.Tensor, sampling: SamplingParams) -> Floats:
+    """Scores as they are drawn from."""
+    found: Floats = ((scores - scores.max()) / (sampling.temperature or 1.0)).numpy()
+    return found
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -70,7 +77,7 @@ def test_everything_together_is_transformers_distribution(seed: int) -> None:
         ]
     )
     theirs = warpers(NO_IDS, scores[None])[0]
-    assert_distribution(candidates_of(scores, sampling), theirs)
+    assert_distribution(candidates_of(shifted(scores, sampling), sampling), theirs)
 
 
 def assert_distribution(ours: Candidates, theirs: torch.Tensor) -> None:
@@ -80,7 +87,7 @@ def assert_distribution(ours: Candidates, theirs: torch.Tensor) -> None:
 
 def test_min_p_0_is_none() -> None:
     sampling = SamplingParams(decoding_method=SAMPLING, min_p=0.0)
-    assert len(candidates_of(random_scores(1), sampling).ids) == 1200
+    assert len(candidates_of(shifted(random_scores(1), sampling), sampling).ids) == 1200
 
 
 #: One after the other, and some together.
@@ -108,7 +115,9 @@ def test_rows_of_all_settings_together_draw_what_each_draws_alone(size: int) -> 
         for (token_id, best), row, sampling in zip(together, scores, samplings, strict=True):
             assert best == float(row.max())
             if uniform < 0.99:  # beyond, float32 has no say
-                assert token_id == inverted(candidates_of(row, sampling), uniform)
+                assert token_id == inverted(
+                    candidates_of(shifted(row, sampling), sampling), uniform
+                )
     assert torch.equal(scores, before)
 
 
@@ -139,5 +148,6 @@ def test_a_draw_at_either_end_is_the_first_or_the_last_token_that_can_come(
     first, last = (
         draw_rows(list(scores), [sampling], [u])[0][0] for u in (0.0, math.nextafter(1, 0))
     )
-    ids = [token for token in candidates_of(scores[0], sampling).ids if token in (1, 2)]
+    found = candidates_of(shifted(scores[0], sampling), sampling)
+    ids = [token for token in found.ids if token in (1, 2)]
     assert (first, last) == (ids[0], ids[-1])

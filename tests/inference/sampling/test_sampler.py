@@ -113,7 +113,8 @@ def test_scores_give_the_distribution_of_transformers_processors(case: str, seed
     ours = sampler_after(sampling, generated).ruled(logits)
     theirs = transformers_scores(sampling, generated, logits)
     if sampling.is_sampling:
-        found = candidates_of(ours, sampling)
+        shifted = (ours - ours.max()) / (sampling.temperature or 1.0)
+        found = candidates_of(shifted.numpy(), sampling)
         ours = torch.full_like(ours, -math.inf)
         ours[found.ids] = torch.from_numpy(found.scores)
     assert torch.equal(ours == -math.inf, theirs == -math.inf)

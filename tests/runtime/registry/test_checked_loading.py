@@ -56,7 +56,7 @@ def test_the_deltas_of_a_served_model_lie_on_disk_between_requests(environment, 
     assert served.adapter.content_hash() == with_tensors.adapter.content_hash()
     assert served.run("hello").generated_text == with_tensors.run("hello").generated_text
     gc.collect()
-    assert not served.adapter.is_in_memory
+    assert served.adapter._kept() is None
     for module in (with_tensors, served):
         module.release()
 
