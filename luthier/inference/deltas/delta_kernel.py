@@ -103,15 +103,16 @@ class KernelStep:
         Raises:
             EngineError: If these are fewer tokens than have deltas, or not as wide as the deltas.
         """
+        num_inputs, num_outputs = self._widths
+        # Counted, because this is done in each layer of each step and shapes take a hundredth of it.
+        size = x.numel()
         if (
-            (x.shape[-1], output.shape[-1]) != self._widths
-            or x.shape[:-1] != output.shape[:-1]
-            or x.shape[:-1].numel() < self._num_tokens
+            size < self._num_tokens * num_inputs
+            or size * num_outputs != output.numel() * num_inputs
         ):
             raise EngineError(
                 f"A layer made {list(output.shape)} of {list(x.shape)}, but its deltas are for "
-                f"{self._num_tokens} tokens or more of {self._widths[0]} and {self._widths[1]} "
-                "numbers"
+                f"{self._num_tokens} tokens or more of {num_inputs} and {num_outputs} numbers"
             )
         if not _fits(output):
             fitting = output.float().contiguous()
