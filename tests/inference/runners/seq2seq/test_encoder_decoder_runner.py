@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.any_mix import SteppedEngine
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -255,14 +256,18 @@ def test_every_linear_layer_but_the_head_takes_deltas(name: str, seq2seq_base: B
     max_exact_tokens(torch.device("cpu"), torch.float32) is None, reason="no kernels here"
 )
 def test_rows_that_begin_together_give_the_bits_of_each_alone(seq2seq_base: BaseModel) -> None:
-    """So many tokens that one pass for all would be multiplied in another order."""
+    """The long one goes in over a step's budget: all in one pass would be multiplied otherwise."""
+    sampling = SamplingParams(max_new_tokens=4, token_logprobs=True)
     requests = [
-        replace(each, sampling=SamplingParams(max_new_tokens=4, token_logprobs=True))
-        for each in requests_of(24)
+        GenerationRequest(tuple((7 * i) % 390 + 5 for i in range(length)), sampling)
+        for length in (20, 60, 180)
     ]
-    engine = BatchedEngine(seq2seq_base, EngineOptions())
-    alone = [list(engine.submit(each)) for each in requests]
-    together = [list(stream) for stream in [engine.submit(each) for each in requests]]
+    engine = SteppedEngine(seq2seq_base, EngineOptions())
+    with engine.gate.opened():
+        alone = [list(engine.submit(each)) for each in requests]
+    streams = [engine.submit(each) for each in requests]
+    with engine.gate.opened():
+        together = [list(stream) for stream in streams]
     engine.close()
     for some, others in zip(alone, together, strict=True):
         assert [c.tokens for c in some] == [c.tokens for c in others]
