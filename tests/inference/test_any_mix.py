@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -28,13 +27,14 @@ import pytest
 import torch
 from fixtures import naive_parts
 from fixtures.any_mix import SteppedEngine, Story, token_ids
+from fixtures.engine_answers import OneAtATime, wait_until_idle
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from luthier.data_model.sampling import SamplingParams
 from luthier.inference import batched_engine, sequences
-from luthier.inference.base import Engine, GenerationRequest, Request, TokenStream
+from luthier.inference.base import Engine, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
 from luthier.inference.deltas import merged_adapter, whole_modules
 from luthier.inference.deltas.pool import adapter_pool
@@ -138,13 +138,6 @@ def happened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     drafts = prompt_lookup.PromptLookup
     count(drafts, "with_drafts", lambda result, *_: "guessed" if guessed(result) else "")
     return counted
-
-
-def wait_until_idle(engine: BatchedEngine) -> None:
-    deadline = time.monotonic() + 60
-    while engine.status().num_running or engine.status().num_waiting:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def tell_stories(
@@ -266,15 +259,6 @@ def test_a_naive_sampler_keeps_the_same_contract(
         num_stories=few(exact_base),
         submitting=with_naive_sampler,
     )
-
-
-class OneAtATime(BatchedEngine):
-    """The batched engine with one request at a time."""
-
-    def submit(self, request: Request) -> TokenStream:
-        stream = super().submit(request)
-        wait_until_idle(self)
-        return stream
 
 
 @pytest.mark.skipif(kernels() is None, reason="no kernels for this machine")
