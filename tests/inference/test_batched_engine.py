@@ -73,8 +73,8 @@ def alone(causal_base: BaseModel) -> Iterator[OneAtATime]:
     engine.close()
 
 
-# Against the same engine, whose bits must be the same: of what another engine rounds otherwise, one
-# draw among some ten thousand falls on a border between two tokens.
+# Against the same engine, whose bits must be the same: another engine rounds otherwise, and now and
+# then a drawn number falls on the border between two tokens.
 @pytest.mark.skipif(kernels() is None, reason="no kernels for this machine")
 @settings(
     max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
