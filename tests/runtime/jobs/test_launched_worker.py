@@ -58,7 +58,7 @@ def test_a_job_of_two_processes_is_killed_and_goes_on(
         _wait_for_end(http, job)
         found = _status(http, job)
         assert found["state"] == "ERRORED"
-        assert "process 0 of 2 was killed by SIGKILL" in found["reasons"][0]
+        assert "process 0 of 2 was killed by signal 9 (SIGKILL)" in found["reasons"][0]
         wait_for(lambda: not _processes_of(tmp_path), 30)
         answer = http.post("/management/trainings/resume", params=job)
         assert answer.status_code == 200, answer.text
