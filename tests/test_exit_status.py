@@ -11,6 +11,7 @@ from luthier.exit_status import cause_of_death
     ("program", "expected"),
     [
         ("raise SystemExit(3)", "ended with exit status 3"),
+        ("import os; os.kill(os.getpid(), 11)", "was killed by signal 11 (SIGSEGV)"),
         ("import os; os.kill(os.getpid(), 15)", "was killed by signal 15 (SIGTERM)"),
         (
             "import os; os.kill(os.getpid(), 9)",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -151,22 +150,3 @@ class ChildProcess:
         if operations:
             send_encoded(self._connection, operations)
             operations.clear()
-
-
-def death_of(status: int) -> str:
-    """What an exit status says about a process that was not asked to end.
-
-    Args:
-        status: Negative for a signal.
-
-    Returns:
-        A clause for a message.
-    """
-    if status >= 0:
-        return f"its process ended with exit status {status}"
-    number = -status
-    name = signal.Signals(number).name if number in set(signal.Signals) else "unknown"
-    text = f"its process was killed by signal {number} ({name})"
-    if number == signal.SIGKILL:
-        text += "; if nobody did that by hand, the machine may have run out of memory"
-    return text

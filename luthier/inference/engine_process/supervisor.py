@@ -17,7 +17,8 @@ from typing import Any
 import alog
 
 from luthier.errors import EngineDownError, EngineError, LuthierError
-from luthier.inference.engine_process.child_process import ChildProcess, death_of
+from luthier.exit_status import cause_of_death
+from luthier.inference.engine_process.child_process import ChildProcess
 from luthier.inference.engine_process.logs import write_log
 from luthier.inference.engine_process.messages import decode_error
 from luthier.inference.options import ProcessOptions
@@ -180,7 +181,7 @@ class Supervisor:
             try:
                 message = process.receive(self._max_silent_seconds if self.is_ready else left)
             except (EOFError, OSError):
-                return _stopped(death_of(process.end()))
+                return _stopped(f"its process {cause_of_death(process.end())}")
             if message is None and self.is_ready:
                 process.kill()
                 return _stopped(f"its process said nothing for {self._max_silent_seconds:g} s")

@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from luthier.inference.engine_process.child_process import ChildProcess, death_of
+from luthier.inference.engine_process.child_process import ChildProcess
 from luthier.inference.engine_process.messages import Message
 from luthier.resources.shared_tensors import SharedTensors
 
@@ -46,16 +46,3 @@ def test_what_is_no_json_is_refused_where_it_is_said(tensors: SharedTensors) -> 
         child.say(["submit", 1, object()])
     child.kill()
     child.end()
-
-
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [
-        (1, "its process ended with exit status 1"),
-        (-11, "its process was killed by signal 11 (SIGSEGV)"),
-        (-9, "its process was killed by signal 9 (SIGKILL); if nobody did that by hand, the"),
-        (-77, "its process was killed by signal 77 (unknown)"),
-    ],
-)
-def test_a_death_is_named(status: int, expected: str) -> None:
-    assert death_of(status).startswith(expected)

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import pytest
 import torch
-from fixtures.engine_answers import OneAtATime, require_same_answers
+from fixtures.engine_answers import OneAtATime, require_answers_alone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,8 +23,8 @@ from luthier.data_model.sampling import SamplingParams
 from luthier.errors import ArtifactError, CapacityError, EngineDownError, EngineError
 from luthier.inference.base import FinishReason, GenerationRequest
 from luthier.inference.batched_engine import BatchedEngine
-from luthier.inference.kernels.library import kernels
 from luthier.inference.options import EngineOptions
+from luthier.inference.plain_engine import PlainEngine
 from luthier.resources.base_model import BaseModel
 from tests.fixtures.lora_models import disturb
 
@@ -322,21 +322,29 @@ def crowded(causal_base: BaseModel, adapters: list[Adapter | None]) -> Iterator[
 
 
 @pytest.fixture(scope="module")
+def plain(causal_base: BaseModel) -> Iterator[PlainEngine]:
+    engine = PlainEngine(causal_base, EngineOptions(num_threads=1))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
 def alone(causal_base: BaseModel) -> Iterator[OneAtATime]:
     engine = OneAtATime(causal_base, EngineOptions(merge_after_steps=0))
     yield engine
     engine.close()
 
 
-# Against the same engine, whose bits must be the same: another engine rounds otherwise, and now and
-# then a drawn number falls on the border between two tokens.
-@pytest.mark.skipif(kernels() is None, reason="no kernels for this machine")
 @settings(
     max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(seed=st.integers(0, 10**6))
 def test_any_mix_of_adapters_that_come_and_go_equals_each_request_alone(
-    seed: int, adapters: list[Adapter | None], alone: OneAtATime, crowded: BatchedEngine
+    seed: int,
+    adapters: list[Adapter | None],
+    alone: OneAtATime,
+    plain: PlainEngine,
+    crowded: BatchedEngine,
 ) -> None:
     rng = random.Random(seed)
     requests = []
@@ -351,5 +359,5 @@ def test_any_mix_of_adapters_that_come_and_go_equals_each_request_alone(
     dropped = set(rng.sample(range(14), 3))
     for index in dropped:
         streams[index].cancel()
-    require_same_answers(streams, requests, alone, dropped=dropped, tolerance=0.0)
+    require_answers_alone(streams, requests, alone=alone, plain=plain, dropped=dropped)
     assert crowded._whole_models is None
